@@ -1,0 +1,162 @@
+"""What every stage shares: all-or-nothing outputs, the manifest, progress, and errors without a traceback.
+
+A stage writes into a temporary path beside its target and renames it at the end, so that a kill or a full disk
+leaves the old output or none, never half of a new one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+
+class StageError(Exception):
+    """Bad input or a bad argument: the message says what is wrong, where, and what was expected."""
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def replace_directory(target: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `target` that takes its place when the block ends without an error.
+
+    The name of the temporary folder is fixed (`.NAME.partial`), so that what a killed run left behind is
+    cleared by the next one. On an error the temporary folder is removed and `target` stays as it was.
+    """
+    target = Path(target)
+    partial, old = target.parent / f".{target.name}.partial", target.parent / f".{target.name}.old"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for path in (partial, old):
+        _remove(path)
+    partial.mkdir()
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if target.exists():
+        target.rename(old)
+    partial.rename(target)
+    if old.exists():
+        _remove(old)
+
+
+@contextmanager
+def replace_file(target: Path) -> Iterator[Path]:
+    """Yield a path beside `target`, of the same suffix, that takes its place when the block ends without an error."""
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.parent / f".partial.{target.name}"
+    try:
+        yield partial
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    os.replace(partial, target)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest() if sys.version_info >= (3, 11) else _sha256_stream(f)
+
+
+def _sha256_stream(f: Any) -> str:
+    digest = hashlib.sha256()
+    for block in iter(lambda: f.read(1 << 20), b""):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+class Stage:
+    """Counts and times one run of a stage, writes its manifest and its one summary line.
+
+    Parameters
+    ----------
+    name: the stage's name, as Make's target calls it.
+    inputs: files whose SHA-256 goes into the manifest (for a folder of images: its `manifest.json`).
+    settings: the options that decide what the output is (seed, size, …), as JSON values.
+    """
+
+    def __init__(self, name: str, inputs: Iterable[Path] = (), settings: dict[str, Any] | None = None) -> None:
+        self.name = name
+        self.inputs = [Path(p) for p in inputs]
+        self.settings = dict(settings or {})
+        self.counts: dict[str, Any] = {}
+        self.rejected: list[dict[str, Any]] = []  # one entry a rejected record: where it stands, and why
+        self._start = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the stage began."""
+        return time.perf_counter() - self._start
+
+    def write_manifest(self, path: Path) -> None:
+        """Write the manifest as JSON to `path` (inside the stage's temporary folder, or a `replace_file` path)."""
+        packages = {}
+        for package in ("torch", "numpy", "opencv-python-headless", "lmdb"):
+            try:
+                packages[package] = version(package)
+            except PackageNotFoundError:
+                packages[package] = None
+        manifest = {
+            "stage": self.name,
+            "settings": self.settings,
+            "inputs": [{"file": str(p), "sha256": sha256(p)} for p in self.inputs],
+            "counts": self.counts,
+            "rejected": self.rejected,
+            "seconds": round(self.seconds, 3),
+            "versions": {"python": platform.python_version(), **packages},
+        }
+        Path(path).write_text(json.dumps(manifest, indent=1) + "\n")
+
+    def summary(self, text: str) -> None:
+        """Print the stage's one line for people: `NAME: TEXT (S s)`."""
+        print(f"{self.name}: {text} ({self.seconds:.1f} s)", flush=True)
+
+
+def progress(iterable: Iterable[T], total: int | None, label: str, unit: str = "it") -> Iterable[T]:
+    """`iterable` behind a progress bar on a terminal; elsewhere as it is (the summary line says what was done)."""
+    return tqdm(iterable, total=total, desc=label, unit=unit, disable=not sys.stderr.isatty(), leave=False)
+
+
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
+    """`--device auto|cpu|cuda|cuda:N`, default auto: a GPU where there is one."""
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+
+
+def run_main(main: Callable[[], int | None]) -> None:
+    """Run a stage's `main` and exit: 1 with the message and no traceback on bad input, 130 on Ctrl-C."""
+    try:
+        code = main()
+    except StageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(code or 0)

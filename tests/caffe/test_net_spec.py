@@ -202,7 +202,7 @@ def test_constants() -> None:
         (lambda x: L.Convolutoin(x), AttributeError, "did you mean Convolution"),
         (lambda x: L.Convolution(x, num_outputs=3), CaffeError, "'num_outputs'; did you mean num_output"),
         (lambda x: L.Convolution(x, zzz=3), CaffeError, "ConvolutionParameter has axis, bias_filler"),
-        (lambda x: L.Convolution(x, weight_filler=dict(typ="xavier")), CaffeError, "FillerParameter has no field 'typ'"),
+        (lambda x: L.Convolution(x, weight_filler=dict(typ="")), CaffeError, "FillerParameter has no field 'typ'"),
         (lambda x: L.Convolution(x, num_output="many"), CaffeError, "Convolution: num_output = 'many'"),
         (lambda x: L.Convolution(x, num_output=-1), CaffeError, "num_output = -1"),
         (lambda x: L.Convolution(x, weight_filler="xavier"), CaffeError, "expected a dict of FillerParameter's fields"),

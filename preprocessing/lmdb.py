@@ -1,0 +1,93 @@
+"""Stage 3: the faces of a folder tree to train_lmdb, val_lmdb and test_lmdb, shuffled, as Caffe's Datum records.
+
+python -m preprocessing.lmdb data/fer2013/aligned data/fer2013/lmdb --seed 0
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import cv2
+
+from caffe.errors import CaffeError
+from caffe.tools.convert_imageset import Line, alike, read_images, shuffled, write_imageset
+from preprocessing.datasets import EMOTIONS, SPLITS, list_faces
+from preprocessing.stage import Stage, StageError, progress, replace_directory, run_main
+
+DATABASES = dict(zip(SPLITS, ("train_lmdb", "val_lmdb", "test_lmdb"), strict=True))
+
+
+def write_databases(images: Path, output: Path, seed: int = 0, workers: int | None = None) -> dict[str, Any]:
+    """Write `output/{train,val,test}_lmdb` and `output/manifest.json` from the tree of faces `images`.
+
+    A record is what Caffe's `convert_imageset --shuffle` writes: a Datum of the image's pixels (uint8, 1×48×48 for
+    FER2013) and its label 0..6, under the key `%08d_FILE`, where the number is the record's place and FILE the
+    image's path in the tree.
+
+    Parameters
+    ----------
+    images: the folder `{Training,PublicTest,PrivateTest}/{0_angry,…}/NNNNN.png` that extract or align wrote.
+    output: the folder that is replaced when everything has been written.
+    seed: decides the order; the same files and seed give the same databases.
+    workers: threads that read images (default: one for each core).
+
+    Returns the manifest's counts. Raises StageError for a split without images, an image that cannot be read, and
+    one whose size or number of channels differs from the first one's, naming the file.
+    """
+    images, output = Path(images), Path(output)
+    if workers is not None and workers < 1:
+        raise StageError(f"--workers is {workers}; expected 1 or more")
+    _check_output(images, output)
+    lines: dict[str, list[Line]] = {split: [] for split in SPLITS}
+    for face in list_faces(images):
+        lines[face.split].append(Line(face.file, face.label))
+    for split, of_split in lines.items():
+        if not of_split:
+            raise StageError(f"{images / split}: no images; expected PNG files in {split}/0_{EMOTIONS[0]} and so on")
+    manifest = images / "manifest.json"
+    stage = Stage("lmdb", [manifest] if manifest.is_file() else [], {"images": str(images), "seed": seed})
+    first = next(read_images(images, lines[SPLITS[0]][:1], cv2.IMREAD_UNCHANGED))
+    written: dict[str, int] = {}
+    with replace_directory(output) as folder:
+        try:
+            for split, name in DATABASES.items():
+                order = shuffled(lines[split], seed)
+                records = read_images(images, order, cv2.IMREAD_UNCHANGED, workers=workers)
+                written[name] = write_imageset(folder / name, progress(alike(records, first), len(order), name))
+        except CaffeError as error:
+            raise StageError(f"{images}: {error}") from error
+        channels, height, width = first.shape
+        stage.counts = {"read": sum(map(len, lines.values())), "written": written}
+        stage.counts |= {"channels": channels, "height": height, "width": width}
+        stage.write_manifest(folder / "manifest.json")
+    stage.summary(", ".join(f"{count:,} in {name}" for name, count in written.items()) + f", {width}x{height} pixels")
+    return stage.counts
+
+
+def _check_output(images: Path, output: Path) -> None:
+    """The output folder is replaced as a whole, so it must be this stage's own, or new, and not hold the input."""
+    inside, outside = images.resolve(), output.resolve()
+    if inside.is_relative_to(outside) or outside.is_relative_to(inside):
+        raise StageError(f"{output}: overlaps with the input {images}; expected another folder")
+    if output.is_dir():
+        if any(output.iterdir()) and not (output / "manifest.json").is_file():
+            raise StageError(f"{output}: a folder that this stage did not write; expected a new name")
+    elif output.exists():
+        raise StageError(f"{output}: a file; expected a folder")
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m preprocessing.lmdb", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("images", type=Path, help="folder of faces that extract or align wrote")
+    parser.add_argument("output", type=Path, help="folder for train_lmdb, val_lmdb, test_lmdb")
+    parser.add_argument("--seed", type=int, default=0, help="decides the order of the records (default: 0)")
+    parser.add_argument("--workers", type=int, help="threads (default: one for each core)")
+    options = parser.parse_args()
+    write_databases(options.images, options.output, options.seed, options.workers)
+
+
+if __name__ == "__main__":
+    run_main(main)

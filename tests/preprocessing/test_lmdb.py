@@ -1,0 +1,181 @@
+"""The lmdb stage on small trees of drawn faces, its databases read with lmdb and OpenCV alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import lmdb
+import numpy as np
+import pytest
+
+from caffe.proto.caffe_pb2 import Datum
+from preprocessing.lmdb import write_databases
+from preprocessing.stage import StageError, sha256
+
+ROOT = Path(__file__).resolve().parents[2]
+COUNTS = {"Training": 23, "PublicTest": 4, "PrivateTest": 5}
+NAMES = {"Training": "train_lmdb", "PublicTest": "val_lmdb", "PrivateTest": "test_lmdb"}
+FOLDERS = ("0_angry", "1_disgust", "2_fear", "3_happy", "4_sad", "5_surprise", "6_neutral")
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A tree as extract writes it, in a folder with a space in its name."""
+    tree, number = tmp_path / "my data" / "images", 0
+    noise = np.random.default_rng(0)
+    for split, count in COUNTS.items():
+        for index in range(count):
+            folder = tree / split / FOLDERS[index % 7]
+            folder.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(folder / f"{number:05d}.png"), noise.integers(0, 256, (8, 6), dtype=np.uint8))
+            number += 1
+    (tree / "manifest.json").write_text("{}")
+    return tree
+
+
+def records(path: Path) -> dict[str, Datum]:
+    with lmdb.open(str(path), readonly=True, lock=False) as env, env.begin() as transaction:
+        return {key.decode(): Datum.FromString(value) for key, value in transaction.cursor()}
+
+
+def first(tree: Path) -> Path:
+    return next((tree / "Training" / "3_happy").iterdir())
+
+
+def test_every_image_is_a_record_of_its_split(tree: Path, tmp_path: Path) -> None:
+    write_databases(tree, tmp_path / "lmdb", seed=3)
+    assert sorted(os.listdir(tmp_path / "lmdb")) == ["manifest.json", "test_lmdb", "train_lmdb", "val_lmdb"]
+    for split, name in NAMES.items():
+        found = records(tmp_path / "lmdb" / name)
+        assert [int(key[:8]) for key in found] == list(range(COUNTS[split]))
+        files = [key[9:] for key in found]
+        assert sorted(files) == sorted(str(path.relative_to(tree)) for path in tree.glob(f"{split}/*/*.png"))
+        for file, datum in zip(files, found.values(), strict=True):
+            assert (datum.channels, datum.height, datum.width, datum.encoded) == (1, 8, 6, False)
+            assert datum.data == cv2.imread(str(tree / file), cv2.IMREAD_GRAYSCALE).tobytes()
+            assert FOLDERS[datum.label] == Path(file).parent.name
+
+
+def test_the_seed_decides_the_order(tree: Path, tmp_path: Path) -> None:
+    orders = []
+    for run, seed in enumerate((0, 0, 1)):
+        write_databases(tree, tmp_path / str(run), seed=seed, workers=run + 1)
+        orders.append(list(records(tmp_path / str(run) / "train_lmdb")))
+    assert orders[0] == orders[1]
+    assert orders[0] != orders[2]
+    labels = [datum.label for datum in records(tmp_path / "0" / "train_lmdb").values()]
+    assert labels != sorted(labels)
+
+
+def test_the_manifest_says_what_was_read_and_written(tree: Path, tmp_path: Path) -> None:
+    counts = write_databases(tree, tmp_path / "lmdb", seed=7)
+    manifest = json.loads((tmp_path / "lmdb/manifest.json").read_text())
+    assert manifest["counts"] == counts
+    assert counts["read"] == 32
+    assert counts["written"] == {"train_lmdb": 23, "val_lmdb": 4, "test_lmdb": 5}
+    assert manifest["settings"]["seed"] == 7
+    assert manifest["inputs"] == [{"file": str(tree / "manifest.json"), "sha256": sha256(tree / "manifest.json")}]
+
+
+def test_colour_images_stay_colour(tree: Path, tmp_path: Path) -> None:
+    for path in tree.glob("*/*/*.png"):
+        cv2.imwrite(str(path), np.random.default_rng(1).integers(0, 256, (8, 6, 3), dtype=np.uint8))
+    assert write_databases(tree, tmp_path / "lmdb")["channels"] == 3
+
+
+@pytest.mark.parametrize("split", COUNTS)
+def test_a_split_without_images(tree: Path, tmp_path: Path, split: str) -> None:
+    for path in (tree / split).glob("*/*.png"):
+        path.unlink()
+    with pytest.raises(StageError, match=f"{split}: no images; expected PNG files in {split}/0_angry"):
+        write_databases(tree, tmp_path / "lmdb")
+    assert not (tmp_path / "lmdb").exists()
+
+
+def test_no_images_at_all(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for folder in ("empty", "missing"):
+        with pytest.raises(StageError, match=f"{folder}: no .*; expected"):
+            write_databases(tmp_path / folder, tmp_path / "lmdb")
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((8, 7), "1 channel of 7x8 pixels; expected 1 channel of 6x8"),
+        ((8, 6, 3), "3 channels of 6x8"),
+        (None, "not an"),
+    ],
+)
+def test_an_image_unlike_the_others_is_named(tree: Path, tmp_path: Path, shape: tuple | None, message: str) -> None:
+    path = first(tree)
+    path.write_bytes(b"no image" if shape is None else cv2.imencode(".png", np.zeros(shape, np.uint8))[1].tobytes())
+    with pytest.raises(StageError, match=message) as caught:
+        write_databases(tree, tmp_path / "lmdb")
+    assert str(path.relative_to(tree)) in str(caught.value)
+    assert not (tmp_path / "lmdb").exists()
+
+
+def test_what_must_not_be_replaced(tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter.txt").write_text("dear")
+    (tmp_path / "file").touch()
+    for output, message in (
+        (tmp_path / "home", "did not write"),
+        (tmp_path / "file", "a file; expected a folder"),
+        (tree, "overlaps"),
+        (tree.parent, "overlaps"),
+        (tree / "Training", "overlaps"),
+    ):
+        with pytest.raises(StageError, match=message):
+            write_databases(tree, output)
+    assert (tmp_path / "home" / "letter.txt").exists()
+    assert first(tree).exists()
+
+
+def run(tree: Path, output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "preprocessing.lmdb", str(tree), str(output), *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_the_command(tree: Path, tmp_path: Path) -> None:
+    done = run(tree, tmp_path / "lm db", "--seed", "0", "--workers", "2")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("lmdb: 23 in train_lmdb, 4 in val_lmdb, 5 in test_lmdb")
+    first(tree).write_bytes(b"")
+    failed = run(tree, tmp_path / "lm db")
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("error: ")
+    assert "Traceback" not in failed.stderr
+    assert len(records(tmp_path / "lm db" / "train_lmdb")) == 23
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
+def test_killed_halfway_the_old_output_stays(tree: Path, tmp_path: Path) -> None:
+    output = tmp_path / "lmdb"
+    write_databases(tree, output)
+    before = records(output / "train_lmdb")
+    pipe = tree / "PrivateTest" / "0_angry" / "99999.png"
+    os.mkfifo(pipe)  # reading it waits forever, with two of the three databases written
+    command = [sys.executable, "-m", "preprocessing.lmdb", str(tree), str(output), "--seed", "1"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / ".lmdb.partial" / "val_lmdb").exists() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert records(output / "train_lmdb") == before
+
+    pipe.unlink()
+    write_databases(tree, output, seed=1)
+    assert list(records(output / "train_lmdb")) != list(before)
+    assert sorted(os.listdir(tmp_path)) == ["lmdb", "my data"]

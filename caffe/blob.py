@@ -1,0 +1,187 @@
+"""Blob: Caffe's n-dimensional array with its gradient, a torch tensor on the net's device seen as numpy arrays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from .errors import CaffeError
+
+
+class _Synced:
+    """One of a blob's two arrays. The tensor may have any dtype and memory format and live on any device.
+
+    `array()` is float32 in C order. Where the tensor is that already, on the CPU, the array is a view of it; else it
+    is a host copy, and what is written into it goes back to the device when a layer reads it, as in Caffe.
+    """
+
+    def __init__(self) -> None:
+        self._tensor: torch.Tensor | None = None
+        self._host: np.ndarray | None = None
+
+    def clear(self) -> None:
+        self._tensor = self._host = None
+
+    def set(self, tensor: torch.Tensor) -> None:
+        self._tensor, self._host = tensor, None
+
+    def array(self, shape: tuple[int, ...], device: torch.device) -> np.ndarray:
+        if self._host is None:
+            if self._tensor is None:
+                self._tensor = torch.zeros(shape, device=device)
+            # .contiguous() and .float() return the tensor itself where it has that form already: then a view
+            self._host = self._tensor.detach().to("cpu", torch.float32).contiguous().numpy()
+        return self._host
+
+    def tensor(self, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+        if self._tensor is None:
+            self._tensor = torch.zeros(shape, device=device)
+        elif self._host is not None and not self._shares_memory():
+            # the host copy may have been written to: it is the newer one
+            self._tensor = torch.from_numpy(self._host).to(device)
+            if device.type != "cpu":
+                self._host = None
+        return self._tensor
+
+    def _shares_memory(self) -> bool:
+        assert self._tensor is not None
+        assert self._host is not None
+        return self._tensor.device.type == "cpu" and self._tensor.data_ptr() == self._host.ctypes.data
+
+    @property
+    def empty(self) -> bool:
+        return self._tensor is None
+
+
+class Blob:
+    """Data and diff of one shape, float32 as numpy sees them.
+
+    Parameters
+    ----------
+    shape: sizes of the axes; a batch of images is N×C×H×W; `()` is a scalar.
+    device: where the tensors live.
+
+    Notes
+    -----
+    An array taken from `data` or `diff` is up to date when it is taken. After another forward or backward pass take
+    it again (as with Caffe in GPU mode).
+    """
+
+    def __init__(self, shape: Sequence[int] = (), device: torch.device | None = None) -> None:
+        self.device = device or torch.device("cpu")
+        self._shape = tuple(int(n) for n in shape)
+        self._data, self._diff = _Synced(), _Synced()
+
+    @property
+    def data(self) -> np.ndarray:
+        """The values, float32; write into it with `blob.data[...] = x`."""
+        return self._data.array(self._shape, self.device)
+
+    @data.setter
+    def data(self, value: np.ndarray) -> None:
+        self.data[...] = value
+
+    @property
+    def diff(self) -> np.ndarray:
+        """The gradient of the loss with respect to the values, float32; writable like `data`."""
+        return self._diff.array(self._shape, self.device)
+
+    @diff.setter
+    def diff(self, value: np.ndarray) -> None:
+        self.diff[...] = value
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the axes."""
+        return self._shape
+
+    @property
+    def count(self) -> int:
+        """Number of values."""
+        return math.prod(self._shape)
+
+    def _legacy(self, axis: int) -> int:
+        if len(self._shape) > 4:
+            raise CaffeError(f"num, channels, height and width need at most 4 axes; the blob's shape is {self._shape}")
+        return self._shape[axis] if axis < len(self._shape) else 1
+
+    num = property(lambda self: self._legacy(0), doc="Size of axis 0, or 1.")
+    channels = property(lambda self: self._legacy(1), doc="Size of axis 1, or 1.")
+    height = property(lambda self: self._legacy(2), doc="Size of axis 2, or 1.")
+    width = property(lambda self: self._legacy(3), doc="Size of axis 3, or 1.")
+
+    def reshape(self, *shape: int) -> None:
+        """Give the blob another shape. Values are kept where the count stays the same, else they become 0."""
+        if any(n < 0 for n in shape):
+            raise CaffeError(f"reshape: a size is negative in {shape}")
+        self.set_shape(tuple(int(n) for n in shape))
+
+    # What follows is for the engine: tensors rather than arrays.
+
+    def set_shape(self, shape: tuple[int, ...]) -> None:
+        if shape == self._shape:
+            return
+        same_count = math.prod(shape) == self.count
+        for side in (self._data, self._diff):
+            if same_count and not side.empty:
+                side.set(side.tensor(self._shape, self.device).detach().reshape(shape).clone())
+            else:
+                side.clear()
+        self._shape = shape
+
+    def tensor(self) -> torch.Tensor:
+        """The values on the blob's device."""
+        return self._data.tensor(self._shape, self.device)
+
+    def set_tensor(self, tensor: torch.Tensor) -> None:
+        """Take `tensor`, of any dtype and memory format, as the values; its shape becomes the blob's."""
+        if tensor.shape != self._shape:
+            self._shape = tuple(tensor.shape)
+            self._diff.clear()
+        self._data.set(tensor)
+
+    @property
+    def has_diff(self) -> bool:
+        """False while the diff is all zeros because nothing has set it."""
+        return not self._diff.empty
+
+    def diff_tensor(self) -> torch.Tensor:
+        """The gradient on the blob's device."""
+        return self._diff.tensor(self._shape, self.device)
+
+    def set_diff(self, tensor: torch.Tensor) -> None:
+        self._diff.set(tensor)
+
+    def clear_diff(self) -> None:
+        """Make the gradient 0."""
+        self._diff.clear()
+
+
+class Parameter(Blob):
+    """A learned blob: float32, contiguous, a leaf of the graph where its learning rate is not 0.
+
+    Its diff accumulates over backward passes until `clear_diff`, as in Caffe.
+    """
+
+    def __init__(self, shape: Sequence[int], device: torch.device) -> None:
+        super().__init__(shape, device)
+        self.name = ""
+        self.lr_mult = 1.0
+        self.decay_mult = 1.0
+        self._data.set(torch.zeros(self._shape, device=device))
+
+    def tensor(self) -> torch.Tensor:
+        leaf = super().tensor()
+        if leaf.requires_grad != (self.lr_mult != 0):
+            leaf.requires_grad_(self.lr_mult != 0)
+        return leaf
+
+    def accumulate(self, gradient: torch.Tensor) -> None:
+        """Add to the diff."""
+        if self.has_diff:
+            self.diff_tensor().add_(gradient)
+        else:
+            self.set_diff(gradient)

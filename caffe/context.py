@@ -1,0 +1,110 @@
+"""The process-wide settings of pycaffe: CPU or GPU mode, the device, the random seed."""
+
+from __future__ import annotations
+
+import torch
+
+from .errors import CaffeError
+
+_mode = "cpu"
+_device_id = 0
+_seed: int | None = None
+
+
+def set_mode_cpu() -> None:
+    """Nets and solvers made from now on compute on the CPU (the default)."""
+    global _mode
+    _mode = "cpu"
+
+
+def set_mode_gpu() -> None:
+    """Nets and solvers made from now on compute on the GPU that `set_device` chose.
+
+    Raises CaffeError where PyTorch finds no CUDA device.
+    """
+    global _mode
+    if not torch.cuda.is_available():
+        raise CaffeError("GPU mode: PyTorch finds no CUDA device here (the CPU build, no GPU, or no driver)")
+    _mode = "gpu"
+
+
+def set_device(device_id: int) -> None:
+    """Choose the GPU that GPU mode uses, counted from 0."""
+    global _device_id
+    if device_id < 0:
+        raise CaffeError(f"set_device: {device_id} is not a device number; expected 0 or more")
+    _device_id = int(device_id)
+
+
+def set_random_seed(seed: int) -> None:
+    """Seed of the fillers and random layers of every net made from now on."""
+    global _seed
+    _seed = int(seed)
+
+
+def current_device() -> torch.device:
+    """The device on which a net made now computes."""
+    return torch.device("cpu") if _mode == "cpu" else torch.device("cuda", _device_id)
+
+
+def next_seed() -> int:
+    """The seed for a new net: from `set_random_seed` (then advanced, so that nets differ), else from the system."""
+    global _seed
+    if _seed is None:
+        return torch.seed() & 0x7FFFFFFF
+    _seed += 1
+    return _seed - 1
+
+
+def use_device(name: str) -> torch.device:
+    """Set mode and device from a name and return the device.
+
+    Parameters
+    ----------
+    name: `auto` (a GPU where there is one), `cpu`, `cuda`, or `cuda:N`.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (number and (kind == "cpu" or not number.isdigit())):
+        raise CaffeError(f"device {name!r} is not known; expected auto, cpu, cuda or cuda:N")
+    if kind == "cpu":
+        set_mode_cpu()
+    else:
+        set_mode_gpu()
+        if int(number or 0) >= torch.cuda.device_count():
+            raise CaffeError(f"device {name!r}: PyTorch finds {torch.cuda.device_count()} CUDA device(s)")
+        set_device(int(number or 0))
+    return current_device()
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """The dtype in which convolutions and inner products are computed, or None for float32.
+
+    Parameters
+    ----------
+    precision: `auto` (bfloat16 where the processor multiplies it in hardware, else fp32), `fp32`, `bf16`, `fp16`.
+    """
+    name = precision.lower()
+    if name == "auto":
+        name = "bf16" if _has_fast_bfloat16(device) else "fp32"
+    try:
+        return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    except KeyError:
+        raise CaffeError(f"precision {precision!r} is not known; expected auto, fp32, bf16 or fp16") from None
+
+
+def _has_fast_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.backends.cpu.get_cpu_capability()
+    return capabilities.startswith("AVX512") and _cpu_flag("avx512_bf16", "amx_bf16")
+
+
+def _cpu_flag(*flags: str) -> bool:
+    try:
+        with open("/proc/cpuinfo") as f:
+            present = next((line.split() for line in f if line.startswith(("flags", "Features"))), [])
+    except FileNotFoundError:  # not Linux: no way to know, so the safe answer
+        return False
+    return any(flag in present for flag in flags)

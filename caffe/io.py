@@ -1,0 +1,322 @@
+"""Reading and writing Caffe's files: prototxt, .caffemodel, .binaryproto, and the Datum records of an LMDB."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+from weakref import WeakValueDictionary
+
+import cv2
+import lmdb
+import numpy as np
+from google.protobuf import text_format
+from google.protobuf.message import DecodeError, Message
+
+from .errors import CaffeError
+from .proto.caffe_pb2 import BlobProto, Datum, LayerParameter, NetParameter, SolverParameter
+
+M = TypeVar("M", bound=Message)
+StrPath = str | os.PathLike[str]
+
+
+def replace_bytes(path: StrPath, data: bytes) -> None:
+    """Write a file all or nothing: beside its target, then renamed."""
+    path = Path(path)
+    partial = path.with_name(f".partial.{path.name}")
+    try:
+        partial.write_bytes(data)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+# Messages from files
+
+
+def read_text(path: StrPath, message: M) -> M:
+    """Parse a prototxt into `message` and return it.
+
+    Raises CaffeError naming file, line and column for a field that Caffe does not know or text that does not parse.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise CaffeError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise CaffeError(f"{path}: not a text file (byte {error.start}: {error.reason}); expected a prototxt") from None
+    try:
+        text_format.Parse(text, message)
+    except text_format.ParseError as error:
+        line, column = error.GetLine(), error.GetColumn()
+        where = f"{path}:{line}:{column}" if line is not None else str(path)
+        what = str(error).split(" : ", 1)[-1].replace('"caffe.', '"')
+        raise CaffeError(f"{where}: {what}") from None
+    except RecursionError:
+        raise CaffeError(f"{path}: messages are nested too deeply") from None
+    return message
+
+
+def read_binary(path: StrPath, message: M) -> M:
+    """Parse a binary message (.caffemodel, .solverstate, .binaryproto) and return it; CaffeError if it is none."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise CaffeError(f"{path}: {error.strerror}") from None
+    try:
+        message.ParseFromString(data)
+    except DecodeError:
+        raise CaffeError(
+            f"{path}: not a {type(message).__name__} ({len(data)} bytes; cut off, or another format)"
+        ) from None
+    return message
+
+
+def read_net_parameter(path: StrPath) -> NetParameter:
+    """A net from a prototxt; the old `input` fields become Input layers."""
+    net = read_text(path, NetParameter())
+    if net.layers:
+        raise CaffeError(f"{path}: has V1 `layers`; expected `layer` with a string type")
+    return upgrade_inputs(net)
+
+
+def read_solver_parameter(path: StrPath) -> SolverParameter:
+    """A solver from a prototxt."""
+    return read_text(path, SolverParameter())
+
+
+def upgrade_inputs(net: NetParameter) -> NetParameter:
+    """Turn `input` with `input_shape` or `input_dim` into an Input layer in front, as Caffe does on reading."""
+    if not net.input:
+        return net
+    count = len(net.input)
+    if net.input_shape and net.input_dim:
+        raise CaffeError(f"net {net.name!r}: input_shape and input_dim are both given; expected one")
+    if len(net.input_shape) not in (0, count) or len(net.input_dim) not in (0, 4 * count):
+        raise CaffeError(
+            f"net {net.name!r}: {count} input need as many input_shape or {4 * count} input_dim, "
+            f"not {len(net.input_shape)} and {len(net.input_dim)}"
+        )
+    layer = LayerParameter(name="input", type="Input", top=net.input)
+    for i in range(count):
+        dims = net.input_shape[i].dim if net.input_shape else net.input_dim[4 * i : 4 * i + 4]
+        layer.input_param.shape.add(dim=dims)
+    layers = [layer, *net.layer]
+    upgraded = NetParameter()
+    upgraded.CopyFrom(net)
+    for field in ("input", "input_shape", "input_dim", "layer"):
+        upgraded.ClearField(field)
+    upgraded.layer.extend(layers)
+    return upgraded
+
+
+# Blobs
+
+
+def blob_shape(blob: BlobProto) -> tuple[int, ...]:
+    """The shape that a message states; old files state it as num, channels, height, width."""
+    if blob.HasField("shape"):
+        return tuple(blob.shape.dim)
+    return (blob.num, blob.channels, blob.height, blob.width)
+
+
+def _packed(blob: BlobProto, field: str, dtype: str) -> np.ndarray:
+    """The values of a packed field, taken from its bytes rather than number by number."""
+    alone = BlobProto()
+    getattr(alone, field).MergeFrom(getattr(blob, field))
+    count = len(getattr(alone, field))
+    raw = alone.SerializeToString()
+    size = count * np.dtype(dtype).itemsize
+    return np.frombuffer(raw, dtype, count, len(raw) - size).astype(np.float32)
+
+
+def blobproto_to_array(blob: BlobProto, return_diff: bool = False) -> np.ndarray:
+    """The values (or the gradient) of a BlobProto: float32, of the shape it states.
+
+    Raises CaffeError where the shape and the number of values disagree.
+    """
+    single, double = ("diff", "double_diff") if return_diff else ("data", "double_data")
+    use_double = len(getattr(blob, double)) > 0
+    values = _packed(blob, double, "<f8") if use_double else _packed(blob, single, "<f4")
+    shape = blob_shape(blob)
+    if any(n < 0 for n in shape) or _product(shape) != values.size:
+        raise CaffeError(f"a blob of shape {shape} with {values.size} values; expected {_product(shape)}")
+    return values.reshape(shape)
+
+
+def _product(shape: Sequence[int]) -> int:
+    count = 1
+    for n in shape:
+        count *= n
+    return count
+
+
+def array_to_blobproto(array: np.ndarray, diff: np.ndarray | None = None) -> BlobProto:
+    """A BlobProto with the array's shape, its values as float32, and if given the gradient."""
+    blob = BlobProto()
+    blob.shape.dim.extend(array.shape)
+    for tag, values in ((0x2A, array), (0x32, diff)):  # field 5 data, field 6 diff: packed floats
+        if values is not None:
+            raw = np.ascontiguousarray(values, "<f4").tobytes()
+            blob.MergeFromString(bytes([tag]) + _varint(len(raw)) + raw)
+    return blob
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def load_mean(path: StrPath) -> np.ndarray:
+    """The mean image of a .binaryproto: float32 C×H×W, in the images' range (0..255).
+
+    Raises CaffeError for a file that is none or holds more than one image.
+    """
+    blob = read_binary(path, BlobProto())
+    try:
+        mean = blobproto_to_array(blob)
+    except CaffeError as error:
+        raise CaffeError(f"{path}: {error}") from None
+    if mean.ndim == 4 and mean.shape[0] == 1:
+        mean = mean[0]
+    if mean.ndim != 3 or mean.size == 0:
+        raise CaffeError(f"{path}: the mean's shape is {mean.shape}; expected 1×C×H×W")
+    return mean
+
+
+def save_mean(path: StrPath, mean: np.ndarray) -> None:
+    """Write a mean image C×H×W as compute_image_mean does: num 1, channels, height, width, data."""
+    blob = array_to_blobproto(mean)
+    blob.ClearField("shape")
+    blob.num, (blob.channels, blob.height, blob.width) = 1, mean.shape
+    replace_bytes(path, blob.SerializeToString())
+
+
+# Datum
+
+
+def array_to_datum(array: np.ndarray, label: int | None = None) -> Datum:
+    """A Datum of an image C×H×W: bytes for uint8, else floats."""
+    if array.ndim != 3:
+        raise CaffeError(f"array_to_datum: the shape is {array.shape}; expected C×H×W")
+    datum = Datum(channels=array.shape[0], height=array.shape[1], width=array.shape[2])
+    if array.dtype == np.uint8:
+        datum.data = array.tobytes()
+    else:
+        datum.float_data.extend(array.astype(float).flat)
+    if label is not None:
+        datum.label = label
+    return datum
+
+
+def datum_to_array(datum: Datum, force_color: bool = False, force_gray: bool = False) -> np.ndarray:
+    """The image of a Datum, C×H×W: uint8, BGR where it has three channels, or float32 for float data.
+
+    An encoded image is decoded: to colour or grey where forced, else as it was written. Raises CaffeError where
+    the bytes do not decode or do not fit the shape.
+    """
+    if datum.encoded:
+        mode = cv2.IMREAD_COLOR if force_color else cv2.IMREAD_GRAYSCALE if force_gray else cv2.IMREAD_UNCHANGED
+        image = None
+        if datum.data:
+            try:
+                image = cv2.imdecode(np.frombuffer(datum.data, np.uint8), mode)
+            except cv2.error as error:  # an image above OpenCV's limit of pixels
+                raise CaffeError(f"encoded Datum: {error.err}") from None
+        if image is None:
+            raise CaffeError(f"encoded Datum: its {len(datum.data)} bytes are not an image")
+        if image.dtype != np.uint8:
+            raise CaffeError(f"encoded Datum: the image is {image.dtype}; expected 8 bits a channel")
+        return np.ascontiguousarray(image[None] if image.ndim == 2 else image.transpose(2, 0, 1))
+    shape = (datum.channels, datum.height, datum.width)
+    dtype, values = (np.uint8, len(datum.data)) if datum.data else (np.float32, len(datum.float_data))
+    if min(shape) < 1 or _product(shape) != values:
+        raise CaffeError(f"Datum of shape {shape} with {values} values; expected {_product(shape)}")
+    if dtype == np.uint8:
+        return np.frombuffer(datum.data, np.uint8).reshape(shape)
+    return np.fromiter(datum.float_data, np.float32, values).reshape(shape)
+
+
+_environments: WeakValueDictionary[str, lmdb.Environment] = WeakValueDictionary()
+
+
+def open_lmdb(source: StrPath) -> lmdb.Environment:
+    """An LMDB for reading, without writing a lock file. A process opens an LMDB once, so its readers share it."""
+    path = os.path.realpath(source)
+    env = _environments.get(path)
+    if env is None:
+        try:
+            env = lmdb.open(path, readonly=True, lock=False, create=False)
+        except lmdb.Error as error:
+            raise CaffeError(f"{source}: not an LMDB that can be opened ({error})") from None
+        _environments[path] = env
+    return env
+
+
+class DatumReader:
+    """The records of an LMDB of Datum, by their number in key order.
+
+    Parameters
+    ----------
+    source: the LMDB's folder.
+    force_color, force_gray: how encoded images are decoded.
+
+    Raises
+    ------
+    CaffeError: no such LMDB, an empty one, or (on reading) a record that is not a Datum, naming its key.
+    """
+
+    def __init__(self, source: StrPath, force_color: bool = False, force_gray: bool = False) -> None:
+        self.source = str(source)
+        self.force_color, self.force_gray = force_color, force_gray
+        self._env = open_lmdb(self.source)
+        self._transaction = self._env.begin(buffers=True)
+        self._count = self._transaction.stat()["entries"]
+        if not self._count:
+            raise CaffeError(f"{source}: the LMDB has no records")
+        self._cursor = self._transaction.cursor()
+        self._at = -1
+
+    def __len__(self) -> int:
+        return self._count
+
+    def _decode(self, key: memoryview, value: memoryview) -> tuple[np.ndarray, int]:
+        datum = Datum()
+        try:
+            datum.ParseFromString(bytes(value))
+            return datum_to_array(datum, self.force_color, self.force_gray), datum.label
+        except (DecodeError, CaffeError) as error:
+            name = bytes(key).decode("utf-8", "replace")
+            raise CaffeError(f"{self.source}: record {name!r}: {error or 'not a Datum'}") from None
+
+    def read(self, index: int) -> tuple[np.ndarray, int]:
+        """Image C×H×W and label of record `index`; quick where records are read in order."""
+        if index == 0 or index < self._at:
+            self._cursor.first()
+            self._at = 0
+        while self._at < index:
+            self._cursor.next()
+            self._at += 1
+        return self._decode(*self._cursor.item())
+
+    def keys(self) -> list[bytes]:
+        """All keys in order."""
+        return [bytes(key) for key in self._transaction.cursor().iternext(values=False)]
+
+    def read_all(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """All images N×C×H×W and labels N (int64), in key order; None where the images differ in size or kind."""
+        first, _ = self.read(0)
+        images = np.empty((self._count, *first.shape), first.dtype)
+        labels = np.empty(self._count, np.int64)
+        for i, (key, value) in enumerate(self._transaction.cursor()):
+            image, labels[i] = self._decode(key, value)
+            if image.shape != first.shape or image.dtype != first.dtype:
+                return None
+            images[i] = image
+        return images, labels

@@ -1,0 +1,153 @@
+"""Layer: what every layer type is made of, and the registry that finds a type by the name a prototxt writes.
+
+A layer computes its tops from its bottoms with differentiable torch operations; the backward pass is their gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NoReturn, TypeVar
+
+import torch
+
+from ..blob import Parameter
+from ..errors import CaffeError
+from ..filler import fill
+from ..proto.caffe_pb2 import TEST, FillerParameter, LayerParameter
+
+Shape = tuple[int, ...]
+LAYERS: dict[str, type[Layer]] = {}
+
+L = TypeVar("L", bound="type[Layer]")
+
+
+def register(*types: str) -> Callable[[L], L]:
+    """Class decorator: make the layer known under the types that prototxts write."""
+
+    def add(cls: L) -> L:
+        for name in types:
+            LAYERS[name] = cls
+        return cls
+
+    return add
+
+
+class Layer:
+    """One layer of a net.
+
+    Parameters
+    ----------
+    param: the layer's message; `phase` is filled in by the net.
+    device: where parameters live and the layer computes.
+    generator: on the CPU, for the fillers; a random layer seeds its own from it.
+
+    Attributes
+    ----------
+    blobs: the layer's parameters.
+    bottoms, tops: how many are allowed, as (fewest, most); None is unbounded.
+    default_loss_weight: of the first top, where the prototxt gives none.
+    """
+
+    bottoms: ClassVar[tuple[int, int | None]] = (1, 1)
+    tops: ClassVar[tuple[int, int | None]] = (1, 1)
+    default_loss_weight: ClassVar[float] = 0.0
+
+    def __init__(self, param: LayerParameter, device: torch.device, generator: torch.Generator) -> None:
+        self.param = param
+        self.device = device
+        self.generator = generator
+        self.blobs: list[Parameter] = []
+        for names, (fewest, most), what in (
+            (param.bottom, self.bottoms, "bottoms"),
+            (param.top, self.tops, "tops"),
+        ):
+            if len(names) < fewest or (most is not None and len(names) > most):
+                allowed = (
+                    str(fewest) if fewest == most else f"{fewest} or more" if most is None else f"{fewest} to {most}"
+                )
+                self.error(f"has {len(names)} {what} ({', '.join(names)}); expected {allowed}")
+
+    @property
+    def name(self) -> str:
+        return self.param.name
+
+    @property
+    def type(self) -> str:
+        return self.param.type
+
+    @property
+    def training(self) -> bool:
+        """True in phase TRAIN."""
+        return self.param.phase != TEST
+
+    def error(self, message: str) -> NoReturn:
+        """Raise a CaffeError that names the layer."""
+        raise CaffeError(f"layer {self.param.name!r} ({self.param.type}): {message}")
+
+    def add_blob(self, shape: Sequence[int], filler: FillerParameter) -> None:
+        """Make the next parameter: from the prototxt's `blobs` where it has them, else filled."""
+        blob = Parameter(tuple(shape), self.device)
+        try:
+            blob.tensor().detach().copy_(fill(blob.shape, filler, self.generator))
+        except CaffeError as error:
+            self.error(str(error))
+        self.blobs.append(blob)
+
+    def axis(self, axis: int, shape: Shape) -> int:
+        """`axis` counted from 0, where the prototxt may count from the end with a negative number."""
+        if not -len(shape) <= axis < len(shape):
+            self.error(f"axis {axis} is out of range for bottom {self.param.bottom[0]!r} of shape {shape}")
+        return axis % len(shape)
+
+    def setup(self, shapes: list[Shape]) -> None:
+        """Check the settings and make the parameters, given the bottoms' shapes. Called once."""
+
+    def top_shapes(self, shapes: list[Shape]) -> list[Shape]:
+        """The tops' shapes, given the bottoms'. Raises CaffeError where they do not fit."""
+        return [shapes[0]]
+
+    def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The tops, given the bottoms."""
+        raise CaffeError(f"layer type {self.param.type!r} has no forward pass")
+
+    # State beside the parameters that a resumed run needs: where a data layer reads, a generator's state.
+
+    def state(self) -> dict[str, Any]:
+        """`position` (records read) and `random_state` (bytes), where the layer has them."""
+        return {}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take back what `state` gave."""
+
+
+class RandomLayer(Layer):
+    """A layer that draws random numbers, from a generator of its own on its device."""
+
+    def __init__(self, param: LayerParameter, device: torch.device, generator: torch.Generator) -> None:
+        super().__init__(param, device, generator)
+        seed = int(torch.randint(2**31 - 1, (1,), generator=generator))
+        self.random = torch.Generator(device=self.random_device).manual_seed(seed)
+
+    @property
+    def random_device(self) -> torch.device:
+        return self.device
+
+    def state(self) -> dict[str, Any]:
+        return {"random_state": bytes(self.random.get_state().numpy())}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        saved = torch.frombuffer(bytearray(state["random_state"]), dtype=torch.uint8)
+        if saved.numel() != self.random.get_state().numel():
+            self.error("the snapshot's random state is of another kind of device; resume on the kind that wrote it")
+        self.random.set_state(saved)
+
+
+def make_layer(param: LayerParameter, device: torch.device, generator: torch.Generator) -> Layer:
+    """The layer that a message describes.
+
+    Raises CaffeError for a type that is not registered, naming the layer.
+    """
+    if param.type not in LAYERS:
+        known = ", ".join(sorted(LAYERS))
+        raise CaffeError(f"layer {param.name!r}: type {param.type!r} is not known; expected one of {known}")
+    return LAYERS[param.type](param, device, generator)

@@ -1,0 +1,135 @@
+"""Layers that normalise: batch normalisation, its learned scale, local response normalisation."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from ..proto.caffe_pb2 import FillerParameter, LRNParameter
+from .base import Layer, Shape, register
+
+
+@register("BatchNorm")
+class BatchNorm(Layer):
+    """y = (x − mean) / sqrt(var + eps), per channel (Ioffe and Szegedy 2015); a Scale layer follows for γ and β.
+
+    TRAIN: mean and variance of the batch, and running sums of both decay by `moving_average_fraction`. TEST, or
+    `use_global_stats: true`: the running sums divided by the third parameter. Bottom N×C×…. Parameters, not
+    learned: sum of means C, sum of variances C (with Bessel's correction), the sums' weight 1.
+    """
+
+    def setup(self, shapes: list[Shape]) -> None:
+        p = self.param.batch_norm_param
+        self.global_stats = p.use_global_stats if p.HasField("use_global_stats") else not self.training
+        channels = 1 if len(shapes[0]) == 1 else shapes[0][1]
+        zero = FillerParameter()
+        for size in (channels, channels, 1):
+            self.add_blob((size,), zero)
+        for blob, spec in zip(self.blobs, list(self.param.param) + [None] * 3, strict=False):
+            if spec is not None and spec.HasField("lr_mult") and spec.lr_mult != 0:
+                self.error(f"lr_mult is {spec.lr_mult}; expected 0, the running sums are not learned by the solver")
+            blob.lr_mult = 0.0
+
+    def top_shapes(self, shapes: list[Shape]) -> list[Shape]:
+        channels = 1 if len(shapes[0]) == 1 else shapes[0][1]
+        if channels != self.blobs[0].count:
+            self.error(f"bottom {self.param.bottom[0]!r} has {channels} channels; expected {self.blobs[0].count}")
+        return [shapes[0]]
+
+    def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [self.normalize(bottoms[0], None, None)]
+
+    def normalize(self, x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None) -> torch.Tensor:
+        """Normalise, then multiply by `weight` and add `bias` (a Scale layer's) in the same pass."""
+        eps = self.param.batch_norm_param.eps
+        flat = x.reshape(-1, 1) if x.dim() == 1 else x
+        mean_sum, var_sum, total = (blob.tensor() for blob in self.blobs)
+        if self.global_stats:
+            factor = torch.where(total == 0, torch.zeros_like(total), 1 / total)
+            y = F.batch_norm(flat, mean_sum * factor, var_sum * factor, weight, bias, False, 0.0, eps)
+        else:
+            # momentum 1 leaves the batch's own mean and unbiased variance in these two
+            mean, var = torch.empty_like(mean_sum), torch.empty_like(var_sum)
+            if flat.numel() == flat.shape[1]:
+                self.error(f"a batch of shape {tuple(x.shape)} has one value a channel: no variance to normalise by")
+            y = F.batch_norm(flat, mean, var, weight, bias, True, 1.0, eps)
+            with torch.no_grad():
+                fraction = self.param.batch_norm_param.moving_average_fraction
+                mean_sum.mul_(fraction).add_(mean)
+                var_sum.mul_(fraction).add_(var)
+                total.mul_(fraction).add_(1)
+        return y.reshape(x.shape)
+
+
+@register("Scale")
+class Scale(Layer):
+    """y = γ · x + β, γ and β over `num_axes` axes of the bottom from `axis` on.
+
+    One bottom: γ (initially 1) and, with `bias_term`, β (initially 0) are parameters. Two bottoms: γ is the second,
+    whose shape is that of the first from `axis` on.
+    """
+
+    bottoms = (1, 2)
+
+    def setup(self, shapes: list[Shape]) -> None:
+        p = self.param.scale_param
+        if len(shapes) == 2:
+            shape = shapes[1]
+        else:
+            first = self.axis(p.axis, shapes[0])
+            if p.num_axes < -1 or first + p.num_axes > len(shapes[0]):
+                self.error(f"num_axes {p.num_axes} from axis {first} does not fit bottom shape {shapes[0]}")
+            shape = shapes[0][first:] if p.num_axes == -1 else shapes[0][first : first + p.num_axes]
+            self.add_blob(shape, p.filler if p.HasField("filler") else FillerParameter(type="constant", value=1))
+        if p.bias_term:
+            self.add_blob(shape, p.bias_filler)
+
+    def _view(self, operand: Shape, x: Shape) -> Shape:
+        """The shape with which γ or β broadcasts against the bottom."""
+        if not operand:
+            return (1,) * len(x)
+        first = self.axis(self.param.scale_param.axis, x)
+        if x[first : first + len(operand)] != operand:
+            self.error(f"a scale of shape {operand} does not fit bottom shape {x} from axis {first} on")
+        return (1,) * first + operand + (1,) * (len(x) - first - len(operand))
+
+    def top_shapes(self, shapes: list[Shape]) -> list[Shape]:
+        self._view(shapes[1] if len(shapes) == 2 else self.blobs[0].shape, shapes[0])
+        return [shapes[0]]
+
+    @property
+    def per_channel(self) -> bool:
+        """True where γ and β are parameters of one value a channel, which BatchNorm can take into its own pass."""
+        p = self.param.scale_param
+        return len(self.param.bottom) == 1 and p.axis == 1 and p.num_axes == 1
+
+    def gamma_beta(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return self.blobs[0].tensor(), self.blobs[1].tensor() if len(self.blobs) > 1 else None
+
+    def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
+        x = bottoms[0]
+        operands = list(bottoms[1:]) + [blob.tensor() for blob in self.blobs]
+        view = self._view(tuple(operands[0].shape), tuple(x.shape))
+        y = x * operands[0].view(view).to(x.dtype)
+        return [y + operands[1].view(view).to(x.dtype) if len(operands) > 1 else y]
+
+
+@register("LRN")
+class LRN(Layer):
+    """Local response normalisation (Krizhevsky et al. 2012), on N×C×H×W.
+
+    ACROSS_CHANNELS: y = x · (k + α/n · Σ x²)^−β, the sum over n = local_size neighbouring channels.
+    WITHIN_CHANNEL: y = x · (1 + α · mean x²)^−β, the mean over an n×n window of the padded image.
+    """
+
+    def setup(self, shapes: list[Shape]) -> None:
+        size = self.param.lrn_param.local_size
+        if size % 2 == 0:
+            self.error(f"local_size is {size}; expected an odd number")
+
+    def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
+        p, x = self.param.lrn_param, bottoms[0]
+        if p.norm_region == LRNParameter.ACROSS_CHANNELS:
+            return [F.local_response_norm(x, p.local_size, p.alpha, p.beta, p.k)]
+        mean = F.avg_pool2d(x * x, p.local_size, 1, (p.local_size - 1) // 2)
+        return [x * (1 + p.alpha * mean) ** -p.beta]

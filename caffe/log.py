@@ -1,0 +1,58 @@
+"""Caffe's log: glog's line format, so that the scripts that were written for Caffe's logs read ours.
+
+Everything goes to Python's logger `caffe`. As a library the engine is quiet; a tool calls `log_to`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from datetime import datetime
+from typing import TextIO
+
+logger = logging.getLogger("caffe")
+logger.propagate = False
+logger.addHandler(logging.NullHandler())
+
+
+class GlogFormatter(logging.Formatter):
+    """`I20261120 23:19:50.154336 13309 solver.cpp:239] message`: level, date, time, thread, place."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created).strftime("%Y%m%d %H:%M:%S.%f")
+        place = getattr(record, "place", f"{record.filename}:{record.lineno}")
+        return f"{record.levelname[0]}{time} {threading.get_native_id() or os.getpid()} {place}] {record.getMessage()}"
+
+
+def info(place: str, message: str) -> None:
+    """Log `message` as Caffe does at `place` (`solver.cpp:239`)."""
+    if logger.isEnabledFor(logging.INFO):
+        logger.info(message, extra={"place": place})
+
+
+def warning(place: str, message: str) -> None:
+    """The same as a warning."""
+    logger.warning(message, extra={"place": place})
+
+
+def log_to(stream: TextIO | None = None) -> logging.Handler:
+    """Send the log to `stream` (default: standard error); returns the handler, for `stop_logging`."""
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(GlogFormatter())
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    return handler
+
+
+def stop_logging(handler: logging.Handler) -> None:
+    """Undo `log_to`."""
+    logger.removeHandler(handler)
+    if len(logger.handlers) == 1:
+        logger.setLevel(logging.NOTSET)
+
+
+def number(value: float) -> str:
+    """A number as C++ streams print it: six significant digits."""
+    return f"{value:.6g}"

@@ -1,0 +1,586 @@
+"""Net: layers and blobs made from a prototxt, run forward and backward; pycaffe's interface."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import context, log
+from .blob import Blob, Parameter
+from .errors import CaffeError
+from .io import array_to_blobproto, blobproto_to_array, read_binary, read_net_parameter, replace_bytes, upgrade_inputs
+from .layers import Layer, make_layer
+from .layers.normalization import BatchNorm, Scale
+from .proto.caffe_pb2 import TEST, TRAIN, LayerParameter, NetParameter, NetState, NetStateRule, ParamSpec, Phase
+
+Tensors = dict[str, torch.Tensor]
+
+
+def _rule_met(state: NetState, rule: NetStateRule, layer: str) -> bool:
+    """Whether a net's state meets all that one include or exclude rule asks for."""
+    if rule.HasField("phase") and rule.phase != state.phase:
+        log.info(
+            "net.cpp:296",
+            f"The NetState phase ({state.phase}) differed from the phase ({rule.phase}) specified by a rule in layer {layer}",
+        )
+        return False
+    if rule.HasField("min_level") and state.level < rule.min_level:
+        return False
+    if rule.HasField("max_level") and state.level > rule.max_level:
+        return False
+    stages = set(state.stage)
+    return stages.issuperset(rule.stage) and stages.isdisjoint(rule.not_stage)
+
+
+def filter_net(param: NetParameter) -> NetParameter:
+    """The net without the layers that its state (phase, level, stages) leaves out."""
+    kept = NetParameter()
+    kept.CopyFrom(param)
+    kept.ClearField("layer")
+    for layer in param.layer:
+        if layer.include and layer.exclude:
+            raise CaffeError(f"layer {layer.name!r}: has include and exclude rules; expected one kind")
+        rules = layer.include or layer.exclude
+        met = any(_rule_met(param.state, rule, layer.name) for rule in rules)
+        if not rules or met == bool(layer.include):
+            kept.layer.add().CopyFrom(layer)
+    return kept
+
+
+class _BatchNormScale:
+    """A BatchNorm and the in-place Scale right behind it, computed in one pass over the data."""
+
+    def __init__(self, norm: BatchNorm, scale: Scale) -> None:
+        self.norm, self.scale = norm, scale
+
+    def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [self.norm.normalize(bottoms[0], *self.scale.gamma_beta())]
+
+
+class Net:
+    """A network.
+
+    Parameters
+    ----------
+    network: path of a prototxt, or a NetParameter.
+    args: pycaffe's forms: `Net(network, phase)`, `Net(network, weights, phase)`, and the keywords `phase`, `weights`
+        (path of a .caffemodel), `level` (int), `stages` (list of str).
+    precision: `fp32` (default), `bf16`, `fp16` or `auto`: in what convolutions and inner products are computed.
+    seed: of the fillers and random layers; default: `caffe.set_random_seed`'s, else from the system.
+
+    Raises
+    ------
+    CaffeError: naming file and line for a prototxt that does not parse, or the layer or blob that does not fit.
+    """
+
+    def __init__(
+        self,
+        network: str | os.PathLike[str] | NetParameter,
+        *args: Any,
+        phase: int | None = None,
+        weights: str | os.PathLike[str] | None = None,
+        level: int = 0,
+        stages: Sequence[str] | None = None,
+        precision: str = "fp32",
+        seed: int | None = None,
+    ) -> None:
+        if len(args) == 2:
+            weights, phase = args
+        elif len(args) == 1:
+            (phase,) = args
+        elif args:
+            raise CaffeError(
+                f"Net: {len(args) + 1} positional arguments; expected (network, phase) or (network, weights, phase)"
+            )
+        if phase not in (TRAIN, TEST):
+            raise CaffeError(f"Net: phase is {phase!r}; expected caffe.TRAIN or caffe.TEST")
+        param = NetParameter()
+        param.CopyFrom(upgrade_inputs(network) if isinstance(network, NetParameter) else read_net_parameter(network))
+        param.state.phase = Phase.ValueType(phase)
+        param.state.level = level
+        param.state.stage.extend(stages or [])
+        self.source = "" if isinstance(network, NetParameter) else str(network)
+        self.param = filter_net(param)
+        self.phase = phase
+        self.device = context.current_device()
+        self.precision = precision
+        self._dtype = context.autocast_dtype(precision, self.device)
+        self._generator = torch.Generator().manual_seed(context.next_seed() if seed is None else seed)
+        log.info("net.cpp:53", f"Initializing net from parameters: \n{self.param}")
+        self._build()
+        if weights is not None:
+            self.copy_from(weights)
+
+    # Building
+
+    @property
+    def name(self) -> str:
+        """The net's name."""
+        return self.param.name
+
+    def _build(self) -> None:
+        self.layers: list[Layer] = []
+        self.layer_dict: OrderedDict[str, Layer] = OrderedDict()
+        self.blobs: OrderedDict[str, Blob] = OrderedDict()
+        self.params: OrderedDict[str, list[Parameter]] = OrderedDict()
+        self.blob_loss_weights: OrderedDict[str, float] = OrderedDict()
+        self._shared: dict[str, Parameter] = {}
+        self._learnable: list[Parameter] = []
+        available: dict[str, None] = OrderedDict()
+        memory = 0
+        for layer_param in self.param.layer:
+            if not layer_param.HasField("phase"):
+                layer_param.phase = self.param.state.phase
+            layer = self._add_layer(layer_param, available)
+            for blob in layer.param.top:
+                log.info("net.cpp:131", f"Top shape: {_shape_line(self.blobs[blob])}")
+                if self.blob_loss_weights[blob]:
+                    log.info("net.cpp:134", f"    with loss weight {log.number(self.blob_loss_weights[blob])}")
+                memory += self.blobs[blob].count
+            log.info("net.cpp:139", f"Memory required for data: {4 * memory}")
+        self.inputs = [top for layer in self.layers if layer.type == "Input" for top in layer.param.top]
+        self.outputs = list(available)
+        self._mark_backward()
+        for name in self.outputs:
+            log.info("net.cpp:244", f"This network produces output {name}")
+        self._plan = self._fuse()
+        self._values: Tensors = {}
+        self._first: Tensors = {}
+        log.info("net.cpp:257", "Network initialization done.")
+
+    def _add_layer(self, param: LayerParameter, available: dict[str, None]) -> Layer:
+        log.info("layer_factory.hpp:77", f"Creating layer {param.name}")
+        if param.name in self.layer_dict:
+            raise CaffeError(f"layer {param.name!r}: the name is taken by an earlier layer; expected another")
+        layer = make_layer(param, self.device, self._generator)
+        log.info("net.cpp:86", f"Creating Layer {param.name}")
+        for bottom in param.bottom:
+            if bottom not in self.blobs:
+                layer.error(
+                    f"bottom {bottom!r} is no top of an earlier layer; there are {', '.join(self.blobs) or 'none'}"
+                )
+            log.info("net.cpp:408", f"{param.name} <- {bottom}")
+            available.pop(bottom, None)
+        if len(param.propagate_down) not in (0, len(param.bottom)):
+            layer.error(f"has {len(param.propagate_down)} propagate_down for {len(param.bottom)} bottoms")
+        shapes = [self.blobs[bottom].shape for bottom in param.bottom]
+        layer.setup(shapes)
+        tops = layer.top_shapes(shapes)
+        weights = list(param.loss_weight) or [layer.default_loss_weight] + [0.0] * (len(param.top) - 1)
+        if len(weights) != len(param.top):
+            layer.error(f"has {len(weights)} loss_weight for {len(param.top)} tops; expected none or one a top")
+        for i, (top, shape) in enumerate(zip(param.top, tops, strict=True)):
+            in_place = i < len(param.bottom) and param.bottom[i] == top
+            if top in self.blobs and not in_place:
+                layer.error(f"top {top!r} is already the top of an earlier layer and not this layer's bottom {i}")
+            log.info("net.cpp:369" if in_place else "net.cpp:382", f"{param.name} -> {top}{' (in-place)' * in_place}")
+            if in_place:
+                self.blobs[top].set_shape(shape)
+            else:
+                self.blobs[top] = Blob(shape, self.device)
+            self.blob_loss_weights[top] = weights[i]
+            available[top] = None
+        self._add_params(layer)
+        self.layers.append(layer)
+        self.layer_dict[param.name] = layer
+        log.info("net.cpp:124", f"Setting up {param.name}")
+        return layer
+
+    def _add_params(self, layer: Layer) -> None:
+        """Set the parameters' multipliers, and share those that carry the name of an earlier one."""
+        specs = layer.param.param
+        if len(specs) > len(layer.blobs):
+            layer.error(f"has {len(specs)} param for {len(layer.blobs)} parameters")
+        if layer.param.blobs:
+            self._copy_blobs(layer, layer.param.blobs, "the prototxt")
+            layer.param.ClearField("blobs")
+        for i, blob in enumerate(layer.blobs):
+            spec = specs[i] if i < len(specs) else None
+            fixed = isinstance(layer, BatchNorm)
+            if spec is not None:
+                blob.lr_mult = 0.0 if fixed else spec.lr_mult
+                blob.decay_mult = spec.decay_mult
+                if spec.name:
+                    blob = self._share(layer, i, spec)
+            if not any(blob is other for other in self._learnable):
+                self._learnable.append(blob)
+        if layer.blobs:
+            self.params[layer.name] = layer.blobs
+
+    def _share(self, layer: Layer, i: int, spec: ParamSpec) -> Parameter:
+        own = layer.blobs[i]
+        owner = self._shared.setdefault(spec.name, own)
+        if owner is own:
+            own.name = spec.name
+            return own
+        permissive = spec.share_mode == ParamSpec.PERMISSIVE
+        if (owner.count != own.count) if permissive else (owner.shape != own.shape):
+            layer.error(f"param {spec.name!r} has shape {own.shape}; the layer that owns it has {owner.shape}")
+        for setting in ("lr_mult", "decay_mult"):
+            if spec.HasField(setting) and getattr(spec, setting) != getattr(owner, setting):
+                layer.error(
+                    f"param {spec.name!r}: {setting} is {getattr(spec, setting)}; its owner's is {getattr(owner, setting)}"
+                )
+        layer.blobs[i] = owner
+        return owner
+
+    def _mark_backward(self) -> None:
+        """Which layers take part in the backward pass: those between a learned parameter and a loss."""
+        self.force_backward = self.param.force_backward
+        needs = dict.fromkeys(self.inputs, self.force_backward)
+        reach: list[bool] = []
+        for layer in self.layers:
+            down = [needs.get(b, False) for b in layer.param.bottom]
+            for i, propagate in enumerate(layer.param.propagate_down):
+                down[i] = down[i] and propagate
+            learned = any(blob.lr_mult != 0 for blob in layer.blobs)
+            reach.append((any(down) or learned) and layer.type not in ("Accuracy", "Data"))
+            if layer.type != "Input":
+                needs.update((top, reach[-1]) for top in layer.param.top)
+        under_loss: set[str] = set()
+        self.layer_needs_backward = [False] * len(self.layers)
+        for i in reversed(range(len(self.layers))):
+            param = self.layers[i].param
+            contributes = any(top in under_loss or self._loss_weight(param, j) for j, top in enumerate(param.top))
+            self.layer_needs_backward[i] = reach[i] and (contributes or self.force_backward)
+            under_loss.difference_update(set(param.top) - set(param.bottom))
+            if contributes:
+                under_loss.update(param.bottom)
+            verb = "needs" if self.layer_needs_backward[i] else "does not need"
+            log.info("net.cpp:200", f"{param.name} {verb} backward computation.")
+        self.needs_backward = any(self.layer_needs_backward)
+
+    def _loss_weight(self, param: LayerParameter, top: int) -> float:
+        if param.loss_weight:
+            return param.loss_weight[top]
+        return self.layer_dict[param.name].default_loss_weight if top == 0 else 0.0
+
+    def _fuse(self) -> list[tuple[Layer | _BatchNormScale, int, int]]:
+        """What to run in order: (what, first layer's number, last layer's number)."""
+        plan: list[tuple[Layer | _BatchNormScale, int, int]] = []
+        i = 0
+        while i < len(self.layers):
+            layer, following = self.layers[i], self.layers[i + 1] if i + 1 < len(self.layers) else None
+            if (
+                isinstance(layer, BatchNorm)
+                and isinstance(following, Scale)
+                and following.per_channel
+                and following.blobs[0].count == layer.blobs[0].count
+                and list(following.param.bottom) == list(following.param.top) == list(layer.param.top)
+            ):
+                plan.append((_BatchNormScale(layer, following), i, i + 1))
+                i += 2
+            else:
+                plan.append((layer, i, i))
+                i += 1
+        return plan
+
+    # Running
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self._dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self._dtype)
+
+    def _compute(self, values: Tensors, first: Tensors | None, start: int, end: int) -> None:
+        """Run the layers from `start` to `end` on `values`. `first` collects what each blob was when it was made."""
+        for step, begin, last in self._plan:
+            if begin < start:
+                if last >= start:  # the range begins inside a fused pair
+                    self._run_layer(self.layers[last], last, values, first)
+                continue
+            if begin > end:
+                break
+            if last > end:  # ... or ends inside it
+                self._run_layer(self.layers[begin], begin, values, first)
+                break
+            self._run_layer(step, last, values, first)
+
+    def _run_layer(self, step: Layer | _BatchNormScale, number: int, values: Tensors, first: Tensors | None) -> None:
+        layer = self.layers[number]
+        param = layer.param
+        if param.type == "Input":
+            for top in param.top:
+                if top not in values:
+                    values[top] = self.blobs[top].tensor().detach()
+                if first is not None:
+                    first[top] = values[top] = values[top].requires_grad_(self.force_backward)
+            return
+        bottoms = [values[bottom] for bottom in param.bottom]
+        if param.propagate_down:
+            bottoms = [b if p else b.detach() for b, p in zip(bottoms, param.propagate_down, strict=True)]
+        try:
+            tops = step.forward(bottoms)
+        except CaffeError:
+            raise
+        except (RuntimeError, IndexError) as error:
+            shapes = ", ".join(f"{name!r} {tuple(b.shape)}" for name, b in zip(param.bottom, bottoms, strict=True))
+            raise CaffeError(f"layer {param.name!r} ({param.type}): bottoms {shapes}: {error}") from error
+        for top, tensor in zip(param.top, tops, strict=True):
+            if first is not None and top not in param.bottom:
+                first[top] = tensor
+            values[top] = tensor
+
+    def infer(self, **inputs: torch.Tensor) -> Tensors:
+        """The outputs for the inputs given as tensors, by name; quick, and nothing is kept in the blobs.
+
+        Parameters
+        ----------
+        inputs: one tensor for each of `net.inputs`: N×C×H×W float32 on `net.device`. N may be any number; H and W too,
+            where the layers allow it.
+
+        Returns
+        -------
+        The output blobs by name, float32, on `net.device`.
+        """
+        if set(inputs) != set(self.inputs):
+            raise CaffeError(f"infer: inputs are {sorted(inputs)}; expected {sorted(self.inputs)}")
+        values = dict(inputs)
+        with torch.inference_mode(), self._autocast():
+            self._compute(values, None, 0, len(self.layers) - 1)
+        return {name: values[name].float() for name in self.outputs}
+
+    def compute(self, start: int = 0, end: int | None = None, gradient: bool | None = None) -> torch.Tensor:
+        """Run the layers numbered `start` to `end` into the blobs; returns the weighted sum of the losses.
+
+        Parameters
+        ----------
+        gradient: whether `backward` can follow; default: whether the net needs one.
+        """
+        end = len(self.layers) - 1 if end is None else end
+        gradient = self.needs_backward if gradient is None else gradient
+        values: Tensors = {}
+        if start == 0:
+            self._first, self._values = {}, {}
+        else:
+            values = {name: self._current(name) for name in self.blobs}
+        produced = {top for layer in self.layers[start : end + 1] for top in layer.param.top}
+        with torch.set_grad_enabled(gradient), self._autocast():
+            self._compute(values, self._first if gradient else None, start, end)
+        self._values.update((name, values[name]) for name in produced)
+        loss = torch.zeros((), device=self.device)
+        for name in produced:
+            self.blobs[name].set_tensor(values[name])
+            weight = self.blob_loss_weights[name]
+            if weight:
+                loss = loss + weight * values[name].float().sum()
+        return loss
+
+    def _current(self, name: str) -> torch.Tensor:
+        """A blob's value for a pass that begins in the middle: what the user wrote, in the graph that it came from."""
+        now, computed = self.blobs[name].tensor(), self._values.get(name)
+        if computed is None or not computed.requires_grad or now is computed:
+            return now
+        return computed + (now.to(computed.dtype) - computed).detach()
+
+    def _number(self, layer: str | None, default: int, what: str) -> int:
+        if layer is None:
+            return default
+        if layer not in self.layer_dict:
+            raise CaffeError(f"{what}: no layer {layer!r}; expected one of {', '.join(self.layer_dict)}")
+        return list(self.layer_dict).index(layer)
+
+    def forward(
+        self,
+        blobs: Iterable[str] | None = None,
+        start: str | None = None,
+        end: str | None = None,
+        **inputs: np.ndarray,
+    ) -> dict[str, np.ndarray]:
+        """Forward pass; pycaffe's.
+
+        Parameters
+        ----------
+        blobs: names of blobs to return beside the outputs.
+        start, end: names of the layers to begin with and to stop behind; default: all.
+        inputs: arrays for the input blobs, whose shapes are those of the blobs.
+
+        Returns
+        -------
+        The output blobs (with `end`: that layer's tops) and `blobs`, by name.
+        """
+        if inputs:
+            if set(inputs) != set(self.inputs):
+                raise CaffeError(f"forward: inputs are {sorted(inputs)}; expected {sorted(self.inputs)}")
+            for name, array in inputs.items():
+                if array.shape != self.blobs[name].shape:
+                    raise CaffeError(f"forward: {name!r} has shape {array.shape}; expected {self.blobs[name].shape}")
+                self.blobs[name].data[...] = array
+        first = self._number(start, 0, "forward: start")
+        last = self._number(end, len(self.layers) - 1, "forward: end")
+        self.compute(first, last)
+        names = self.outputs if end is None else list(self.layers[last].param.top)
+        return {name: self.blobs[name].data for name in [*names, *(blobs or [])]}
+
+    def propagate(self, start: int | None = None, end: int = 0, blob_diffs: bool = True, keep: bool = True) -> None:
+        """Backward pass from layer number `start` down to `end`: adds to the parameters' diffs, sets the blobs'.
+
+        Parameters
+        ----------
+        blob_diffs: whether the blobs' diffs are wanted too, or the parameters' alone.
+        keep: whether another backward pass may follow on the same forward pass.
+        """
+        start = len(self.layers) - 1 if start is None else start
+        if not self.needs_backward:
+            return
+        active = [self.layers[i] for i in range(end, start + 1) if self.layer_needs_backward[i]]
+        consumed = {b for layer in active for b in layer.param.bottom if b not in layer.param.top}
+        tops = OrderedDict((top, None) for layer in active for top in layer.param.top)
+        roots, seeds = [], []
+        for name in tops:
+            value = self._values.get(name)
+            if value is None or not value.requires_grad:
+                continue
+            weight = self.blob_loss_weights[name]
+            if name in consumed and not weight:
+                continue
+            roots.append(value)
+            blob = self.blobs[name]
+            seed = torch.full_like(value, weight) if weight else blob.diff_tensor().to(value.dtype).reshape(value.shape)
+            seeds.append(seed)
+        leaves = {id(b): b for layer in active for b in layer.blobs if b.lr_mult != 0}
+        names = []
+        if blob_diffs:
+            bottoms = {b for layer in active for b in layer.param.bottom}
+            names = [n for n in self._first if (n in tops or n in bottoms) and self._first[n].requires_grad]
+        parameters = list(leaves.values())
+        wanted = [p.tensor() for p in parameters] + [self._first[n] for n in names]
+        if not roots or not wanted:
+            return
+        gradients = torch.autograd.grad(roots, wanted, seeds, retain_graph=keep, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=False):
+            if gradient is not None:
+                parameter.accumulate(gradient)
+        for name, gradient in zip(names, gradients[len(parameters) :], strict=True):
+            if gradient is not None:
+                self.blobs[name].set_diff(gradient)
+
+    def backward(
+        self,
+        diffs: Iterable[str] | None = None,
+        start: str | None = None,
+        end: str | None = None,
+        **top_diffs: np.ndarray,
+    ) -> dict[str, np.ndarray]:
+        """Backward pass; pycaffe's. A net without a loss needs `force_backward: true` in its prototxt.
+
+        Parameters
+        ----------
+        diffs: names of blobs whose diffs to return beside the inputs'.
+        start, end: names of the layers to begin with (nearest the loss) and to stop behind; default: all.
+        top_diffs: diffs to put into the output blobs first (default: what stands there; a loss has its weight).
+
+        Returns
+        -------
+        The diffs of the input blobs (with `end`: of that layer's bottoms) and of `diffs`, by name.
+        """
+        first = self._number(start, len(self.layers) - 1, "backward: start")
+        last = self._number(end, 0, "backward: end")
+        allowed = self.outputs if start is None else list(self.layers[first].param.top)
+        for name, array in top_diffs.items():
+            if name not in allowed:
+                raise CaffeError(f"backward: {name!r} is given a diff; expected one of {sorted(allowed)}")
+            if array.shape != self.blobs[name].shape:
+                raise CaffeError(f"backward: {name!r} has shape {array.shape}; expected {self.blobs[name].shape}")
+            self.blobs[name].diff[...] = array
+        self.propagate(first, last)
+        names = self.inputs if end is None else list(self.layers[last].param.bottom)
+        return {name: self.blobs[name].diff for name in [*names, *(diffs or [])]}
+
+    def reshape(self) -> None:
+        """Carry the input blobs' shapes through all layers, as after `net.blobs['data'].reshape(…)`."""
+        for layer in self.layers:
+            if layer.type != "Input":
+                shapes = layer.top_shapes([self.blobs[b].shape for b in layer.param.bottom])
+                for top, shape in zip(layer.param.top, shapes, strict=True):
+                    self.blobs[top].set_shape(shape)
+
+    def clear_param_diffs(self) -> None:
+        """Make the gradients of all parameters 0."""
+        for parameter in self._learnable:
+            parameter.clear_diff()
+
+    @property
+    def learnable_params(self) -> list[Parameter]:
+        """All parameters once each, in the order of the layers: the order of a .solverstate's history."""
+        return self._learnable
+
+    # Weights
+
+    def _copy_blobs(self, layer: Layer, protos: Sequence[Any], source: str) -> None:
+        if len(protos) != len(layer.blobs):
+            layer.error(f"{source} has {len(protos)} parameters for it; expected {len(layer.blobs)}")
+        for i, (proto, blob) in enumerate(zip(protos, layer.blobs, strict=True)):
+            try:
+                array = blobproto_to_array(proto)
+            except CaffeError as error:
+                layer.error(f"{source}: parameter {i}: {error}")
+            # old files give every blob four axes, the missing ones 1 in front
+            legacy = not proto.HasField("shape")
+            if legacy and array.size == blob.count and array.shape[4 - len(blob.shape) :] == blob.shape:
+                array = array.reshape(blob.shape)
+            if array.shape != blob.shape:
+                layer.error(f"{source}: parameter {i} has shape {array.shape}; expected {blob.shape}")
+            blob.data[...] = array
+
+    def copy_from(self, weights: str | os.PathLike[str]) -> None:
+        """Copy parameters from a .caffemodel, by layer name; layers that this net lacks are passed over.
+
+        Raises CaffeError where a layer's parameters differ in number or shape, naming both; nothing is copied then.
+        """
+        source = read_binary(weights, NetParameter())
+        if source.layers:
+            raise CaffeError(f"{weights}: has V1 `layers`; expected a .caffemodel with `layer`")
+        before = {name: [blob.data.copy() for blob in blobs] for name, blobs in self.params.items()}
+        try:
+            for proto in source.layer:
+                if proto.name not in self.layer_dict:
+                    log.info("net.cpp:737", f"Ignoring source layer {proto.name}")
+                elif proto.blobs or self.layer_dict[proto.name].blobs:
+                    self._copy_blobs(self.layer_dict[proto.name], proto.blobs, str(weights))
+        except CaffeError:
+            for name, arrays in before.items():
+                for blob, array in zip(self.params[name], arrays, strict=True):
+                    blob.data[...] = array
+            raise
+
+    def share_with(self, other: Net) -> None:
+        """Use `other`'s parameters, by layer name, as the ones of this net: what changes there changes here."""
+        for name, blobs in other.params.items():
+            if name in self.params:
+                mine = self.layer_dict[name].blobs
+                if [b.shape for b in mine] != [b.shape for b in blobs]:
+                    self.layer_dict[name].error(
+                        f"has parameters of shapes {[b.shape for b in mine]}; the other net's are {[b.shape for b in blobs]}"
+                    )
+                mine[:] = blobs
+
+    def to_proto(self, diff: bool = False) -> NetParameter:
+        """The net as a message with its parameters (and with `diff` their gradients), as a .caffemodel holds it."""
+        proto = NetParameter(name=self.param.name)
+        for layer in self.layers:
+            out = proto.layer.add()
+            out.CopyFrom(layer.param)
+            for blob in layer.blobs:
+                out.blobs.append(array_to_blobproto(blob.data, blob.diff if diff else None))
+        return proto
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a .caffemodel, all or nothing."""
+        replace_bytes(path, self.to_proto().SerializeToString())
+
+    # The state that a resumed run needs beside the parameters
+
+    def states(self) -> dict[str, dict[str, Any]]:
+        """Each layer's state (`position`, `random_state`) by name, for the layers that have one."""
+        return {layer.name: state for layer in self.layers if (state := layer.state())}
+
+
+def _shape_line(blob: Blob) -> str:
+    return " ".join(map(str, [*blob.shape, f"({blob.count})"]))

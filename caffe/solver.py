@@ -1,0 +1,441 @@
+"""Solvers: training as a solver prototxt asks for, with tests, Caffe's log, snapshots and resuming."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
+from . import context, log
+from .blob import Parameter
+from .errors import CaffeError
+from .io import (
+    array_to_blobproto,
+    blobproto_to_array,
+    read_binary,
+    read_net_parameter,
+    read_solver_parameter,
+    replace_bytes,
+)
+from .net import Net
+from .proto.caffe_pb2 import TEST, TRAIN, NetParameter, NetState, SolverParameter, SolverState
+
+SOLVERS: dict[str, type[Solver]] = {}
+
+
+def learning_rate(param: SolverParameter, iteration: int) -> float:
+    """The rate of an iteration by `lr_policy`.
+
+    fixed: base_lr. step: base_lr · gamma^floor(iter / stepsize). multistep: base_lr · gamma^(stepvalues passed).
+    exp: base_lr · gamma^iter. inv: base_lr · (1 + gamma · iter)^−power. poly: base_lr · (1 − iter / max_iter)^power.
+    sigmoid: base_lr / (1 + exp(−gamma · (iter − stepsize))).
+    """
+    base, gamma, policy = param.base_lr, param.gamma, param.lr_policy
+    if policy == "fixed":
+        return base
+    if policy == "step":
+        if param.stepsize < 1:
+            raise CaffeError(f"lr_policy step: stepsize is {param.stepsize}; expected at least 1")
+        return base * gamma ** (iteration // param.stepsize)
+    if policy == "multistep":
+        return base * gamma ** sum(iteration >= value for value in param.stepvalue)
+    if policy == "exp":
+        return base * gamma**iteration
+    if policy == "inv":
+        return base * (1 + gamma * iteration) ** -param.power
+    if policy == "poly":
+        return base * (1 - iteration / param.max_iter) ** param.power
+    if policy == "sigmoid":
+        return base / (1 + float(torch.exp(torch.tensor(-gamma * (iteration - param.stepsize), dtype=torch.float64))))
+    raise CaffeError(f"lr_policy {policy!r} is not known; expected fixed, step, multistep, exp, inv, poly or sigmoid")
+
+
+class Solver:
+    """What all solvers share; a subclass says how a gradient becomes an update.
+
+    Parameters
+    ----------
+    param: path of a solver prototxt, or a SolverParameter. Paths in it are relative to the working directory.
+
+    Attributes
+    ----------
+    net, test_nets: the training net and those that test it; they share parameters from the first test on.
+    iter: iterations done.
+    on_test: called after each test with (solver, test net's number, its mean outputs by name).
+    requested: set to `stop` or `snapshot` (by a signal's handler, say) to be obeyed after the running iteration.
+
+    Raises
+    ------
+    CaffeError: naming file and line, or the setting that does not fit.
+    """
+
+    type: ClassVar[str] = ""
+    # how many histories a parameter has in the .solverstate
+    histories: ClassVar[int] = 1
+
+    def __init__(self, param: str | os.PathLike[str] | SolverParameter) -> None:
+        self.param = SolverParameter()
+        self.param.CopyFrom(param if isinstance(param, SolverParameter) else read_solver_parameter(param))
+        log.info("solver.cpp:45", f"Initializing solver from parameters: \n{self.param}")
+        self.iter = 0
+        self.requested: str | None = None
+        self.on_test: list[Callable[[Solver, int, dict[str, float]], None]] = []
+        self._losses: deque[torch.Tensor] = deque(maxlen=max(self.param.average_loss, 1))
+        learning_rate(self.param, 0)
+        if self.param.random_seed >= 0:
+            context.set_random_seed(self.param.random_seed)
+        self.net = self._make_train_net()
+        self.test_nets = self._make_test_nets()
+        self._check_settings()
+        self.history: list[torch.Tensor] = []
+        for _ in range(self.histories):
+            self.history += [torch.zeros_like(p.tensor(), requires_grad=False) for p in self.net.learnable_params]
+        self._reported = (0, time.perf_counter())
+        log.info("solver.cpp:57", "Solver scaffolding done.")
+
+    # Nets
+
+    @property
+    def precision(self) -> str:
+        """`fp32`, `bf16`, `fp16` or `auto`, as the solver prototxt says."""
+        return SolverParameter.Precision.Name(self.param.precision).lower()
+
+    def _net(self, param: NetParameter, state: NetState) -> Net:
+        full = NetParameter()
+        full.CopyFrom(param)
+        full.state.MergeFrom(state)
+        phase = full.state.phase
+        level, stages = full.state.level, list(full.state.stage)
+        full.ClearField("state")
+        return Net(full, phase=phase, level=level, stages=stages, precision=self.precision)
+
+    def _make_train_net(self) -> Net:
+        p = self.param
+        given = [name for name in ("net", "net_param", "train_net", "train_net_param") if p.HasField(name)]
+        if len(given) != 1:
+            raise CaffeError(
+                f"solver: has {', '.join(given) or 'none'} of net, net_param, train_net, train_net_param; expected one"
+            )
+        source = getattr(p, given[0])
+        if isinstance(source, str):
+            log.info("solver.cpp:102", f"Creating training net from {given[0]} file: {source}")
+        param = read_net_parameter(source) if isinstance(source, str) else source
+        state = NetState(phase=TRAIN)
+        state.MergeFrom(param.state)
+        state.MergeFrom(p.train_state)
+        state.phase = TRAIN
+        return self._net(param, state)
+
+    def _make_test_nets(self) -> list[Net]:
+        p = self.param
+        sources: list[str | NetParameter] = [*p.test_net_param, *p.test_net]
+        shared = p.net_param if p.HasField("net_param") else p.net if p.HasField("net") else None
+        if shared is not None:
+            sources += [shared] * (max(len(p.test_iter) - len(sources), 0) if p.test_iter else 0)
+        if len(sources) != len(p.test_iter):
+            raise CaffeError(f"solver: {len(p.test_iter)} test_iter for {len(sources)} test nets; expected one each")
+        if len(p.test_state) not in (0, len(sources)):
+            raise CaffeError(
+                f"solver: {len(p.test_state)} test_state for {len(sources)} test nets; expected none or one each"
+            )
+        if p.test_interval and not sources:
+            raise CaffeError(
+                f"solver: test_interval is {p.test_interval} without a test net; expected a test_iter and a net"
+            )
+        if sources and p.test_interval < 1:
+            raise CaffeError(
+                f"solver: test_interval is {p.test_interval} with {len(sources)} test nets; expected at least 1"
+            )
+        nets = []
+        for i, source in enumerate(sources):
+            param = read_net_parameter(source) if isinstance(source, str) else source
+            what = f"net file: {source}" if isinstance(source, str) else "net_param"
+            log.info("solver.cpp:190", f"Creating test net (#{i}) specified by {what}")
+            state = NetState(phase=TEST)
+            state.MergeFrom(param.state)
+            if p.test_state:
+                state.MergeFrom(p.test_state[i])
+            state.phase = TEST
+            nets.append(self._net(param, state))
+        return nets
+
+    def _check_settings(self) -> None:
+        p = self.param
+        if p.regularization_type not in ("L1", "L2"):
+            raise CaffeError(f"solver: regularization_type is {p.regularization_type!r}; expected L1 or L2")
+        if p.iter_size < 1:
+            raise CaffeError(f"solver: iter_size is {p.iter_size}; expected at least 1")
+        if p.snapshot and not p.snapshot_prefix:
+            raise CaffeError("solver: snapshot is set without a snapshot_prefix")
+        if p.snapshot_format != SolverParameter.BINARYPROTO:
+            raise CaffeError("solver: snapshot_format HDF5 is not supported; expected BINARYPROTO")
+
+    # Training
+
+    def step(self, iterations: int) -> None:
+        """Train for a number of iterations, with the tests, log lines and snapshots that fall into them."""
+        p, stop = self.param, self.iter + iterations
+        self._reported = (self.iter, time.perf_counter())
+        while self.iter < stop:
+            self.net.clear_param_diffs()
+            due = p.test_interval and self.iter % p.test_interval == 0
+            if due and (self.iter > 0 or p.test_initialization):
+                self.test_all()
+            display = bool(p.display) and self.iter % p.display == 0
+            loss = torch.zeros((), device=self.net.device)
+            for _ in range(p.iter_size):
+                loss = loss + self.net.compute(gradient=True).detach()
+                self.net.propagate(keep=False)
+            self._losses.append(loss / p.iter_size)
+            if display:
+                self._log_iteration()
+            self.apply_update(display)
+            self.iter += 1
+            request, self.requested = self.requested, None
+            if (p.snapshot and self.iter % p.snapshot == 0) or request == "snapshot":
+                self.snapshot()
+            if request == "stop":
+                self.requested = "stop"
+                break
+
+    def smoothed_loss(self) -> float:
+        """The mean of the last `average_loss` iterations' losses."""
+        return float(torch.stack([loss.cpu() for loss in self._losses]).mean()) if self._losses else 0.0
+
+    def _log_iteration(self) -> None:
+        last, before = self._reported
+        now, count = time.perf_counter(), self.iter - last
+        seconds = now - before
+        rate = log.number(count / seconds if seconds else 0.0)
+        self._reported = (self.iter, now)
+        log.info(
+            "solver.cpp:239",
+            f"Iteration {self.iter} ({rate} iter/s, {log.number(seconds)}s/{count} iters), "
+            f"loss = {log.number(self.smoothed_loss())}",
+        )
+        number = 0
+        for name in self.net.outputs:
+            weight = self.net.blob_loss_weights[name]
+            for value in self.net.blobs[name].data.ravel():
+                log.info("solver.cpp:258", f"    Train net output #{number}: {_output(name, float(value), weight)}")
+                number += 1
+
+    def apply_update(self, display: bool = False) -> None:
+        """Turn the parameters' diffs into an update of the parameters by this solver's rule."""
+        rate = learning_rate(self.param, self.iter)
+        if display:
+            log.info("sgd_solver.cpp:112", f"Iteration {self.iter}, lr = {log.number(rate)}")
+        with torch.no_grad():
+            self._clip_gradients()
+            for i, parameter in enumerate(self.net.learnable_params):
+                if parameter.lr_mult and parameter.has_diff:
+                    self._update(i, parameter, rate * parameter.lr_mult)
+
+    def _clip_gradients(self) -> None:
+        limit = self.param.clip_gradients
+        if limit < 0:
+            return
+        diffs = [p.diff_tensor() for p in self.net.learnable_params if p.has_diff]
+        norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(d) for d in diffs])))
+        if norm > limit:
+            log.info(
+                "sgd_solver.cpp:93",
+                f"Gradient clipping: scaling down gradients (L2 norm {log.number(norm)} > {log.number(limit)}) "
+                f"by scale factor {log.number(limit / norm)}",
+            )
+            torch._foreach_mul_(diffs, limit / norm)
+
+    def _gradient(self, parameter: Parameter) -> torch.Tensor:
+        """The diff, divided by iter_size, plus the weight decay's part: the diff itself is changed."""
+        p, diff = self.param, parameter.diff_tensor()
+        if p.iter_size > 1:
+            diff.mul_(1 / p.iter_size)
+        decay = p.weight_decay * parameter.decay_mult
+        if decay:
+            data = parameter.tensor().detach()
+            diff.add_(data if p.regularization_type == "L2" else data.sign(), alpha=decay)
+        return diff
+
+    def _update(self, i: int, parameter: Parameter, rate: float) -> None:
+        raise CaffeError(f"solver type {self.type!r} has no update rule")
+
+    def solve(self, resume_file: str | os.PathLike[str] | None = None) -> None:
+        """Train until max_iter (or a `stop` request), from a .solverstate if given, and snapshot at the end."""
+        p = self.param
+        log.info("solver.cpp:289", f"Solving {self.net.name}")
+        log.info("solver.cpp:290", f"Learning Rate Policy: {p.lr_policy}")
+        if resume_file is not None:
+            log.info("solver.cpp:295", f"Restoring previous solver status from {resume_file}")
+            self.restore(resume_file)
+        self.requested = None
+        self.step(max(p.max_iter - self.iter, 0))
+        if p.snapshot_after_train and (not p.snapshot or self.iter % p.snapshot):
+            self.snapshot()
+        if self.requested == "stop":
+            log.info("solver.cpp:315", "Optimization stopped early.")
+            return
+        if p.display and self.iter % p.display == 0:
+            # one more forward pass, so that the log ends with the loss of the final parameters
+            self._losses.append(self.net.compute(gradient=False))
+            log.info("solver.cpp:327", f"Iteration {self.iter}, loss = {log.number(self.smoothed_loss())}")
+        if p.test_interval and self.iter % p.test_interval == 0:
+            self.test_all()
+        log.info("solver.cpp:332", "Optimization Done.")
+
+    # Testing
+
+    def test_all(self) -> None:
+        """Test every test net on its `test_iter` batches and log the means of its outputs."""
+        for i in range(len(self.test_nets)):
+            self.test(i)
+
+    def test(self, number: int = 0) -> dict[str, list[float]]:
+        """Mean outputs of a test net over its `test_iter` batches, by name, with the training net's parameters."""
+        log.info("solver.cpp:347", f"Iteration {self.iter}, Testing net (#{number})")
+        net = self.test_nets[number]
+        net.share_with(self.net)
+        batches = self.param.test_iter[number]
+        sums: dict[str, torch.Tensor] = {}
+        loss = torch.zeros((), device=net.device)
+        for _ in range(batches):
+            loss = loss + net.compute(gradient=False)
+            for name in net.outputs:
+                value = net.blobs[name].tensor().double().reshape(-1)
+                sums[name] = sums[name] + value if name in sums else value
+        if self.param.test_compute_loss:
+            log.info("solver.cpp:402", f"Test loss: {log.number(float(loss) / batches)}")
+        means = {name: (total / batches).tolist() for name, total in sums.items()}
+        output = 0
+        for name, values in means.items():
+            for value in values:
+                line = _output(name, value, net.blob_loss_weights[name])
+                log.info("solver.cpp:414", f"    Test net output #{output}: {line}")
+                output += 1
+        for callback in self.on_test:
+            callback(self, number, {name: values[0] for name, values in means.items() if len(values) == 1})
+        return means
+
+    # Snapshots
+
+    def snapshot(self) -> str:
+        """Write PREFIX_iter_N.caffemodel and then PREFIX_iter_N.solverstate; returns the latter's path."""
+        prefix = f"{self.param.snapshot_prefix}_iter_{self.iter}"
+        Path(prefix).parent.mkdir(parents=True, exist_ok=True)
+        model, state_file = f"{prefix}.caffemodel", f"{prefix}.solverstate"
+        log.info("solver.cpp:464", f"Snapshotting to binary proto file {model}")
+        replace_bytes(model, self.net.to_proto(self.param.snapshot_diff).SerializeToString())
+        state = SolverState(iter=self.iter, learned_net=model, current_step=self._current_step())
+        state.history.extend(array_to_blobproto(h.detach().cpu().numpy()) for h in self.history)
+        for net, prefix_name in self._stateful_nets():
+            for layer, values in net.states().items():
+                state.layer_state.add(layer=prefix_name + layer, **values)
+        state.loss_window.extend(float(loss) for loss in self._losses)
+        log.info("sgd_solver.cpp:284", f"Snapshotting solver state to binary proto file {state_file}")
+        replace_bytes(state_file, state.SerializeToString())
+        return state_file
+
+    def _current_step(self) -> int:
+        p = self.param
+        if p.lr_policy == "step":
+            return self.iter // p.stepsize
+        return sum(self.iter >= value for value in p.stepvalue) if p.lr_policy == "multistep" else 0
+
+    def _stateful_nets(self) -> list[tuple[Net, str]]:
+        return [(self.net, ""), *((net, f"test{i}/") for i, net in enumerate(self.test_nets))]
+
+    def restore(self, state_file: str | os.PathLike[str]) -> None:
+        """Go on from a .solverstate: ours continues as if never stopped; Caffe's own has no data position.
+
+        Raises CaffeError where the file, or the .caffemodel that it names, is missing or does not fit the net.
+        """
+        if not str(state_file).endswith(".solverstate"):
+            raise CaffeError(f"{state_file}: expected a .solverstate")
+        state = read_binary(state_file, SolverState())
+        if len(state.history) != len(self.history):
+            raise CaffeError(
+                f"{state_file}: has {len(state.history)} histories; this solver and net need {len(self.history)}"
+            )
+        arrays = []
+        for i, (proto, history) in enumerate(zip(state.history, self.history, strict=True)):
+            try:
+                array = blobproto_to_array(proto)
+            except CaffeError as error:
+                raise CaffeError(f"{state_file}: history {i}: {error}") from None
+            if array.size != history.numel():
+                raise CaffeError(f"{state_file}: history {i} has shape {array.shape}; expected {tuple(history.shape)}")
+            arrays.append(array.reshape(tuple(history.shape)))
+        if state.learned_net:
+            self.net.copy_from(self._find_model(state.learned_net, state_file))
+        for array, history in zip(arrays, self.history, strict=True):
+            history.copy_(torch.from_numpy(array))
+        self.iter = state.iter
+        self._losses.clear()
+        self._losses.extend(torch.tensor(loss) for loss in state.loss_window)
+        saved = {entry.layer: entry for entry in state.layer_state}
+        for net, prefix in self._stateful_nets():
+            for layer in net.layers:
+                entry = saved.get(prefix + layer.name)
+                if entry is not None and layer.state():
+                    layer.set_state({"position": entry.position, "random_state": entry.random_state})
+
+    @staticmethod
+    def _find_model(learned_net: str, state_file: str | os.PathLike[str]) -> Path:
+        """The .caffemodel by the path it was written to, else beside the .solverstate (the folder may have moved)."""
+        for path in (Path(learned_net), Path(state_file).parent / Path(learned_net).name):
+            if path.is_file():
+                return path
+        raise CaffeError(f"{state_file}: its weights {learned_net} are neither there nor beside it")
+
+
+class SGDSolver(Solver):
+    """Stochastic gradient descent: V ← momentum · V + rate · (∇w + decay · w); w ← w − V."""
+
+    type = "SGD"
+
+    def _update(self, i: int, parameter: Parameter, rate: float) -> None:
+        p, history = self.param, self.history[i]
+        decay = p.weight_decay * parameter.decay_mult
+        if rate and p.iter_size == 1 and p.momentum and (p.regularization_type == "L2" or not decay):
+            # one pass over the memory: torch's momentum buffer takes the gradient times the rate, then a step of 1
+            torch._fused_sgd_(
+                [parameter.tensor().detach()],
+                [parameter.diff_tensor()],
+                [history],
+                weight_decay=rate * decay,
+                momentum=p.momentum,
+                lr=1.0,
+                dampening=0.0,
+                nesterov=False,
+                maximize=False,
+                is_first_step=False,
+                grad_scale=torch.full((), 1 / rate, device=history.device),
+            )
+            return
+        history.mul_(p.momentum).add_(self._gradient(parameter), alpha=rate)
+        parameter.tensor().detach().sub_(history)
+
+
+for _solver in (SGDSolver,):
+    SOLVERS[_solver.type] = _solver
+
+
+def get_solver(param: str | os.PathLike[str] | SolverParameter) -> Solver:
+    """The solver of the type that a solver prototxt names (default SGD)."""
+    message = param if isinstance(param, SolverParameter) else read_solver_parameter(param)
+    name = message.type
+    if message.HasField("solver_type"):
+        name = SolverParameter.SolverType.Name(message.solver_type)
+        name = next((known for known in SOLVERS if known.upper() == name), name)
+    if name not in SOLVERS:
+        raise CaffeError(f"solver type {name!r} is not known; expected one of {', '.join(SOLVERS)}")
+    return SOLVERS[name](message)
+
+
+def _output(name: str, value: float, weight: float) -> str:
+    line = f"{name} = {log.number(value)}"
+    return f"{line} (* {log.number(weight)} = {log.number(weight * value)} loss)" if weight else line

@@ -83,9 +83,9 @@ def extract(source: Path, output: Path, skip_bad: bool = False, workers: int | N
             unit = "file"
             files, others = list_images(source)
             stage.counts["other_files"] = others
-            batches = [list(enumerate(files))[i : i + BATCH_ROWS] for i in range(0, len(files), BATCH_ROWS)]
-            parts = _ordered(lambda batch: _write_images(source, batch, folder), batches, workers)
-            _sum_up(progress(parts, len(batches), "extract", " batches"), total, source, unit, skip_bad, stage)
+            firsts = range(0, len(files), BATCH_ROWS)
+            parts = _ordered(lambda i: _write_images(source, files[i : i + BATCH_ROWS], i, folder), firsts, workers)
+            _sum_up(progress(parts, len(firsts), "extract", " batches"), total, source, unit, skip_bad, stage)
             stage.settings["folder_sha256"] = total.digest
         else:
             stage = Stage("extract", [source], {"skip_bad": skip_bad})
@@ -181,10 +181,10 @@ def _write_rows(reader: CsvReader, batch: list[Line], folder: Path) -> Written:
     return written
 
 
-def _write_images(source: Path, batch: list[tuple[int, str]], folder: Path) -> Written:
-    """One batch of a folder's images, made grey and 48x48 where they are not."""
+def _write_images(source: Path, files: list[str], first: int, folder: Path) -> Written:
+    """One batch of a folder's images, numbered from `first`, made grey and 48x48 where they are not."""
     written = Written()
-    for number, file in batch:
+    for number, file in enumerate(files, first):
         data = (source / file).read_bytes()
         written.digest += f"{file} {hashlib.sha256(data).hexdigest()}\n"
         try:

@@ -1,7 +1,7 @@
 """Caffe's interface and semantics, computed by PyTorch: what `import caffe` gives a script written for pycaffe."""
 
 from . import io
-from .context import set_device, set_mode_cpu, set_mode_gpu, set_random_seed, use_device
+from .context import current_device, set_device, set_mode_cpu, set_mode_gpu, set_random_seed, use_device
 from .errors import CaffeError
 from .layers import LAYERS, Layer
 from .net import Net
@@ -24,6 +24,7 @@ __all__ = [
     "NetSpec",
     "SGDSolver",
     "Solver",
+    "current_device",
     "get_solver",
     "io",
     "layer_type_list",

@@ -20,6 +20,8 @@ from .layers.normalization import BatchNorm, Scale
 from .proto.caffe_pb2 import TEST, TRAIN, LayerParameter, NetParameter, NetState, NetStateRule, ParamSpec, Phase
 
 Tensors = dict[str, torch.Tensor]
+# for each layer that was run, by its number: its bottoms and its tops
+Graph = dict[int, tuple[list[torch.Tensor], list[torch.Tensor]]]
 
 
 def _rule_met(state: NetState, rule: NetStateRule, layer: str) -> bool:
@@ -151,7 +153,7 @@ class Net:
             log.info("net.cpp:244", f"This network produces output {name}")
         self._plan = self._fuse()
         self._values: Tensors = {}
-        self._first: Tensors = {}
+        self._graph: Graph = {}
         log.info("net.cpp:257", "Network initialization done.")
 
     def _add_layer(self, param: LayerParameter, available: dict[str, None]) -> Layer:
@@ -288,29 +290,29 @@ class Net:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self._dtype)
 
-    def _compute(self, values: Tensors, first: Tensors | None, start: int, end: int) -> None:
-        """Run the layers from `start` to `end` on `values`. `first` collects what each blob was when it was made."""
+    def _compute(self, values: Tensors, graph: Graph | None, start: int, end: int) -> None:
+        """Run the layers from `start` to `end` on `values`. `graph` collects what goes in and out."""
         for step, begin, last in self._plan:
             if begin < start:
                 if last >= start:  # the range begins inside a fused pair
-                    self._run_layer(self.layers[last], last, values, first)
+                    self._run_layer(self.layers[last], last, values, graph)
                 continue
             if begin > end:
                 break
             if last > end:  # ... or ends inside it
-                self._run_layer(self.layers[begin], begin, values, first)
+                self._run_layer(self.layers[begin], begin, values, graph)
                 break
-            self._run_layer(step, last, values, first)
+            self._run_layer(step, last, values, graph)
 
-    def _run_layer(self, step: Layer | _BatchNormScale, number: int, values: Tensors, first: Tensors | None) -> None:
+    def _run_layer(self, step: Layer | _BatchNormScale, number: int, values: Tensors, graph: Graph | None) -> None:
         layer = self.layers[number]
         param = layer.param
         if param.type == "Input":
             for top in param.top:
                 if top not in values:
                     values[top] = self.blobs[top].tensor().detach()
-                if first is not None:
-                    first[top] = values[top] = values[top].requires_grad_(self.force_backward)
+                if graph is not None:
+                    values[top].requires_grad_(self.force_backward)
             return
         bottoms = [values[bottom] for bottom in param.bottom]
         if param.propagate_down:
@@ -322,10 +324,9 @@ class Net:
         except (RuntimeError, IndexError) as error:
             shapes = ", ".join(f"{name!r} {tuple(b.shape)}" for name, b in zip(param.bottom, bottoms, strict=True))
             raise CaffeError(f"layer {param.name!r} ({param.type}): bottoms {shapes}: {error}") from error
-        for top, tensor in zip(param.top, tops, strict=True):
-            if first is not None and top not in param.bottom:
-                first[top] = tensor
-            values[top] = tensor
+        if graph is not None:
+            graph[number] = (bottoms, tops)
+        values.update(zip(param.top, tops, strict=True))
 
     def infer(self, **inputs: torch.Tensor) -> Tensors:
         """The outputs for the inputs given as tensors, by name; quick, and nothing is kept in the blobs.
@@ -357,12 +358,12 @@ class Net:
         gradient = self.needs_backward if gradient is None else gradient
         values: Tensors = {}
         if start == 0:
-            self._first, self._values = {}, {}
+            self._graph, self._values = {}, {}
         else:
             values = {name: self._current(name) for name in self.blobs}
         produced = {top for layer in self.layers[start : end + 1] for top in layer.param.top}
         with torch.set_grad_enabled(gradient), self._autocast():
-            self._compute(values, self._first if gradient else None, start, end)
+            self._compute(values, self._graph if gradient else None, start, end)
         self._values.update((name, values[name]) for name in produced)
         loss = torch.zeros((), device=self.device)
         for name in produced:
@@ -429,28 +430,35 @@ class Net:
         start = len(self.layers) - 1 if start is None else start
         if not self.needs_backward:
             return
-        active = [self.layers[i] for i in range(end, start + 1) if self.layer_needs_backward[i]]
-        consumed = {b for layer in active for b in layer.param.bottom if b not in layer.param.top}
-        tops = OrderedDict((top, None) for layer in active for top in layer.param.top)
-        roots, seeds = [], []
-        for name in tops:
-            value = self._values.get(name)
-            if value is None or not value.requires_grad:
+        # a blob may change in place: what matters is how it came into this range of layers and how it left it
+        entered: Tensors = {}
+        left: Tensors = {}
+        consumed: set[str] = set()
+        leaves: dict[int, Parameter] = {}
+        for number in range(end, start + 1):
+            if not self.layer_needs_backward[number] or number not in self._graph:
                 continue
+            layer, (bottoms, tops) = self.layers[number], self._graph[number]
+            for name, value in [
+                *zip(layer.param.bottom, bottoms, strict=True),
+                *zip(layer.param.top, tops, strict=True),
+            ]:
+                entered.setdefault(name, value)
+            left.update(zip(layer.param.top, tops, strict=True))
+            consumed.update(set(layer.param.bottom) - set(layer.param.top))
+        for layer in self.layers[end : start + 1]:
+            leaves.update((id(blob), blob) for blob in layer.blobs if blob.lr_mult != 0)
+        roots, seeds = [], []
+        for name, value in left.items():
             weight = self.blob_loss_weights[name]
-            if name in consumed and not weight:
+            if not value.requires_grad or (name in consumed and not weight):
                 continue
             roots.append(value)
-            blob = self.blobs[name]
-            seed = torch.full_like(value, weight) if weight else blob.diff_tensor().to(value.dtype).reshape(value.shape)
-            seeds.append(seed)
-        leaves = {id(b): b for layer in active for b in layer.blobs if b.lr_mult != 0}
-        names = []
-        if blob_diffs:
-            bottoms = {b for layer in active for b in layer.param.bottom}
-            names = [n for n in self._first if (n in tops or n in bottoms) and self._first[n].requires_grad]
+            given = self.blobs[name].diff_tensor if not weight else None
+            seeds.append(given().to(value.dtype).reshape(value.shape) if given else torch.full_like(value, weight))
+        names = [name for name, value in entered.items() if blob_diffs and value.requires_grad]
         parameters = list(leaves.values())
-        wanted = [p.tensor() for p in parameters] + [self._first[n] for n in names]
+        wanted = [p.tensor() for p in parameters] + [entered[name] for name in names]
         if not roots or not wanted:
             return
         gradients = torch.autograd.grad(roots, wanted, seeds, retain_graph=keep, allow_unused=True)

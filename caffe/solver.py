@@ -67,6 +67,7 @@ class Solver:
     net, test_nets: the training net and those that test it; they share parameters from the first test on.
     iter: iterations done.
     on_test: called after each test with (solver, test net's number, its mean outputs by name).
+    on_snapshot: called after each snapshot with (solver, path of the .solverstate).
     requested: set to `stop` or `snapshot` (by a signal's handler, say) to be obeyed after the running iteration.
 
     Raises
@@ -85,6 +86,8 @@ class Solver:
         self.iter = 0
         self.requested: str | None = None
         self.on_test: list[Callable[[Solver, int, dict[str, float]], None]] = []
+        self.on_snapshot: list[Callable[[Solver, str], None]] = []
+        self._callbacks: list[tuple[Callable[[], None], Callable[[], None]]] = []
         self._losses: deque[torch.Tensor] = deque(maxlen=max(self.param.average_loss, 1))
         learning_rate(self.param, 0)
         if self.param.random_seed >= 0:
@@ -186,6 +189,8 @@ class Solver:
             due = p.test_interval and self.iter % p.test_interval == 0
             if due and (self.iter > 0 or p.test_initialization):
                 self.test_all()
+            for on_start, _ in self._callbacks:
+                on_start()
             display = bool(p.display) and self.iter % p.display == 0
             loss = torch.zeros((), device=self.net.device)
             for _ in range(p.iter_size):
@@ -194,6 +199,8 @@ class Solver:
             self._losses.append(loss / p.iter_size)
             if display:
                 self._log_iteration()
+            for _, on_gradients in self._callbacks:
+                on_gradients()
             self.apply_update(display)
             self.iter += 1
             request, self.requested = self.requested, None
@@ -202,6 +209,10 @@ class Solver:
             if request == "stop":
                 self.requested = "stop"
                 break
+
+    def add_callback(self, on_start: Callable[[], None], on_gradients: Callable[[], None]) -> None:
+        """Call `on_start` before each iteration's forward pass and `on_gradients` before its update; pycaffe's."""
+        self._callbacks.append((on_start, on_gradients))
 
     def smoothed_loss(self) -> float:
         """The mean of the last `average_loss` iterations' losses."""
@@ -337,6 +348,8 @@ class Solver:
         state.loss_window.extend(float(loss) for loss in self._losses)
         log.info("sgd_solver.cpp:284", f"Snapshotting solver state to binary proto file {state_file}")
         replace_bytes(state_file, state.SerializeToString())
+        for callback in self.on_snapshot:
+            callback(self, state_file)
         return state_file
 
     def _current_step(self) -> int:

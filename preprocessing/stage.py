@@ -78,13 +78,9 @@ def replace_file(target: Path) -> Iterator[Path]:
 def sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest() if sys.version_info >= (3, 11) else _sha256_stream(f)
-
-
-def _sha256_stream(f: Any) -> str:
-    digest = hashlib.sha256()
-    for block in iter(lambda: f.read(1 << 20), b""):
-        digest.update(block)
+        digest = hashlib.sha256()  # hashlib.file_digest needs Python 3.11
+        for block in iter(lambda: f.read(1 << 20), b""):
+            digest.update(block)
     return digest.hexdigest()
 
 

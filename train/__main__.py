@@ -1,0 +1,301 @@
+"""Train a network of prototxt/ on the LMDBs of a data set, choosing the epoch that validates best.
+
+python -m train prototxt/face_emotion_net --train data/fer2013/lmdb/train_lmdb --val data/fer2013/lmdb/val_lmdb \\
+    --mean data/fer2013/mean.binaryproto --output data/fer2013/runs/face_emotion_net [--epochs 150]
+
+The run's folder is a Caffe project of its own: solver.prototxt and train_val.prototxt with every setting filled in,
+snapshots, train.log in Caffe's format. Stopped by Ctrl-C or a kill, the same command goes on from the last snapshot
+and ends with the same weights as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+from tqdm import tqdm
+
+import caffe
+from caffe import log
+from caffe.database import write_lmdb
+from caffe.io import DatumReader, open_lmdb, read_net_parameter, read_solver_parameter, replace_bytes
+from caffe.proto.caffe_pb2 import TEST, TRAIN, LayerParameter, NetParameter, SolverParameter
+from preprocessing.stage import Stage, StageError, add_device_argument, replace_file, run_main, sha256
+
+LARGEST_TEST_BATCH = 512
+KEPT_SNAPSHOTS = 2
+
+
+def data_layer(net: NetParameter, phase: int) -> LayerParameter:
+    """The Data layer of a phase.
+
+    Raises StageError where the net has none, or several, whose records would not be known.
+    """
+    found = [layer for layer in net.layer if layer.type == "Data" and any(r.phase == phase for r in layer.include)]
+    if len(found) != 1:
+        name = "TRAIN" if phase == TRAIN else "TEST"
+        raise StageError(f"net {net.name!r}: {len(found)} Data layers with include {{ phase: {name} }}; expected one")
+    return found[0]
+
+
+def test_batches(records: int, largest: int = LARGEST_TEST_BATCH) -> tuple[int, int]:
+    """Batch size and number of batches that read every record once, or as few as possible twice.
+
+    The largest divisor of `records` up to `largest` where it is at least 16, else the batch with the least excess.
+    """
+    divisors = [size for size in range(1, min(records, largest) + 1) if records % size == 0]
+    if divisors[-1] >= min(16, records):
+        return divisors[-1], records // divisors[-1]
+    size = min(range(64, largest + 1), key=lambda size: (-records % size, -size))
+    return size, -(-records // size)
+
+
+def rescale(solver: SolverParameter, epoch: int, epochs: int | None) -> None:
+    """Set max_iter, stepvalue and stepsize for `epochs` epochs of `epoch` iterations, in their proportions.
+
+    Without `epochs`: as many as the prototxt's max_iter makes of FER2013's 449 iterations, its test_interval.
+    """
+    before = solver.max_iter
+    if epochs is None:
+        epochs = max(round(before / solver.test_interval), 1)
+    solver.max_iter = epoch * epochs
+    steps = [max(round(step * solver.max_iter / before), 1) for step in solver.stepvalue]
+    del solver.stepvalue[:]
+    solver.stepvalue.extend(steps)
+    if solver.stepsize:
+        solver.stepsize = max(round(solver.stepsize * solver.max_iter / before), 1)
+    solver.test_interval = solver.snapshot = epoch
+    solver.display = max(min(solver.display, epoch // 4), 1)
+    solver.average_loss = solver.display
+
+
+def merge(sources: list[Path], target: Path, seed: int) -> None:
+    """Write one LMDB of all records of several, shuffled by `seed`, numbered anew."""
+
+    def records() -> Iterator[tuple[bytes, bytes]]:
+        transactions = [open_lmdb(source).begin() for source in sources]
+        entries = [(i, key) for i, t in enumerate(transactions) for key in t.cursor().iternext(values=False)]
+        random.Random(seed).shuffle(entries)
+        for number, (i, key) in enumerate(entries):
+            name = key.split(b"_", 1)[-1]
+            yield b"%08d_%s" % (number, name), transactions[i].get(key)
+
+    if target.exists():
+        shutil.rmtree(target)
+    write_lmdb(target, records())
+
+
+class Run:
+    """One training run in its folder.
+
+    Parameters
+    ----------
+    arguments: the command line's.
+
+    Raises StageError or CaffeError for a prototxt, LMDB or mean that is missing or does not fit.
+    """
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.folder = Path(arguments.output)
+        self.source = Path(arguments.network)
+        self.name = self.source.name
+        self.mean = Path(arguments.mean)
+        self.train_on = arguments.train_on
+        self.solver_param = read_solver_parameter(self.source / "solver.prototxt")
+        self.net_param = read_net_parameter(self.source / "train_val.prototxt")
+        if arguments.seed is not None:
+            self.solver_param.random_seed = arguments.seed
+        if self.solver_param.random_seed < 0:
+            self.solver_param.random_seed = 1
+        if arguments.precision:
+            self.solver_param.precision = SolverParameter.Precision.Value(arguments.precision.upper())
+        self.val, self.sources = Path(arguments.val), [Path(arguments.train)]
+        if self.train_on == "train+val":
+            self.sources.append(self.val)
+        self.epochs = arguments.epochs
+
+    def prepare(self) -> None:
+        """Write the run's prototxts; keep what an earlier, stopped run of the same settings left, else begin anew."""
+        train, test = data_layer(self.net_param, TRAIN), data_layer(self.net_param, TEST)
+        merged = self.folder / "trainval_lmdb"
+        records = sum(len(DatumReader(source)) for source in self.sources)
+        train.data_param.source = str(self.sources[0] if len(self.sources) == 1 else merged)
+        test.data_param.source = str(self.val)
+        for layer in (train, test):
+            layer.transform_param.mean_file = str(self.mean)
+        test.data_param.batch_size, test_iter = test_batches(len(DatumReader(self.val)))
+        self.epoch = math.ceil(records / train.data_param.batch_size)
+        solver = self.solver_param
+        rescale(solver, self.epoch, self.epochs)
+        solver.test_iter[:] = [test_iter]
+        solver.net = str(self.folder / "train_val.prototxt")
+        solver.snapshot_prefix = str(self.folder / self.name)
+        files = [*sorted(p.parent / "manifest.json" for p in {*self.sources, self.val}), self.mean]
+        settings = {
+            "solver": text_format.MessageToString(solver),
+            "net": text_format.MessageToString(self.net_param),
+            "data": {str(path): sha256(path) for path in files if path.is_file()},
+            "train_on": self.train_on,
+        }
+        text = json.dumps(settings, indent=1)
+        settings_file = self.folder / "settings.json"
+        if not settings_file.is_file() or settings_file.read_text() != text:
+            self._clear()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if len(self.sources) > 1:
+                merge(self.sources, merged, solver.random_seed)
+            replace_bytes(self.folder / "train_val.prototxt", settings["net"].encode())
+            replace_bytes(self.folder / "solver.prototxt", settings["solver"].encode())
+            replace_bytes(settings_file, text.encode())
+
+    def _clear(self) -> None:
+        """Remove what a run with other settings left: it must not be taken for this run's."""
+        (self.folder / "settings.json").unlink(missing_ok=True)  # first, so that a kill in between begins anew too
+        for pattern in (f"{self.name}_iter_*", f"{self.name}.caffemodel", "best.*", "train.log"):
+            for path in self.folder.glob(pattern):
+                path.unlink()
+
+    def snapshots(self) -> list[Path]:
+        """The run's .solverstate files, oldest first."""
+        found = self.folder.glob(f"{self.name}_iter_*.solverstate")
+        return sorted(found, key=lambda path: int(path.stem.rsplit("_", 1)[1]))
+
+    def train(self) -> bool:
+        """Train to the end, from the last snapshot if there is one; False where Ctrl-C stopped it."""
+        states = self.snapshots()
+        with open(self.folder / "train.log", "a" if states else "w") as stream:
+            handler = log.log_to(stream)
+            try:
+                solver = caffe.get_solver(self.solver_param)
+                best_file = self.folder / "best.json"
+                self.best: dict[str, Any] = json.loads(best_file.read_text()) if states and best_file.is_file() else {}
+                with Display(self, solver):
+                    solver.on_test.append(self._keep_best)
+                    solver.on_snapshot.append(self._prune)
+                    solver.solve(states[-1] if states else None)
+                self.solver = solver
+            finally:
+                log.stop_logging(handler)
+        return solver.requested != "stop"
+
+    def _keep_best(self, solver: caffe.Solver, number: int, outputs: dict[str, float]) -> None:
+        """Keep the weights of the best validation so far. After a kill the same tests come again, with the same results."""
+        if solver.iter and outputs["accuracy"] > self.best.get("accuracy", 0.0):
+            self.best = {"iteration": solver.iter, "epoch": solver.iter / self.epoch, **outputs}
+            solver.net.save(self.folder / "best.caffemodel")
+            replace_bytes(self.folder / "best.json", json.dumps(self.best).encode())
+
+    def _prune(self, solver: caffe.Solver, state_file: str) -> None:
+        for old in self.snapshots()[:-KEPT_SNAPSHOTS]:
+            old.unlink()
+            old.with_suffix(".caffemodel").unlink(missing_ok=True)
+
+    def finish(self, stage: Stage) -> None:
+        """Put the chosen weights, the deploy net, the mean and the manifest in place: a complete model folder."""
+        chosen = self.train_on == "train" and self.best
+        with replace_file(self.folder / "deploy.prototxt") as path:
+            shutil.copyfile(self.source / "deploy.prototxt", path)
+        with replace_file(self.folder / "mean.binaryproto") as path:
+            shutil.copyfile(self.mean, path)
+        stage.counts = {
+            "iterations": self.solver.iter,
+            "epochs": self.solver.iter / self.epoch,
+            "iterations_per_epoch": self.epoch,
+            "chosen": self.best if chosen else {"iteration": self.solver.iter},
+        }
+        with replace_file(self.folder / "manifest.json") as path:
+            stage.write_manifest(path)
+        with replace_file(self.folder / f"{self.name}.caffemodel") as path:
+            if chosen:
+                shutil.copyfile(self.folder / "best.caffemodel", path)
+            else:
+                self.solver.net.save(path)
+
+
+class Display:
+    """One readable line while training: a bar on a terminal, a line an epoch elsewhere. Ctrl-C asks the solver to stop."""
+
+    def __init__(self, run: Run, solver: caffe.Solver) -> None:
+        self.run, self.solver = run, solver
+        self.terminal = sys.stderr.isatty()
+        solver.add_callback(self._advance, lambda: None)
+        solver.on_test.append(self._tested)
+        self.text = ""
+
+    def __enter__(self) -> Display:
+        total = self.solver.param.max_iter
+        self.bar = tqdm(total=total, desc=self.run.name, unit="it", disable=not self.terminal, mininterval=0.5)
+        self._before = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _stop(self, number: int, frame: object) -> None:
+        if self.solver.requested == "stop":  # asked twice: at once, without a snapshot
+            raise KeyboardInterrupt
+        self.solver.requested = "stop"
+
+    def _advance(self) -> None:
+        if self.terminal:
+            self.bar.update(self.solver.iter - self.bar.n)
+
+    def _tested(self, solver: caffe.Solver, number: int, outputs: dict[str, float]) -> None:
+        best = max(self.run.best.get("accuracy", 0.0), outputs["accuracy"] if solver.iter else 0.0)
+        self.text = (
+            f"epoch {solver.iter / self.run.epoch:.0f}/{solver.param.max_iter // self.run.epoch}"
+            f"  training loss {solver.smoothed_loss():.3f}  validation loss {outputs['loss']:.3f}"
+            f"  accuracy {outputs['accuracy']:.2%}  best {best:.2%}"
+        )
+        if self.terminal:
+            self.bar.set_postfix_str(self.text)
+        elif solver.iter:
+            print(self.text, flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m train", description=__doc__.split("\n")[0])
+    parser.add_argument("network", help="folder with solver.prototxt, train_val.prototxt and deploy.prototxt")
+    parser.add_argument("--train", required=True, help="LMDB to train on")
+    parser.add_argument("--val", required=True, help="LMDB to choose the epoch on")
+    parser.add_argument("--mean", required=True, help="the training set's mean.binaryproto")
+    parser.add_argument("--output", required=True, help="the run's folder")
+    parser.add_argument("--epochs", type=int, help="default: as the solver prototxt's max_iter says (150)")
+    parser.add_argument("--train-on", choices=("train", "train+val"), default="train", help="(default: train)")
+    parser.add_argument("--seed", type=int, help="default: the solver prototxt's random_seed (1)")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), help="default: the solver prototxt's")
+    add_device_argument(parser)
+    arguments = parser.parse_args()
+    if arguments.epochs is not None and arguments.epochs < 1:
+        raise StageError(f"--epochs is {arguments.epochs}; expected 1 or more")
+    try:
+        device = caffe.use_device(arguments.device)
+        run = Run(arguments)
+        run.prepare()
+        settings = {"network": run.name, "train_on": run.train_on, "device": str(device)}
+        settings |= {"seed": run.solver_param.random_seed, "max_iter": run.solver_param.max_iter}
+        stage = Stage("train", [run.folder / "solver.prototxt", run.folder / "train_val.prototxt", run.mean], settings)
+        if not run.train():
+            print(f"train: stopped at iteration {run.solver.iter}; the same command goes on from there", file=sys.stderr)
+            return 130
+        run.finish(stage)
+    except caffe.CaffeError as error:
+        raise StageError(str(error)) from error
+    best = f"best validation accuracy {run.best['accuracy']:.2%} in epoch {run.best['epoch']:.0f}"
+    stage.summary(f"{run.solver.iter} iterations, {best} -> {run.folder / run.name}.caffemodel")
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -189,6 +189,11 @@ class Run:
 
     def _keep_best(self, solver: caffe.Solver, number: int, outputs: dict[str, float]) -> None:
         """Keep the weights of the best validation so far. After a kill the same tests come again, with the same results."""
+        if not math.isfinite(solver.smoothed_loss() + outputs["loss"]):
+            raise StageError(
+                f"training diverged: at iteration {solver.iter} the training loss is {solver.smoothed_loss():.4g} and the "
+                f"validation loss {outputs['loss']:.4g}; expected finite numbers (try a lower base_lr)"
+            )
         if solver.iter and outputs["accuracy"] > self.best.get("accuracy", 0.0):
             self.best = {"iteration": solver.iter, "epoch": solver.iter / self.epoch, **outputs}
             solver.net.save(self.folder / "best.caffemodel")

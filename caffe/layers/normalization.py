@@ -49,7 +49,7 @@ class BatchNorm(Layer):
             y = F.batch_norm(flat, mean_sum * factor, var_sum * factor, weight, bias, False, 0.0, eps)
         else:
             # momentum 1 leaves the batch's own mean and unbiased variance in these two
-            mean, var = torch.empty_like(mean_sum), torch.empty_like(var_sum)
+            mean, var = torch.zeros_like(mean_sum), torch.zeros_like(var_sum)
             if flat.numel() == flat.shape[1]:
                 self.error(f"a batch of shape {tuple(x.shape)} has one value a channel: no variance to normalise by")
             y = F.batch_norm(flat, mean, var, weight, bias, True, 1.0, eps)

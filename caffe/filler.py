@@ -94,6 +94,6 @@ def _bilinear(tensor: torch.Tensor, filler: FillerParameter, generator: torch.Ge
         raise CaffeError(f"bilinear filler: expected a square N×C×K×K blob, not {tuple(tensor.shape)}")
     size = tensor.shape[3]
     factor = math.ceil(size / 2)
-    centre = (2 * factor - 1 - factor % 2) / (2 * factor)
+    centre = (size - 1) / (2 * factor)
     line = 1 - (torch.arange(size) / factor - centre).abs()
     tensor.copy_((line[:, None] * line[None, :]).expand_as(tensor))

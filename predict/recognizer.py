@@ -1,0 +1,188 @@
+"""The recogniser: finds the faces in an image, aligns them as training does, and says what emotion each shows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from preprocessing.alignment import align_face
+from preprocessing.network_input import FaceNetwork
+from preprocessing.stage import StageError
+
+from .images import check_image, read_image
+
+MODELS = Path(__file__).resolve().parent.parent / "prototxt"
+DEFAULT_MODEL = "face_emotion_net"
+
+StrPath = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """One face and its emotion.
+
+    Attributes
+    ----------
+    box: x, y, width, height in pixels of the image; the whole image for `face="none"`.
+    landmarks: name -> (x, y) of the eyes, the nose and the corners of the mouth, left and right as the viewer sees
+        them; None for `face="none"`.
+    confidence: the detector's probability that this is a face, 0..1; None for `face="none"`.
+    emotion: the most probable one.
+    probabilities: emotion -> probability, of all emotions, in the order of the net's outputs; they sum to 1.
+    """
+
+    box: tuple[float, float, float, float]
+    landmarks: dict[str, tuple[float, float]] | None
+    confidence: float | None
+    emotion: str
+    probabilities: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as JSON values; pixels are rounded to hundredths, probabilities to millionths."""
+        points = (self.landmarks or {}).items()
+        landmarks = {name: [round(value, 2) for value in point] for name, point in points}
+        return {
+            "box": [round(value, 2) for value in self.box],
+            "landmarks": landmarks or None,
+            "confidence": None if self.confidence is None else round(self.confidence, 6),
+            "emotion": self.emotion,
+            "probabilities": {name: round(value, 6) for name, value in self.probabilities.items()},
+        }
+
+
+def model_files(name: str = DEFAULT_MODEL) -> tuple[Path, Path, Path]:
+    """The deploy.prototxt, NAME.caffemodel and mean.binaryproto of a model that ships with the project.
+
+    Raises StageError for a name that is no folder of `prototxt/` with those three files.
+    """
+    folder = MODELS / name
+    files = folder / "deploy.prototxt", folder / f"{name}.caffemodel", folder / "mean.binaryproto"
+    missing = [path for path in files if not path.is_file()]
+    if missing:
+        known = sorted(path.parent.name for path in MODELS.glob("*/*.caffemodel"))
+        raise StageError(
+            f"model {name!r}: {missing[0]} is missing; expected one of the models that ship "
+            f"({', '.join(known) or 'none here'}), or give deploy, weights and mean of your own"
+        )
+    return files
+
+
+class Recognizer:
+    """Faces in images, and their emotions. Loads the nets once; one recogniser answers any number of images.
+
+    Parameters
+    ----------
+    deploy, weights, mean: files of a trained net (deploy.prototxt, .caffemodel, mean.binaryproto), all three;
+        default: those of the model that ships.
+    face: `detect` (default) finds all faces in a photo by MTCNN and aligns them by their landmarks, as the training
+        faces were; `none` takes each image as one cropped face, such as FER2013's, which is only resized. A net that
+        was trained on aligned faces does a little worse on those.
+    device: `auto` (a GPU where there is one, the default), `cpu`, `cuda` or `cuda:N`.
+    mirror: average the probabilities with those of the mirrored face: a little better, at twice the time of the net.
+    model: the name of the shipped model, used where no files are given.
+
+    Raises
+    ------
+    StageError: a file is missing, or the files do not fit each other. ValueError: an argument is none of the above.
+
+    Example
+    -------
+    >>> from predict import Recognizer
+    >>> for face in Recognizer().predict("photo.jpg"):
+    ...     print(face.box, face.emotion, face.probabilities[face.emotion])
+    """
+
+    def __init__(
+        self,
+        deploy: StrPath | None = None,
+        weights: StrPath | None = None,
+        mean: StrPath | None = None,
+        face: str = "detect",
+        device: str = "auto",
+        mirror: bool = False,
+        model: str = DEFAULT_MODEL,
+    ) -> None:
+        if face not in ("detect", "none"):
+            raise ValueError(f"face is {face!r}; expected 'detect' or 'none'")
+        given = [name for name, path in (("deploy", deploy), ("weights", weights), ("mean", mean)) if path is not None]
+        if given and len(given) < 3:
+            raise ValueError(
+                f"only {' and '.join(given)} given; expected deploy, weights and mean, which fit each other"
+            )
+        if deploy is None or weights is None or mean is None:
+            deploy, weights, mean = model_files(model)
+        self.face = face
+        self.mirror = mirror
+        self.network = FaceNetwork(deploy, weights, mean, device)
+        channels, height, self._size = self.network.face_shape
+        if channels != 1 or height != self._size:
+            raise StageError(f"{mean}: is {channels}×{height}×{self._size}; expected 1×N×N, the mean of grey faces")
+        self._detector: Any = None
+        if face == "detect":
+            from preprocessing.mtcnn import Detector  # a third of the time it takes to load, and not always needed
+
+            self._detector = Detector(device)
+
+    @property
+    def emotions(self) -> tuple[str, ...]:
+        """What the net tells apart, in the order of its outputs."""
+        return self.network.classes
+
+    def predict(self, image: StrPath | np.ndarray) -> list[Prediction]:
+        """The faces in one image, the most confident first; an empty list where there is none.
+
+        image: a path, or an array of uint8, H×W (grey) or H×W×3 (BGR, as OpenCV reads it).
+        Raises ImageError for what is no such image.
+        """
+        return self.predict_batch([image])[0]
+
+    def predict_batch(self, images: Sequence[StrPath | np.ndarray]) -> list[list[Prediction]]:
+        """For each image its faces, as `predict` gives them; quicker than one by one, above all for small images."""
+        arrays = [
+            read_image(image) if isinstance(image, (str, os.PathLike)) else check_image(image) for image in images
+        ]
+        found = self._find(arrays)
+        aligned = [
+            align_face(grey, landmarks, self._size)
+            for image, faces in zip(arrays, found, strict=True)
+            if faces
+            for grey in [image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)]
+            for _, landmarks, _ in faces
+        ]
+        stack = np.stack(aligned) if aligned else np.empty((0, self._size, self._size), np.uint8)
+        answers = iter(self.network.probabilities(stack, self.mirror))
+        return [[self._prediction(*face, next(answers)) for face in faces] for faces in found]
+
+    def _find(
+        self, images: list[np.ndarray]
+    ) -> list[list[tuple[tuple[float, float, float, float], np.ndarray | None, float | None]]]:
+        """For each image box, landmarks and confidence of its faces."""
+        if self._detector is None:
+            return [[((0.0, 0.0, float(image.shape[1]), float(image.shape[0])), None, None)] for image in images]
+        return [
+            [(face.box, face.landmarks, face.confidence) for face in faces]
+            for faces in self._detector.detect_batch(images)
+        ]
+
+    def _prediction(
+        self,
+        box: tuple[float, float, float, float],
+        landmarks: np.ndarray | None,
+        confidence: float | None,
+        probabilities: np.ndarray,
+    ) -> Prediction:
+        named = None
+        if landmarks is not None:
+            from preprocessing.mtcnn import LANDMARKS
+
+            named = {name: (float(x), float(y)) for name, (x, y) in zip(LANDMARKS, landmarks, strict=True)}
+        emotion = self.emotions[int(probabilities.argmax())]
+        return Prediction(
+            box, named, confidence, emotion, dict(zip(self.emotions, probabilities.tolist(), strict=True))
+        )

@@ -1,0 +1,177 @@
+"""`python -m predict`: what it prints, what it writes, and how it ends, on good and bad files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from tiny_model import band_face, make_model
+
+from predict.__main__ import main
+from preprocessing.datasets import EMOTIONS
+
+ROOT = Path(__file__).parents[2]
+ASTRONAUT = ROOT / "images" / "astronaut.png"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    deploy, weights, mean = make_model(tmp_path_factory.mktemp("model"))
+    return ["--deploy", str(deploy), "--weights", str(weights), "--mean", str(mean), "--device", "cpu"]
+
+
+@pytest.fixture
+def faces(tmp_path: Path) -> Path:
+    folder = tmp_path / "faces"
+    folder.mkdir()
+    for k in (3, 0):
+        cv2.imwrite(str(folder / f"{EMOTIONS[k]}.png"), band_face(k))
+    return folder
+
+
+def call(monkeypatch: Any, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["predict", *(str(argument) for argument in arguments)])
+    return main()
+
+
+def test_faces_of_a_folder(monkeypatch: Any, capsys: Any, model: list[str], faces: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    assert call(monkeypatch, faces, *model, "--face", "none", "--output", output) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{faces}/angry.png (48×48): 1 face"
+    assert lines[1].split()[-7:] == list(EMOTIONS)
+    row = lines[2].split()
+    assert row[:7] == ["1", "0", "0", "48", "48", "-", "angry"]
+    shares = [float(share.rstrip("%")) for share in row[7:]]
+    assert len(shares) == 7
+    assert sum(shares) == pytest.approx(100, abs=0.4)
+    assert shares[0] == max(shares)
+    assert lines[3] == f"{faces}/happy.png (48×48): 1 face"
+    assert lines[-1].startswith(f"predict: 2 images, 2 faces; annotated in {output} (")
+    assert sorted(path.name for path in output.iterdir()) == ["angry.png", "happy.png"]
+    assert cv2.imread(str(output / "angry.png")).shape[0] >= 480
+
+
+def test_json_and_nothing_else(monkeypatch: Any, capsys: Any, model: list[str], faces: Path, tmp_path: Path) -> None:
+    (faces / "broken.png").write_bytes(b"\x89PNG")
+    code = call(
+        monkeypatch, faces, tmp_path / "none.jpg", *model, "--face", "none", "--json", "--output", tmp_path / "out"
+    )
+    captured = capsys.readouterr()
+    assert code == 1
+    angry, broken, happy, missing = json.loads(captured.out)
+    assert (angry["file"], angry["width"], angry["height"]) == (f"{faces}/angry.png", 48, 48)
+    assert Path(angry["annotated"]).is_file()
+    (face,) = happy["faces"]
+    assert face["emotion"] == "happy"
+    assert list(face["probabilities"]) == list(EMOTIONS)
+    assert sum(face["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+    assert set(broken) == set(missing) == {"file", "error"}
+    assert "no such file" in missing["error"]
+    assert [line.split(":")[0] for line in captured.err.splitlines()] == ["error", "error"]
+
+
+def test_a_bad_file_does_not_stop_the_rest(
+    monkeypatch: Any, capsys: Any, model: list[str], faces: Path, tmp_path: Path
+) -> None:
+    good = faces / "happy.png"
+    (faces / "cut.jpg").write_bytes(cv2.imencode(".jpg", np.zeros((50, 50, 3), np.uint8))[1].tobytes()[:-90])
+    (tmp_path / "bare").mkdir()
+    inputs = [tmp_path / "none.png", faces / "cut.jpg", tmp_path / "bare", "zz*.png", good]
+    assert call(monkeypatch, *inputs, *model, "--face", "none", "--output", tmp_path / "out") == 1
+    captured = capsys.readouterr()
+    assert f"{good} (48×48): 1 face" in captured.out
+    assert "predict: 1 image, 1 face;" in captured.out
+    errors = captured.err.splitlines()
+    assert len(errors) == 4
+    assert all(line.startswith("error: ") for line in errors)
+    for line, name in zip(errors, ("none.png", "cut.jpg", "bare", "zz*.png"), strict=True):
+        assert name in line
+
+
+def test_only_bad_files_need_no_model(monkeypatch: Any, capsys: Any, tmp_path: Path) -> None:
+    assert call(monkeypatch, tmp_path / "none.png", "--json", "--output", tmp_path) == 1
+    assert json.loads(capsys.readouterr().out)[0]["file"] == f"{tmp_path}/none.png"
+
+
+def test_no_face_is_said_and_is_no_error(monkeypatch: Any, capsys: Any, model: list[str], tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "wall.png"), np.full((90, 120, 3), 150, np.uint8))
+    assert call(monkeypatch, tmp_path / "wall.png", *model, "--output", tmp_path / "out") == 0
+    assert f"{tmp_path}/wall.png (120×90): no face found" in capsys.readouterr().out
+    assert call(monkeypatch, tmp_path / "wall.png", *model, "--json", "--output", tmp_path / "out") == 0
+    assert json.loads(capsys.readouterr().out)[0]["faces"] == []
+
+
+def test_images_are_never_replaced_by_their_annotated_copies(
+    monkeypatch: Any, capsys: Any, model: list[str], faces: Path, tmp_path: Path
+) -> None:
+    before = (faces / "happy.png").read_bytes()
+    monkeypatch.chdir(faces)
+    with pytest.raises(Exception, match=r"happy\.png: would be replaced by its annotated copy"):
+        call(monkeypatch, "happy.png", *model, "--face", "none", "--output", faces)
+    assert (faces / "happy.png").read_bytes() == before
+
+
+def test_equal_names_get_numbers_and_other_formats_become_png(
+    monkeypatch: Any, capsys: Any, model: list[str], faces: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "more").mkdir()
+    cv2.imwrite(str(tmp_path / "more" / "happy.png"), band_face(3))
+    cv2.imwrite(str(tmp_path / "more" / "happy.bmp"), band_face(3))
+    cv2.imwrite(str(tmp_path / "more" / "photo.JPG"), band_face(3))
+    inputs = [faces / "happy.png", tmp_path / "more"]
+    assert call(monkeypatch, *inputs, *model, "--face", "none", "--output", tmp_path / "out") == 0
+    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert written == ["happy-2.png", "happy-3.png", "happy.png", "photo.JPG"]
+    assert (tmp_path / "out" / "photo.JPG").read_bytes()[:2] == b"\xff\xd8"
+
+
+def test_many_images_of_many_sizes_keep_their_order(
+    monkeypatch: Any, capsys: Any, model: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    expected = []
+    for i in range(70):  # more than are held at a time
+        k = (3 * i) % 7
+        cv2.imwrite(str(folder / f"{i:03}.png"), np.kron(band_face(k), np.ones((1 + i % 2, 1 + i % 2), np.uint8)))
+        expected.append(EMOTIONS[k])
+    assert call(monkeypatch, folder, *model, "--face", "none", "--json", "--output", tmp_path / "out") == 0
+    results = json.loads(capsys.readouterr().out)
+    assert [Path(result["file"]).name for result in results] == [f"{i:03}.png" for i in range(70)]
+    assert [result["faces"][0]["emotion"] for result in results] == expected
+
+
+def python(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *(str(argument) for argument in arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_the_command_on_a_photograph(model: list[str], tmp_path: Path) -> None:
+    run = python("-m", "predict", ASTRONAUT, *model, "--output", tmp_path)
+    assert run.returncode == 0
+    assert run.stderr == ""
+    assert run.stdout.splitlines()[0] == f"{ASTRONAUT} (512×512): 1 face"
+    x, y, width, height = (float(value) for value in run.stdout.splitlines()[2].split()[1:5])
+    assert (x, y, width, height) == pytest.approx((182, 64, 83, 107), abs=2)  # as the mtcnn package finds it
+    assert (tmp_path / "astronaut.png").is_file()
+
+
+def test_the_command_on_a_model_that_is_not_there(tmp_path: Path) -> None:
+    run = python("-m", "predict", ASTRONAUT, "--model", "nothing", "--output", tmp_path)
+    assert run.returncode == 1
+    assert run.stderr.startswith("error: model 'nothing': ")
+    assert run.stdout == ""
+
+
+def test_what_the_command_imports() -> None:
+    run = python("-c", "import sys, predict.__main__; print(*sys.modules)")
+    loaded = set(run.stdout.split())
+    assert "torch" in loaded
+    assert not loaded & {"matplotlib", "tensorflow", "mtcnn", "pandas", "train", "preprocessing.mtcnn"}

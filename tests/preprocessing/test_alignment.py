@@ -1,0 +1,180 @@
+"""The similarity transform against independent solutions, and the pixels that alignment gives."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from preprocessing.alignment import TEMPLATE, align_face, similarity_transform
+
+FACE_112 = [(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)]
+
+angles = st.floats(-np.pi, np.pi)
+scales = st.floats(0.01, 100)
+shifts = st.tuples(st.floats(-1000, 1000), st.floats(-1000, 1000))
+seeds = st.integers(0, 2**32 - 1)
+
+
+def similarity(angle: float, scale: float, shift: tuple[float, float]) -> np.ndarray:
+    cosine, sine = scale * np.cos(angle), scale * np.sin(angle)
+    return np.array([[cosine, -sine, shift[0]], [sine, cosine, shift[1]]])
+
+
+def apply(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    return points @ matrix[:, :2].T + matrix[:, 2]
+
+
+def random_landmarks(seed: int, noise: float = 6) -> np.ndarray:
+    return TEMPLATE + np.random.default_rng(seed).normal(0, noise, (5, 2))
+
+
+def blobs(points: np.ndarray, shape: tuple[int, int], sigma: float) -> np.ndarray:
+    """A black image with a bright round blob at each point."""
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    image = sum(np.exp(-((x - px) ** 2 + (y - py) ** 2) / (2 * sigma**2)) for px, py in points)
+    return (255 * np.clip(image, 0, 1)).round().astype(np.uint8)
+
+
+def centre_near(image: np.ndarray, point: np.ndarray, reach: float) -> np.ndarray:
+    """The centre of brightness of the image around a point."""
+    y, x = np.mgrid[: image.shape[0], : image.shape[1]]
+    weight = image * (np.hypot(x - point[0], y - point[1]) <= reach)
+    return np.array([(x * weight).sum(), (y * weight).sum()]) / weight.sum()
+
+
+def test_the_template_is_the_112_pixel_one_scaled_to_48() -> None:
+    np.testing.assert_allclose(TEMPLATE, np.array(FACE_112) * 48 / 112)
+
+
+@settings(deadline=None)
+@given(angles, scales, shifts)
+def test_a_known_similarity_is_recovered(angle: float, scale: float, shift: tuple[float, float]) -> None:
+    wanted = similarity(angle, scale, shift)
+    found = similarity_transform(TEMPLATE, apply(wanted, TEMPLATE))
+    np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-8 * max(1, scale))
+
+
+@settings(deadline=None)
+@given(seeds)
+def test_it_solves_the_linear_least_squares_problem(seed: int) -> None:
+    # a similarity without reflection is x' = a x - b y + c, y' = b x + a y + d: linear in a, b, c, d
+    landmarks = random_landmarks(seed)
+    x, y = landmarks.T
+    one, zero = np.ones(5), np.zeros(5)
+    system = np.concatenate([np.stack([x, -y, one, zero], 1), np.stack([y, x, zero, one], 1)])
+    a, b, c, d = np.linalg.lstsq(system, np.concatenate([TEMPLATE[:, 0], TEMPLATE[:, 1]]))[0]
+    np.testing.assert_allclose(similarity_transform(landmarks), [[a, -b, c], [b, a, d]], rtol=1e-7, atol=1e-7)
+
+
+@settings(deadline=None)
+@given(seeds, angles, scales, shifts)
+def test_moving_the_landmarks_moves_the_transform_with_them(
+    seed: int, angle: float, scale: float, shift: tuple[float, float]
+) -> None:
+    landmarks, moved = random_landmarks(seed), similarity(angle, scale, shift)
+    before = apply(similarity_transform(landmarks), landmarks)
+    after = apply(similarity_transform(apply(moved, landmarks)), apply(moved, landmarks))
+    np.testing.assert_allclose(after, before, atol=1e-6)
+
+
+def test_there_is_no_reflection_even_for_a_mirrored_face() -> None:
+    mirrored = TEMPLATE * [-1, 1]
+    assert np.linalg.det(similarity_transform(mirrored)[:, :2]) > 0
+
+
+@pytest.mark.parametrize(
+    ("landmarks", "message"),
+    [
+        (np.full((5, 2), 7.0), "one place"),
+        (np.full((5, 2), 7.0) + np.eye(5, 2) * 1e-5, "one place"),
+        (np.where(np.eye(5, 2, dtype=bool), np.nan, TEMPLATE), "not finite"),
+        (np.where(np.eye(5, 2, dtype=bool), np.inf, TEMPLATE), "not finite"),
+        (TEMPLATE[:4], "expected both"),
+        (TEMPLATE.ravel(), "expected both"),
+        (np.zeros((5, 3)), "expected both"),
+    ],
+)
+def test_landmarks_without_a_transform_are_refused(landmarks: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        similarity_transform(landmarks)
+    with pytest.raises(ValueError, match=message):
+        align_face(np.zeros((48, 48), np.uint8), landmarks)
+
+
+def test_points_that_only_a_reflection_brings_to_the_template_are_refused() -> None:
+    square = np.array([[0.0, 0], [1, 0], [1, 1], [0, 1]])
+    with pytest.raises(ValueError, match="no rotation"):
+        similarity_transform(square[::-1], square)
+
+
+@pytest.mark.parametrize(
+    ("scale", "angle", "size"), [(1.0, 0.3, 48), (0.6, -0.5, 48), (2.6, 0.2, 48), (9.7, -0.4, 48), (9.7, 2.5, 112)]
+)
+def test_landmarks_land_on_the_template(scale: float, angle: float, size: int) -> None:
+    """Faces larger and smaller than the result, upright and turned."""
+    landmarks = apply(similarity(angle, scale, (0, 0)), TEMPLATE)
+    landmarks += 30 * scale - landmarks.min(0)
+    height, width = (landmarks.max(0) + 30 * scale).astype(int)[::-1]
+    result = align_face(blobs(landmarks, (height, width), 2.0 * scale), landmarks, size)
+    assert result.shape == (size, size)
+    for point in TEMPLATE * size / 48:
+        assert np.hypot(*(centre_near(result, point, 5 * size / 48) - point)) < 0.25
+
+
+def test_a_turned_photo_gives_the_same_face(astronaut: np.ndarray) -> None:
+    landmarks = np.array([[204, 100], [245, 102], [224, 126], [202, 139], [244, 140]], np.float32)
+    turn = cv2.getRotationMatrix2D((224, 120), 35, 1.0)
+    turned = cv2.warpAffine(astronaut, turn, (512, 512), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
+    straight, other = align_face(astronaut, landmarks), align_face(turned, apply(turn, landmarks))
+    assert straight.shape == (48, 48, 3)
+    assert np.abs(straight.astype(int) - other).mean() < 4 < straight.std()
+
+
+def test_a_face_on_the_template_stays_as_it_is(astronaut: np.ndarray) -> None:
+    image = astronaut[60:108, 180:228]
+    np.testing.assert_array_equal(align_face(image, TEMPLATE), image)
+
+
+def test_beyond_the_edge_pixels_are_repeated() -> None:
+    for factor in (0.7, 1.0, 3.0):
+        image = np.full((40, 50), 90, np.uint8)
+        np.testing.assert_array_equal(align_face(image, TEMPLATE * factor + 20), np.full((48, 48), 90))
+
+
+@pytest.mark.parametrize("where", [-5000, 5000])
+@pytest.mark.parametrize("scale", [1, 30])
+def test_landmarks_far_outside_the_image_show_its_nearest_edge(where: int, scale: int) -> None:
+    image = np.zeros((20, 20), np.uint8)
+    image[:10] = 200 if where < 0 else 0
+    image[10:] = 0 if where < 0 else 200
+    assert (align_face(image, TEMPLATE * scale + where) == 200).all()
+
+
+def test_shrinking_does_not_alias() -> None:
+    stripes = np.zeros((960, 960), np.uint8)
+    stripes[::2] = 255  # finer than the result can show: grey
+    result = align_face(stripes, TEMPLATE * 20)
+    assert np.abs(result.astype(int) - 127).max() <= 2
+
+
+def test_without_landmarks_the_image_is_only_resized(astronaut: np.ndarray) -> None:
+    same = astronaut[:48, :48]
+    result = align_face(same, None)
+    np.testing.assert_array_equal(result, same)
+    assert not np.shares_memory(result, same)
+    for shape in ((1, 1), (7, 300), (96, 96), (512, 500)):
+        assert align_face(astronaut[: shape[0], : shape[1], 0], None).shape == (48, 48)
+    halved = astronaut[:96, :96, 0].reshape(48, 2, 48, 2).mean((1, 3))
+    assert np.abs(align_face(astronaut[:96, :96, 0], None) - halved).max() <= 0.5
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((0, 5), np.uint8), np.zeros((5, 5)), np.zeros((5, 5, 4), np.uint8), np.zeros(5, np.uint8)]
+)
+def test_what_is_no_image_is_refused(image: np.ndarray) -> None:
+    for landmarks in (None, TEMPLATE):
+        with pytest.raises(ValueError, match="expected uint8"):
+            align_face(image, landmarks)

@@ -180,8 +180,8 @@ class Parameter(Blob):
         return leaf
 
     def accumulate(self, gradient: torch.Tensor) -> None:
-        """Add to the diff."""
+        """Add to the diff, which is contiguous as the parameter is: the optimiser walks both in memory order."""
         if self.has_diff:
             self.diff_tensor().add_(gradient)
         else:
-            self.set_diff(gradient)
+            self.set_diff(gradient.contiguous())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -319,7 +320,7 @@ class Plotted:
 def plot_log(
     path: str | Path,
     output: str | Path | None = None,
-    iterations_per_epoch: float | None = None,
+    iterations_per_epoch: float | str | None = None,
     accuracy: str | None = None,
 ) -> Plotted:
     """Draw loss.png and accuracy.png and write metrics.csv from the log at `path`, as far as it goes by now.
@@ -328,7 +329,8 @@ def plot_log(
     ----------
     path: a log of any Caffe; it may be growing meanwhile.
     output: the folder for the files (made where missing); default the log's own.
-    iterations_per_epoch: training images divided by the batch size, for an x axis in epochs; default iterations.
+    iterations_per_epoch: training images divided by the batch size, for an x axis in epochs; `"test"` for the distance
+        of two tests, where the run tests every epoch, as `python -m train` does; default: the axis is in iterations.
     accuracy: the name of the output to draw as accuracy; default the first that is called so.
 
     Raises
@@ -337,16 +339,17 @@ def plot_log(
     OSError: the log cannot be read or a file not be written.
     """
     path = Path(path)
-    if iterations_per_epoch is not None and not 0 < iterations_per_epoch < math.inf:
-        raise StageError(f"--iterations-per-epoch is {iterations_per_epoch:g}; expected a number above 0")
     log = read_log(path)
     curves = read_curves(log, accuracy)
     if not curves.train_loss and not log.test:
         raise StageError(
             f"{path}: no readings in it (yet); expected a Caffe log with lines like `Iteration 100, loss = 1.5`"
         )
-    folder, scale = Path(output or path.parent), _Scale(iterations_per_epoch)
-    written, notes = [], []
+    folder, written, notes = Path(output or path.parent), [], []
+    epoch = _epoch_length(log, iterations_per_epoch)
+    scale = _Scale(epoch)
+    if iterations_per_epoch is not None and epoch is None:
+        notes.append("fewer than two tests in the log yet, so iterations instead of epochs")
     if not log.test:
         notes.append("the log has no tests: no validation curves, and metrics.csv has no rows")
     for name, draw, has in (
@@ -362,7 +365,7 @@ def plot_log(
             notes.append(f"no {name}: the log has no {name.removesuffix('.png')} output")
     if curves.other_accuracies:
         notes.append(f"drawn: {curves.accuracy_name}; --accuracy chooses {', '.join(curves.other_accuracies)}")
-    rows = metrics(log, curves, iterations_per_epoch)
+    rows = metrics(log, curves, epoch)
     with replace_file(folder / "metrics.csv") as target, open(target, "w", newline="") as f:
         names = ["iteration", "epoch", "learning_rate", "train_loss", "val_loss", "val_accuracy"]
         if curves.train_accuracy:
@@ -372,6 +375,21 @@ def plot_log(
         writer.writerows(rows)
     written.append(folder / "metrics.csv")
     return Plotted(written, notes, _summary(curves, scale))
+
+
+def _epoch_length(log: Log, asked: float | str | None) -> float | None:
+    """Iterations an epoch; None where they are not asked for, or not known yet."""
+    if asked != "test":
+        try:
+            length = None if asked is None else float(asked)
+        except ValueError:
+            length = math.nan
+        if length is not None and not 0 < length < math.inf:
+            raise StageError(f"--iterations-per-epoch is {asked}; expected a number above 0, or test")
+        return length
+    tests = [int(row["NumIters"]) for row in log.test]
+    distances = [b - a for a, b in itertools.pairwise(tests)]
+    return float(max(set(distances), key=distances.count)) if distances else None
 
 
 def _summary(curves: Curves, scale: _Scale) -> str:
@@ -393,7 +411,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m train.plot", description=__doc__.splitlines()[0])
     parser.add_argument("log", type=Path, help="a Caffe training log; it may still be growing")
     parser.add_argument("--output", type=Path, help="folder for the files (default: the log's own)")
-    parser.add_argument("--iterations-per-epoch", type=float, metavar="N", help="draw over epochs of N iterations")
+    parser.add_argument(
+        "--iterations-per-epoch",
+        metavar="N",
+        help="draw over epochs of N iterations, or with N = test of one test to the next (default: over iterations)",
+    )
     parser.add_argument(
         "--accuracy", metavar="NAME", help="the output to draw as accuracy (default: found by its name)"
     )

@@ -111,6 +111,16 @@ def test_epochs_best_and_learning_rate_steps_are_marked(tmp_path: Path) -> None:
     assert rows[1]["train_loss"] == "1.8125"  # the mean of 2, 1.875, 1.75 and 1.625
 
 
+def test_the_distance_of_tests_can_be_the_epoch(tmp_path: Path) -> None:
+    tests = dict.fromkeys((0, 30, 60, 75), ("0.5", "1"))  # the last one, at the end, breaks the rhythm
+    plotted = plot_log(make_log(tmp_path / "train.log", {0: "1"}, tests), iterations_per_epoch="test")
+    assert [row["epoch"] for row in table(tmp_path / "metrics.csv")] == ["0.0", "1.0", "2.0", "2.5"]
+    assert plotted.summary.startswith("epoch 2.5")
+    plotted = plot_log(make_log(tmp_path / "train.log", {0: "1"}, {0: ("0.5", "1")}), iterations_per_epoch="test")
+    assert any("fewer than two tests" in note for note in plotted.notes)
+    assert table(tmp_path / "metrics.csv")[0]["epoch"] == ""
+
+
 def test_many_readings_are_drawn_raw_and_smoothed(tmp_path: Path) -> None:
     noisy = {i: f"{1 + 0.5 * (-1) ** i:g}" for i in range(100)}
     figure = draw_loss(read_curves(read_log(make_log(tmp_path / "train.log", noisy))), Scale(None))
@@ -213,7 +223,10 @@ def test_a_log_without_readings_is_an_error_that_keeps_what_was_there(tmp_path: 
     ("arguments", "message"),
     [
         (["no.log"], "error: no.log: No such file or directory"),
-        (["--iterations-per-epoch", "0", "LOG"], "error: --iterations-per-epoch is 0; expected a number above 0"),
+        (
+            ["--iterations-per-epoch", "0", "LOG"],
+            "error: --iterations-per-epoch is 0; expected a number above 0, or test",
+        ),
     ],
 )
 def test_the_command_says_what_is_wrong(tmp_path: Path, arguments: list[str], message: str) -> None:

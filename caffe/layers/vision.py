@@ -179,7 +179,7 @@ class Pooling(Layer):
         for size, kernel, stride, pad in zip(shape[2:], self.kernel, self.stride, self.pad, strict=True):
             span = size + 2 * pad - kernel
             count = (span // stride if floor else -(-span // stride)) + 1
-            if pad and (count - 1) * stride >= size + pad:
+            if any(self.pad) and (count - 1) * stride >= size + pad:
                 count -= 1
             counts.append(count)
         return counts
@@ -221,13 +221,16 @@ class Pooling(Layer):
         return count - 1 if (count - 1) * self.stride[i] >= size + self.pad[i] else count
 
     def _pool_padded(self, x: torch.Tensor, ends: list[int], maximum: bool) -> torch.Tensor:
-        """The general case: pad first, so that every window is whole, then pool without padding."""
+        """The general case: pad first, so that every window is whole, then pool without padding.
+
+        A window beyond the image, where the stride is longer than the kernel, gives the least float or the average 0.
+        """
         (top, left), (bottom, right) = self.pad, (max(self.pad[0] + ends[0], 0), max(self.pad[1] + ends[1], 0))
         if maximum:
-            padded = F.pad(x, (left, right, top, bottom), value=-math.inf)
+            padded = F.pad(x, (left, right, top, bottom), value=torch.finfo(x.dtype).min)
             return F.max_pool2d(padded, self.kernel, self.stride)
         inside = torch.ones((1, 1, x.shape[2] + 2 * top, x.shape[3] + 2 * left), dtype=x.dtype, device=x.device)
         inside = F.pad(inside, (0, max(ends[1], 0), 0, max(ends[0], 0)))
         padded = F.pad(x, (left, right, top, bottom))
-        area = F.avg_pool2d(inside, self.kernel, self.stride, divisor_override=1)
+        area = F.avg_pool2d(inside, self.kernel, self.stride, divisor_override=1).clamp(min=1)
         return F.avg_pool2d(padded, self.kernel, self.stride, divisor_override=1) / area

@@ -11,6 +11,7 @@ from ..proto.caffe_pb2 import LossParameter
 from .base import Layer, Shape, register
 
 LARGEST_LOSS = -math.log(torch.finfo(torch.float32).tiny)
+NO_LABEL = -(2**63)  # torch's default of -100 would pass over such a label without a word
 
 
 @register("Softmax")
@@ -39,8 +40,8 @@ def check_labels(layer: Layer, shapes: list[Shape], axis: int) -> None:
 class SoftmaxWithLoss(Layer):
     """loss = −Σ log p(label) / normalizer, p the softmax of bottom 0 along `axis`; bottom 1 holds the labels.
 
-    Normalizer: VALID (default) the labels that are not `ignore_label`, FULL all labels, BATCH_SIZE the size of axis
-    0, NONE 1. Tops: the loss, a scalar, and if asked for the probabilities.
+    Normalizer: VALID (default) the labels that are not `ignore_label`, FULL all labels, BATCH_SIZE the sizes in
+    front of `axis`, NONE 1. Tops: the loss, a scalar, and if asked for the probabilities.
     """
 
     bottoms = (2, 2)
@@ -64,7 +65,7 @@ class SoftmaxWithLoss(Layer):
         scores = bottoms[0].float()
         rows = scores.movedim(self.along, -1).reshape(-1, scores.shape[self.along])
         labels = bottoms[1].reshape(-1).long()
-        ignore = -100 if self.ignore is None else self.ignore
+        ignore = NO_LABEL if self.ignore is None else self.ignore
         try:
             losses = F.cross_entropy(rows, labels, ignore_index=ignore, reduction="none")
         except IndexError as error:
@@ -76,7 +77,7 @@ class SoftmaxWithLoss(Layer):
         elif self.normalization in (LossParameter.VALID, LossParameter.FULL):
             total = total / max(labels.numel(), 1)
         elif self.normalization == LossParameter.BATCH_SIZE:
-            total = total / max(scores.shape[0], 1)
+            total = total / max(math.prod(scores.shape[: self.along]), 1)
         return [total] if len(self.param.top) == 1 else [total, torch.softmax(scores, self.along)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 import tarfile
@@ -207,19 +208,15 @@ def test_several_faces_come_with_the_most_confident_first(astronaut: np.ndarray,
 
 
 def test_boxes_stay_within_the_image(astronaut: np.ndarray, detector: Detector) -> None:
-    cut = astronaut[80:160, 190:260]
-    faces = detector.detect(cut)
-    assert faces
-    for x, y, width, height in (face.box for face in faces):
-        assert 0 <= x <= x + width <= cut.shape[1] - 1
-        assert 0 <= y <= y + height <= cut.shape[0] - 1
+    (face,) = detector.detect(astronaut[75:168, 185:265])  # the face reaches beyond this on all sides
+    assert face.box == (0, 0, 79, 92)
 
 
 def test_smaller_faces_are_found_only_when_asked_for(astronaut: np.ndarray, detector: Detector) -> None:
-    small = cv2.resize(astronaut, (80, 80), interpolation=cv2.INTER_AREA)  # the face is 13 x 17 pixels
+    small = cv2.resize(astronaut, (48, 48), interpolation=cv2.INTER_AREA)  # the face is 8 x 10 pixels
     assert detector.detect(small) == []
     (face,) = Detector("cpu", min_face_size=10).detect(small)
-    assert overlap(face.box, tuple(value * 80 / 512 for value in ASTRONAUT_BOX)) > 0.7
+    assert overlap(face.box, tuple(value * 48 / 512 for value in ASTRONAUT_BOX)) > 0.5
 
 
 def test_thresholds_leave_faces_out(astronaut: np.ndarray) -> None:
@@ -396,7 +393,11 @@ print(grown, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, [face.bo
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the process's size from /proc")
 def test_memory_is_bounded_and_does_not_grow() -> None:
-    result = subprocess.run([sys.executable, "-c", MEMORY], cwd=ROOT, capture_output=True, text=True, check=True)
+    # one thread: with several, the time this takes depends on what else the machine does
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", MEMORY], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
     grown, peak, boxes = result.stdout.split(maxsplit=2)
     assert int(grown) < 20e6
     assert int(peak) < 1e9

@@ -218,34 +218,41 @@ def _mark(axes: Axes, scale: _Scale, iteration: int, value: float, text: str) ->
     )  # fmt: skip
 
 
+def _limit(values: np.ndarray) -> float:
+    """The largest loss that is drawn; infinity where none stands out (or the usual losses are 0 or below)."""
+    usual = float(np.percentile(values, 90, method="lower")) if len(values) else 0.0
+    return OFF_SCALE * usual if usual > 0 else math.inf
+
+
 def draw_loss(curves: Curves, scale: _Scale) -> Figure:
-    """Training and validation loss, the lowest validation loss marked; spikes and what is no number are named."""
+    """Training and validation loss, the lowest validation loss marked; what is off the scale or no number is named."""
     figure, axes, panel = _figure(curves, scale, "loss")
-    if curves.train_loss:
-        _draw_curve(axes, scale, curves.train_loss, TRAINING, "training", 4)
-    if curves.val_loss:
-        _draw_curve(axes, scale, curves.val_loss, VALIDATION, "validation", 6)
-    axes.set_ylabel("loss")
     values = _finite(curves.train_loss, curves.val_loss)
+    limit = _limit(values)
+    for readings, color, label, order in (
+        (curves.train_loss, TRAINING, "training", 4),
+        (curves.val_loss, VALIDATION, "validation", 6),
+    ):
+        if readings:
+            drawn = {i: value if value <= limit else math.nan for i, value in readings.items()}
+            _draw_curve(axes, scale, drawn, color, label, order)
+    axes.set_ylabel("loss")
     remarks = []
     if len(values):
-        usual = OFF_SCALE * float(np.percentile(values, 90, method="lower"))
-        off = values > usual if usual > 0 else np.zeros(len(values), bool)
-        shown = values[~off]
-        if off.any():
-            remarks.append(f"{off.sum()} off the scale, up to {values.max():.4g}")
+        shown = values[values <= limit]
+        if len(shown) < len(values):
+            remarks.append(f"{len(values) - len(shown)} off the scale, up to {values.max():.4g}")
         low, high = float(shown.min()), float(shown.max())
         margin = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
-        floor = 0.0 if 0 <= low < 0.6 * high else low - 2 * margin
-        axes.set_ylim(floor, high + margin)
+        axes.set_ylim(0.0 if 0 <= low < 0.6 * high else low - 2 * margin, high + margin)
     broken = [i for c in (curves.train_loss, curves.val_loss) for i, value in c.items() if not math.isfinite(value)]
     if broken:
         remarks.append(f"not a number from {scale.text(min(broken))} on")
         axes.axvspan(float(scale([min(broken)])[0]), axes.get_xlim()[1], color="#CC79A7", alpha=0.15, zorder=0)
-    finite = {i: value for i, value in curves.val_loss.items() if math.isfinite(value)}
-    if finite:
-        best = min(finite, key=lambda i: finite[i])
-        _mark(axes, scale, best, finite[best], f"lowest {finite[best]:.4g} at {scale.text(best)}")
+    readable = {i: value for i, value in curves.val_loss.items() if math.isfinite(value) and value <= limit}
+    if readable:
+        best = min(readable, key=lambda i: readable[i])
+        _mark(axes, scale, best, readable[best], f"lowest {readable[best]:.4g} at {scale.text(best)}")
     if remarks:
         axes.text(0.01, 0.02, "; ".join(remarks), transform=axes.transAxes, color=GREY, fontsize=9)
     _draw_learning_rate(axes, panel, curves, scale)

@@ -149,6 +149,8 @@ def test_one_huge_first_reading_does_not_flatten_the_rest_and_is_named(tmp_path:
     figure = draw_loss(read_curves(read_log(log)), Scale(None))
     assert figure.axes[0].get_ylim()[1] < 3
     assert "1 off the scale, up to 900" in texts(figure)
+    drawn = [y for line in figure.axes[0].lines for y in line.get_ydata() if not math.isnan(y)]
+    assert set(np.round(drawn, 9)) == {1.5}  # nor is it smoothed into its neighbours
 
 
 def test_a_loss_that_is_no_number_is_said(tmp_path: Path) -> None:

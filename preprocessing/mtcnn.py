@@ -33,7 +33,7 @@ NMS_LEVEL, NMS_PYRAMID, NMS_REFINE, NMS_OUTPUT = 0.5, 0.7, 0.7, 0.7  # overlaps 
 
 STACK_PIXELS = 1 << 21  # images of one size go together up to so many pixels
 FLOAT_PIXELS = 1 << 24  # up to so many, pixels are resized as float32; beyond, as bytes, to bound memory
-TILE_WINDOWS = 1 << 14  # windows that P-Net looks at at a time, to bound memory for huge images
+TILE_WINDOWS = 1 << 13  # windows that P-Net looks at at a time, to bound memory for huge images
 TILE_SIDE = 1024  # and how many in a row
 CROPS = {24: 128, 48: 32}  # crops that go through R-Net (24x24) and O-Net (48x48) at a time: they fit the caches
 

@@ -22,6 +22,8 @@ from .proto.caffe_pb2 import TEST, TRAIN, LayerParameter, NetParameter, NetState
 Tensors = dict[str, torch.Tensor]
 # for each layer that was run, by its number: its bottoms and its tops
 Graph = dict[int, tuple[list[torch.Tensor], list[torch.Tensor]]]
+# what to run, in order: a layer or a fused pair, its first and its last layer's number
+Plan = list[tuple["Layer | _BatchNormScale", int, int]]
 
 
 def _rule_met(state: NetState, rule: NetStateRule, layer: str) -> bool:
@@ -29,7 +31,8 @@ def _rule_met(state: NetState, rule: NetStateRule, layer: str) -> bool:
     if rule.HasField("phase") and rule.phase != state.phase:
         log.info(
             "net.cpp:296",
-            f"The NetState phase ({state.phase}) differed from the phase ({rule.phase}) specified by a rule in layer {layer}",
+            f"The NetState phase ({state.phase}) differed from the phase ({rule.phase}) "
+            f"specified by a rule in layer {layer}",
         )
         return False
     if rule.HasField("min_level") and state.level < rule.min_level:
@@ -55,8 +58,20 @@ def filter_net(param: NetParameter) -> NetParameter:
     return kept
 
 
+class _Overwritten(torch.autograd.Function):
+    """The values that a user wrote into a blob, exactly, in the graph of those that were computed there."""
+
+    @staticmethod
+    def forward(ctx: Any, computed: torch.Tensor, written: torch.Tensor) -> torch.Tensor:
+        return written.view_as(written)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradients[0], None
+
+
 class _BatchNormScale:
-    """A BatchNorm and the in-place Scale right behind it, computed in one pass over the data."""
+    """A BatchNorm and the Scale right behind it, both in place, computed in one pass over the data."""
 
     def __init__(self, norm: BatchNorm, scale: Scale) -> None:
         self.norm, self.scale = norm, scale
@@ -132,7 +147,7 @@ class Net:
         self.blobs: OrderedDict[str, Blob] = OrderedDict()
         self.params: OrderedDict[str, list[Parameter]] = OrderedDict()
         self.blob_loss_weights: OrderedDict[str, float] = OrderedDict()
-        self._shared: dict[str, Parameter] = {}
+        self._shared: dict[str, tuple[Parameter, ParamSpec]] = {}
         self._learnable: list[Parameter] = []
         available: dict[str, None] = OrderedDict()
         memory = 0
@@ -147,11 +162,12 @@ class Net:
                 memory += self.blobs[blob].count
             log.info("net.cpp:139", f"Memory required for data: {4 * memory}")
         self.inputs = [top for layer in self.layers if layer.type == "Input" for top in layer.param.top]
-        self.outputs = list(available)
+        self.outputs = sorted(available)  # Caffe keeps them in a set: its logs and pycaffe have the names in order
         self._mark_backward()
         for name in self.outputs:
             log.info("net.cpp:244", f"This network produces output {name}")
-        self._plan = self._fuse()
+        self._plan: Plan = [(layer, i, i) for i, layer in enumerate(self.layers)]
+        self._fused_plan = self._fuse()
         self._values: Tensors = {}
         self._graph: Graph = {}
         log.info("net.cpp:257", "Network initialization done.")
@@ -217,18 +233,23 @@ class Net:
 
     def _share(self, layer: Layer, i: int, spec: ParamSpec) -> Parameter:
         own = layer.blobs[i]
-        owner = self._shared.setdefault(spec.name, own)
-        if owner is own:
-            own.name = spec.name
+        if spec.name not in self._shared:
+            own.name, given = spec.name, ParamSpec()
+            given.CopyFrom(spec)
+            self._shared[spec.name] = own, given
             return own
+        owner, given = self._shared[spec.name]
         permissive = spec.share_mode == ParamSpec.PERMISSIVE
         if (owner.count != own.count) if permissive else (owner.shape != own.shape):
             layer.error(f"param {spec.name!r} has shape {own.shape}; the layer that owns it has {owner.shape}")
         for setting in ("lr_mult", "decay_mult"):
-            if spec.HasField(setting) and getattr(spec, setting) != getattr(owner, setting):
-                layer.error(
-                    f"param {spec.name!r}: {setting} is {getattr(spec, setting)}; its owner's is {getattr(owner, setting)}"
-                )
+            value = getattr(spec, setting)
+            if not spec.HasField(setting):
+                continue
+            if given.HasField(setting) and value != getattr(given, setting):
+                layer.error(f"param {spec.name!r}: {setting} is {value}; its owner's is {getattr(given, setting)}")
+            setattr(given, setting, value)
+            setattr(owner, setting, value)
         layer.blobs[i] = owner
         return owner
 
@@ -263,9 +284,9 @@ class Net:
             return param.loss_weight[top]
         return self.layer_dict[param.name].default_loss_weight if top == 0 else 0.0
 
-    def _fuse(self) -> list[tuple[Layer | _BatchNormScale, int, int]]:
-        """What to run in order: (what, first layer's number, last layer's number)."""
-        plan: list[tuple[Layer | _BatchNormScale, int, int]] = []
+    def _fuse(self) -> Plan:
+        """What to run where no one looks at what stands between a BatchNorm and its Scale."""
+        plan: Plan = []
         i = 0
         while i < len(self.layers):
             layer, following = self.layers[i], self.layers[i + 1] if i + 1 < len(self.layers) else None
@@ -274,7 +295,10 @@ class Net:
                 and isinstance(following, Scale)
                 and following.per_channel
                 and following.blobs[0].count == layer.blobs[0].count
-                and list(following.param.bottom) == list(following.param.top) == list(layer.param.top)
+                and all(
+                    [*names] == [*layer.param.top]
+                    for names in (layer.param.bottom, following.param.bottom, following.param.top)
+                )
             ):
                 plan.append((_BatchNormScale(layer, following), i, i + 1))
                 i += 2
@@ -290,9 +314,9 @@ class Net:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self._dtype)
 
-    def _compute(self, values: Tensors, graph: Graph | None, start: int, end: int) -> None:
+    def _compute(self, values: Tensors, graph: Graph | None, start: int, end: int, plan: Plan) -> None:
         """Run the layers from `start` to `end` on `values`. `graph` collects what goes in and out."""
-        for step, begin, last in self._plan:
+        for step, begin, last in plan:
             if begin < start:
                 if last >= start:  # the range begins inside a fused pair
                     self._run_layer(self.layers[last], last, values, graph)
@@ -344,15 +368,18 @@ class Net:
             raise CaffeError(f"infer: inputs are {sorted(inputs)}; expected {sorted(self.inputs)}")
         values = dict(inputs)
         with torch.inference_mode(), self._autocast():
-            self._compute(values, None, 0, len(self.layers) - 1)
+            self._compute(values, None, 0, len(self.layers) - 1, self._fused_plan)
         return {name: values[name].float() for name in self.outputs}
 
-    def compute(self, start: int = 0, end: int | None = None, gradient: bool | None = None) -> torch.Tensor:
+    def compute(
+        self, start: int = 0, end: int | None = None, gradient: bool | None = None, fuse: bool = True
+    ) -> torch.Tensor:
         """Run the layers numbered `start` to `end` into the blobs; returns the weighted sum of the losses.
 
         Parameters
         ----------
         gradient: whether `backward` can follow; default: whether the net needs one.
+        fuse: compute a BatchNorm and its Scale as one; then `backward` cannot begin or end between the two.
         """
         end = len(self.layers) - 1 if end is None else end
         gradient = self.needs_backward if gradient is None else gradient
@@ -361,9 +388,10 @@ class Net:
             self._graph, self._values = {}, {}
         else:
             values = {name: self._current(name) for name in self.blobs}
-        produced = {top for layer in self.layers[start : end + 1] for top in layer.param.top}
+        produced = dict.fromkeys(top for layer in self.layers[start : end + 1] for top in layer.param.top)
         with torch.set_grad_enabled(gradient), self._autocast():
-            self._compute(values, self._graph if gradient else None, start, end)
+            graph = self._graph if gradient else None
+            self._compute(values, graph, start, end, self._fused_plan if fuse else self._plan)
         self._values.update((name, values[name]) for name in produced)
         loss = torch.zeros((), device=self.device)
         for name in produced:
@@ -378,7 +406,7 @@ class Net:
         now, computed = self.blobs[name].tensor(), self._values.get(name)
         if computed is None or not computed.requires_grad or now is computed:
             return now
-        return computed + (now.to(computed.dtype) - computed).detach()
+        return _Overwritten.apply(computed, now.to(computed.dtype))
 
     def _number(self, layer: str | None, default: int, what: str) -> int:
         if layer is None:
@@ -415,7 +443,7 @@ class Net:
                 self.blobs[name].data[...] = array
         first = self._number(start, 0, "forward: start")
         last = self._number(end, len(self.layers) - 1, "forward: end")
-        self.compute(first, last)
+        self.compute(first, last, fuse=False)
         names = self.outputs if end is None else list(self.layers[last].param.top)
         return {name: self.blobs[name].data for name in [*names, *(blobs or [])]}
 
@@ -545,6 +573,8 @@ class Net:
         source = read_binary(weights, NetParameter())
         if source.layers:
             raise CaffeError(f"{weights}: has V1 `layers`; expected a .caffemodel with `layer`")
+        if not source.layer:
+            raise CaffeError(f"{weights}: holds no layer; expected a .caffemodel")
         before = {name: [blob.data.copy() for blob in blobs] for name, blobs in self.params.items()}
         try:
             for proto in source.layer:
@@ -564,9 +594,8 @@ class Net:
             if name in self.params:
                 mine = self.layer_dict[name].blobs
                 if [b.shape for b in mine] != [b.shape for b in blobs]:
-                    self.layer_dict[name].error(
-                        f"has parameters of shapes {[b.shape for b in mine]}; the other net's are {[b.shape for b in blobs]}"
-                    )
+                    shapes, others = [b.shape for b in mine], [b.shape for b in blobs]
+                    self.layer_dict[name].error(f"has parameters of shapes {shapes}; the other net's are {others}")
                 mine[:] = blobs
 
     def to_proto(self, diff: bool = False) -> NetParameter:

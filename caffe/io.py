@@ -255,6 +255,11 @@ def open_lmdb(source: StrPath) -> lmdb.Environment:
             env = lmdb.open(path, readonly=True, lock=False, create=False)
         except lmdb.Error as error:
             raise CaffeError(f"{source}: not an LMDB that can be opened ({error})") from None
+        # LMDB reads a file that was cut off through its memory map, and the process dies of that without a word
+        needed, size = (env.info()["last_pgno"] + 1) * env.stat()["psize"], os.path.getsize(f"{path}/data.mdb")
+        if size < needed:
+            env.close()
+            raise CaffeError(f"{source}: its data.mdb is cut off: {size} bytes; expected {needed}")
         _environments[path] = env
     return env
 

@@ -82,9 +82,9 @@ class Transformer:
             if self.crop:
                 top, left = (height - self.crop) // 2, (width - self.crop) // 2
                 window = (Ellipsis, slice(top, top + self.crop), slice(left, left + self.crop))
-            out = images[window].float()
+            out = images[window].to(torch.float32, copy=True)
             if self.mean is not None:
-                out = out - self.mean[window]
+                out -= self.mean[window]
         if self.scale != 1:
             out = out * self.scale
         if self.mirror:
@@ -146,7 +146,8 @@ class Data(RandomLayer):
         else:
             rows = torch.arange(start, start + batch, device=self.device) % len(self)
             images, labels = self.images[rows], self.labels[rows]
-        return [self.transform(images, self.random), labels][: len(self.param.top)]
+        # copies: what a user writes into the tops must not reach the data set that is kept here
+        return [self.transform(images, self.random), labels.clone()][: len(self.param.top)]
 
     def _read(self, start: int, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
         """A batch straight from the LMDB, for a data set that is too large to keep."""

@@ -32,7 +32,8 @@ def learning_rate(param: SolverParameter, iteration: int) -> float:
     """The rate of an iteration by `lr_policy`.
 
     fixed: base_lr. step: base_lr · gamma^floor(iter / stepsize). multistep: base_lr · gamma^(stepvalues passed).
-    exp: base_lr · gamma^iter. inv: base_lr · (1 + gamma · iter)^−power. poly: base_lr · (1 − iter / max_iter)^power.
+    exp: base_lr · gamma^iter. inv: base_lr · (1 + gamma · iter)^−power.
+    poly: base_lr · (1 − iter / max_iter)^power, 0 from max_iter on.
     sigmoid: base_lr / (1 + exp(−gamma · (iter − stepsize))).
     """
     base, gamma, policy = param.base_lr, param.gamma, param.lr_policy
@@ -49,7 +50,9 @@ def learning_rate(param: SolverParameter, iteration: int) -> float:
     if policy == "inv":
         return base * (1 + gamma * iteration) ** -param.power
     if policy == "poly":
-        return base * (1 - iteration / param.max_iter) ** param.power
+        if param.max_iter < 1:
+            raise CaffeError(f"lr_policy poly: max_iter is {param.max_iter}; expected at least 1")
+        return base * max(1 - iteration / param.max_iter, 0.0) ** param.power
     if policy == "sigmoid":
         return base / (1 + float(torch.exp(torch.tensor(-gamma * (iteration - param.stepsize), dtype=torch.float64))))
     raise CaffeError(f"lr_policy {policy!r} is not known; expected fixed, step, multistep, exp, inv, poly or sigmoid")

@@ -1,0 +1,69 @@
+"""A training of seconds: three kinds of 8×8 images told apart by where they are bright, by a net with random layers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from tiny_model import write_database
+
+NET = """
+name: "small"
+layer {{ name: "data" type: "Data" top: "data" top: "label" include {{ phase: TRAIN }}
+  transform_param {{ crop_size: 6 mirror: true mean_value: 60 scale: 0.02 }}
+  data_param {{ source: "{folder}/train_lmdb" backend: LMDB batch_size: {batch} }} }}
+layer {{ name: "data" type: "Data" top: "data" top: "label" include {{ phase: TEST }}
+  transform_param {{ crop_size: 6 mean_value: 60 scale: 0.02 }}
+  data_param {{ source: "{folder}/test_lmdb" backend: LMDB batch_size: 6 }} }}
+layer {{ name: "conv" type: "Convolution" bottom: "data" top: "conv"
+  convolution_param {{ num_output: 4 kernel_size: 3 bias_term: false weight_filler {{ type: "xavier" }} }} }}
+layer {{ name: "bn" type: "BatchNorm" bottom: "conv" top: "conv" }}
+layer {{ name: "scale" type: "Scale" bottom: "conv" top: "conv" scale_param {{ bias_term: true }} }}
+layer {{ name: "relu" type: "ReLU" bottom: "conv" top: "conv" }}
+layer {{ name: "pool" type: "Pooling" bottom: "conv" top: "pool" pooling_param {{ kernel_size: 2 stride: 2 }} }}
+layer {{ name: "fc1" type: "InnerProduct" bottom: "pool" top: "fc1" param {{ lr_mult: 1 }} param {{ lr_mult: 2 }}
+  inner_product_param {{ num_output: 8 weight_filler {{ type: "xavier" }} }} }}
+layer {{ name: "drop" type: "Dropout" bottom: "fc1" top: "fc1" }}
+layer {{ name: "fc2" type: "InnerProduct" bottom: "fc1" top: "fc2"
+  inner_product_param {{ num_output: 3 weight_filler {{ type: "xavier" }} }} }}
+layer {{ name: "loss" type: "SoftmaxWithLoss" bottom: "fc2" bottom: "label" top: "loss" }}
+layer {{ name: "accuracy" type: "Accuracy" bottom: "fc2" bottom: "label" top: "accuracy" include {{ phase: TEST }} }}
+"""
+
+SOLVER = """
+net: "{folder}/net.prototxt"
+test_iter: 2
+test_interval: 4
+base_lr: 0.05
+lr_policy: "step"
+gamma: 0.5
+stepsize: 5
+momentum: 0.9
+weight_decay: 0.001
+display: 2
+average_loss: 3
+max_iter: 12
+snapshot_prefix: "{folder}/snap"
+random_seed: 3
+"""
+
+
+def images(count: int, seed: int) -> tuple[list[np.ndarray], list[int]]:
+    """Noise with a bright band of rows: at the top, in the middle or at the bottom."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 3, count).tolist()
+    faces = []
+    for label in labels:
+        image = random.integers(0, 90, (8, 8)).astype(np.uint8)
+        image[3 * label : 3 * label + 2] += 120
+        faces.append(image)
+    return faces, labels
+
+
+def write_problem(folder: Path, batch: int = 5) -> Path:
+    """Write train_lmdb (22 images), test_lmdb (12), net.prototxt and solver.prototxt; returns the latter's path."""
+    write_database(folder / "train_lmdb", *images(22, seed=0))
+    write_database(folder / "test_lmdb", *images(12, seed=1))
+    (folder / "net.prototxt").write_text(NET.format(folder=folder, batch=batch))
+    (folder / "solver.prototxt").write_text(SOLVER.format(folder=folder))
+    return folder / "solver.prototxt"

@@ -1,0 +1,853 @@
+"""Net: pycaffe's interface, passes over part of the layers, weights from and to files, and what it refuses."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from google.protobuf import text_format
+from small_nets import input_layer, net_of, normal, one_layer, run
+
+import caffe
+from caffe.io import blobproto_to_array, read_binary
+from caffe.proto.caffe_pb2 import NetParameter
+
+ROOT = Path(__file__).resolve().parents[2]
+
+XAVIER = 'weight_filler { type: "xavier" } bias_filler { type: "gaussian" std: 0.3 }'
+# a chain with layers in place, two of them in a row on one blob
+CHAIN = f"""
+name: "chain"
+{input_layer("data", 2, 3, 8, 7)}
+layer {{ name: "conv" type: "Convolution" bottom: "data" top: "conv"
+  convolution_param {{ num_output: 4 kernel_size: 3 {XAVIER} }} }}
+layer {{ name: "bn" type: "BatchNorm" bottom: "conv" top: "conv" }}
+layer {{ name: "scale" type: "Scale" bottom: "conv" top: "conv"
+  scale_param {{ bias_term: true filler {{ type: "gaussian" mean: 1 std: 0.2 }} bias_filler {{ type: "gaussian" }} }} }}
+layer {{ name: "relu" type: "ReLU" bottom: "conv" top: "conv" }}
+layer {{ name: "pool" type: "Pooling" bottom: "conv" top: "pool" pooling_param {{ kernel_size: 2 stride: 2 }} }}
+layer {{ name: "fc" type: "InnerProduct" bottom: "pool" top: "fc" inner_product_param {{ num_output: 5 {XAVIER} }} }}
+layer {{ name: "tanh" type: "TanH" bottom: "fc" top: "fc" }}
+layer {{ name: "prob" type: "Softmax" bottom: "fc" top: "prob" }}
+"""
+LAYERS = ["data", "conv", "bn", "scale", "relu", "pool", "fc", "tanh", "prob"]
+
+
+@pytest.fixture
+def chain(tmp_path: Path) -> Path:
+    path = tmp_path / "chain.prototxt"
+    path.write_text(CHAIN)
+    return path
+
+
+def filled(phase: int = caffe.TRAIN, backward: bool = True) -> caffe.Net:
+    """The chain with its input, its running statistics and its output's diff filled in."""
+    net = net_of(CHAIN, phase=phase, backward=backward)
+    for blob, value in zip(net.params["bn"], (0.4, 6.0, 2.0), strict=True):
+        blob.data[...] = value
+    net.blobs["data"].data[...] = normal(2, 3, 8, 7)
+    net.blobs["prob"].diff[...] = normal(2, 5, seed=1)
+    return net
+
+
+def close(ours: np.ndarray, theirs: np.ndarray, what: str = "") -> None:
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6, err_msg=what)
+
+
+# Construction
+
+
+def test_the_forms_of_the_constructor(chain: Path, tmp_path: Path) -> None:
+    first = caffe.Net(str(chain), caffe.TEST)
+    first.save(str(tmp_path / "weights.caffemodel"))
+    weights = str(tmp_path / "weights.caffemodel")
+    for net in (
+        caffe.Net(str(chain), weights, caffe.TEST),
+        caffe.Net(str(chain), caffe.TEST, weights=weights),
+        caffe.Net(chain, phase=caffe.TEST, weights=tmp_path / "weights.caffemodel"),
+        caffe.Net(text_format.Parse(CHAIN, NetParameter()), weights, caffe.TEST),
+    ):
+        assert net.name == "chain"
+        assert net.inputs == ["data"]
+        assert net.outputs == ["prob"]
+        assert list(net.blobs) == ["data", "conv", "pool", "fc", "prob"]
+        assert list(net.params) == ["conv", "bn", "scale", "fc"]
+        assert list(net.layer_dict) == LAYERS
+        assert [layer.type for layer in net.layers][:3] == ["Input", "Convolution", "BatchNorm"]
+        for name, blobs in net.params.items():
+            for ours, theirs in zip(blobs, first.params[name], strict=True):
+                assert np.array_equal(ours.data, theirs.data)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "phase is None"),
+        (("w.caffemodel",), "phase is 'w.caffemodel'"),
+        ((2,), "phase is 2"),
+        ((1, 2, 3), "4 posit"),
+    ],
+)
+def test_wrong_arguments_of_the_constructor(chain: Path, arguments: tuple, message: str) -> None:
+    with pytest.raises(caffe.CaffeError, match=message):
+        caffe.Net(str(chain), *arguments)
+
+
+def test_missing_files_are_named(chain: Path, tmp_path: Path) -> None:
+    with pytest.raises(caffe.CaffeError, match=r"nowhere\.prototxt: No such file"):
+        caffe.Net(str(tmp_path / "nowhere.prototxt"), caffe.TEST)
+    with pytest.raises(caffe.CaffeError, match=r"nowhere\.caffemodel: No such file"):
+        caffe.Net(str(chain), str(tmp_path / "nowhere.caffemodel"), caffe.TEST)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        'input: "a" input_dim: 2 input_dim: 3 input_dim: 4 input_dim: 5',
+        'input: "a" input_shape { dim: 2 dim: 3 dim: 4 dim: 5 }',
+        input_layer("a", 2, 3, 4, 5),
+    ],
+)
+def test_old_and_new_forms_of_the_input(form: str) -> None:
+    net = net_of(form + ' layer { name: "relu" type: "ReLU" bottom: "a" top: "b" }')
+    assert (net.inputs, net.outputs) == (["a"], ["b"])
+    assert net.blobs["b"].shape == (2, 3, 4, 5)
+
+
+def test_two_inputs_of_the_old_form() -> None:
+    shapes = "".join(f"input_dim: {n} " for n in (1, 2, 3, 4, 5, 6, 7, 8))
+    net = net_of(f'input: "a" input: "b" {shapes}')
+    assert {name: net.blobs[name].shape for name in net.inputs} == {"a": (1, 2, 3, 4), "b": (5, 6, 7, 8)}
+    with pytest.raises(caffe.CaffeError, match="2 input need as many input_shape or 8 input_dim, not 0 and 4"):
+        net_of('input: "a" input: "b" input_dim: 1 input_dim: 2 input_dim: 3 input_dim: 4')
+    with pytest.raises(caffe.CaffeError, match="input_shape and input_dim"):
+        net_of('input: "a" input_dim: 1 input_dim: 2 input_dim: 3 input_dim: 4 input_shape { dim: 1 }')
+
+
+def test_outputs_are_the_tops_that_nothing_reads_in_the_order_of_their_names() -> None:
+    net = net_of(
+        input_layer("x", 2, 6)
+        + 'layer { name: "cut" type: "Slice" bottom: "x" top: "zebra" top: "middle" top: "ape" }'
+        + 'layer { name: "use" type: "ReLU" bottom: "middle" top: "last" }'
+    )
+    assert net.outputs == ["ape", "last", "zebra"]
+    assert list(net.forward()) == ["ape", "last", "zebra"]
+
+
+# Rules
+
+RULES = [
+    ("", True, True),
+    ("include { phase: TRAIN }", True, False),
+    ("include { phase: TEST }", False, True),
+    ("exclude { phase: TEST }", True, False),
+    ("include { phase: TRAIN } include { phase: TEST }", True, True),
+    ("exclude { phase: TRAIN } exclude { phase: TEST }", False, False),
+]
+
+
+@pytest.mark.parametrize(("rule", "train", "test"), RULES)
+def test_layers_of_a_phase(rule: str, train: bool, test: bool) -> None:
+    text = input_layer("x", 1) + f'layer {{ name: "relu" type: "ReLU" bottom: "x" top: "y" {rule} }}'
+    assert ("relu" in net_of(text, phase=caffe.TRAIN).layer_dict) == train
+    assert ("relu" in net_of(text, phase=caffe.TEST).layer_dict) == test
+
+
+@pytest.mark.parametrize(
+    ("rule", "level", "stages", "kept"),
+    [
+        ("include { min_level: 2 }", 1, [], False),
+        ("include { min_level: 2 }", 2, [], True),
+        ("include { min_level: 1 max_level: 2 }", 3, [], False),
+        ("exclude { max_level: 2 }", 2, [], False),
+        ("exclude { max_level: 2 }", 3, [], True),
+        ('include { stage: "deploy" }', 0, [], False),
+        ('include { stage: "deploy" }', 0, ["deploy", "fast"], True),
+        ('include { stage: "deploy" stage: "fast" }', 0, ["deploy"], False),
+        ('include { stage: "deploy" } include { stage: "fast" }', 0, ["fast"], True),
+        ('include { not_stage: "deploy" }', 0, ["deploy"], False),
+        ('include { not_stage: "deploy" }', 0, ["fast"], True),
+        ('include { stage: "a" not_stage: "b" phase: TEST min_level: 1 }', 1, ["a"], True),
+        ('include { stage: "a" not_stage: "b" phase: TEST min_level: 1 }', 1, ["a", "b"], False),
+    ],
+)
+def test_layers_of_a_level_and_of_stages(rule: str, level: int, stages: list[str], kept: bool) -> None:
+    text = input_layer("x", 1) + f'layer {{ name: "relu" type: "ReLU" bottom: "x" top: "y" {rule} }}'
+    assert ("relu" in net_of(text, level=level, stages=stages).layer_dict) == kept
+
+
+def test_include_and_exclude_together() -> None:
+    with pytest.raises(caffe.CaffeError, match="layer 'relu': has include and exclude"):
+        net_of(
+            input_layer("x", 1)
+            + 'layer { name: "relu" type: "ReLU" bottom: "x" top: "y" include { phase: TEST } exclude { stage: "a" } }'
+        )
+
+
+# Blobs
+
+
+def test_blobs_are_written_and_read_as_arrays() -> None:
+    net = one_layer('type: "Power" power_param { power: 2 }', (2, 3))
+    x = net.blobs["x0"]
+    assert (x.data.dtype, x.data.shape, x.count, x.num, x.channels, x.height, x.width) == (
+        np.float32, (2, 3), 6, 2, 3, 1, 1,
+    )  # fmt: skip
+    assert not x.data.any()
+    x.data[...] = [[1, 2, 3], [4, 5, 6]]
+    x.data[0, 1] = -2
+    assert net.forward()["y"].tolist() == [[1, 4, 9], [16, 25, 36]]
+    x.data = np.zeros((2, 3))
+    assert net.forward()["y"].tolist() == [[0] * 3] * 2
+    x.data[...] = 3
+    net.forward()
+    net.blobs["y"].diff[...] = [[1, 0, 2], [0, 0, 0]]
+    assert net.backward()["x0"].tolist() == [[6, 0, 12], [0, 0, 0]]
+    with pytest.raises(ValueError, match="broadcast"):
+        x.data[...] = np.zeros((3, 2))
+
+
+def test_forward_with_arrays_and_further_blobs() -> None:
+    net = net_of(CHAIN)
+    x = normal(2, 3, 8, 7)
+    out = net.forward(data=x, blobs=["pool", "fc"])
+    assert list(out) == ["prob", "pool", "fc"]
+    assert np.array_equal(net.blobs["data"].data, x)
+    assert np.array_equal(out["pool"], net.blobs["pool"].data)
+    with pytest.raises(caffe.CaffeError, match=r"inputs are \['image'\]; expected \['data'\]"):
+        net.forward(image=x)
+    with pytest.raises(caffe.CaffeError, match=r"'data' has shape \(1, 3, 8, 7\); expected \(2, 3, 8, 7\)"):
+        net.forward(data=x[:1])
+    with pytest.raises(caffe.CaffeError, match="no layer 'nose'; expected one of data, conv"):
+        net.forward(start="nose")
+
+
+def test_backward_with_arrays_and_further_diffs() -> None:
+    net = filled()
+    net.forward()
+    out = net.backward(prob=normal(2, 5, seed=4), diffs=["pool"])
+    assert list(out) == ["data", "pool"]
+    assert out["data"].any()
+    expected = out["data"].copy()
+    net.blobs["prob"].diff[...] = normal(2, 5, seed=4)
+    assert np.array_equal(net.backward()["data"], expected)
+    with pytest.raises(caffe.CaffeError, match=r"'pool' is given a diff; expected one of \['prob'\]"):
+        net.backward(pool=np.zeros((2, 4, 3, 3)))
+    with pytest.raises(caffe.CaffeError, match=r"'prob' has shape \(5,\); expected \(2, 5\)"):
+        net.backward(prob=np.zeros(5))
+
+
+def test_reshape_goes_through_the_net() -> None:
+    net = net_of(CHAIN)
+    net.blobs["data"].reshape(5, 3, 8, 7)
+    assert net.blobs["pool"].shape[0] == 2
+    net.reshape()
+    assert [net.blobs[name].shape for name in ("conv", "pool", "prob")] == [(5, 4, 6, 5), (5, 4, 3, 3), (5, 5)]
+    x = normal(5, 3, 8, 7)
+    net.blobs["data"].data[...] = x
+    whole = net.forward()["prob"].copy()
+    net.blobs["data"].reshape(1, 3, 8, 7)  # forward alone follows the new shape too
+    net.blobs["data"].data[...] = x[3:4]
+    close(net.forward()["prob"], whole[3:4])
+    net.blobs["data"].reshape(1, 3, 9, 7)
+    with pytest.raises(caffe.CaffeError, match=r"layer 'fc'.*expected 36 values from axis 1"):
+        net.reshape()
+    with pytest.raises(caffe.CaffeError, match="layer 'fc'"):
+        net.forward()
+
+
+def test_writing_to_a_data_layers_blobs_leaves_the_data_set_alone(tmp_path: Path) -> None:
+    from tiny_model import write_database
+
+    write_database(tmp_path / "lmdb", [np.full((2, 2), i, np.uint8) for i in range(4)], [0, 1, 2, 3])
+    net = net_of(
+        f'layer {{ name: "data" type: "Data" top: "data" top: "label" data_param {{ source: "{tmp_path}/lmdb" '
+        "backend: LMDB batch_size: 2 } }"
+    )
+    for _ in range(4):
+        out = net.forward()
+        assert out["label"].tolist() in ([0, 1], [2, 3])
+        assert out["data"][:, 0, 0, 0].tolist() == out["label"].tolist()
+        net.blobs["label"].data[...] = 7
+        net.blobs["data"].data[...] = 7
+
+
+# Part of a pass
+
+
+@pytest.mark.parametrize("phase", [caffe.TRAIN, caffe.TEST])
+@pytest.mark.parametrize("cut", range(1, len(LAYERS)))
+def test_two_halves_are_the_whole(cut: int, phase: int) -> None:
+    """Forward and backward in two parts, cut anywhere, also between layers that share a blob."""
+    whole, parts = filled(phase), filled(phase)
+    whole.forward()
+    parts.forward(end=LAYERS[cut - 1])
+    parts.forward(start=LAYERS[cut])
+    for name, blob in whole.blobs.items():
+        close(parts.blobs[name].data, blob.data, name)
+    whole.backward()
+    parts.backward(end=LAYERS[cut])
+    parts.backward(start=LAYERS[cut - 1])
+    assert whole.blobs["data"].diff.any()
+    for name, blob in whole.blobs.items():
+        close(parts.blobs[name].diff, blob.diff, name)
+    for name, blobs in whole.params.items():
+        for i, blob in enumerate(blobs):
+            close(parts.params[name][i].data, blob.data, f"{name} {i}")
+            close(parts.params[name][i].diff, blob.diff, f"{name} {i}")
+
+
+def test_layer_by_layer() -> None:
+    whole, steps = filled(), filled()
+    whole.forward()
+    whole.backward()
+    for name in LAYERS:
+        steps.forward(start=name, end=name)
+    for name in reversed(LAYERS):
+        steps.backward(start=name, end=name)
+    for name, blob in whole.blobs.items():
+        close(steps.blobs[name].data, blob.data, name)
+        close(steps.blobs[name].diff, blob.diff, name)
+    for name, blobs in whole.params.items():
+        for i, blob in enumerate(blobs):
+            close(steps.params[name][i].diff, blob.diff, f"{name} {i}")
+
+
+def test_a_blob_in_place_holds_what_the_last_layer_left_there() -> None:
+    net = filled(caffe.TEST)
+    out = {name: net.forward(start=name, end=name)["conv"].copy() for name in ("conv", "bn", "scale", "relu")}
+    close(out["bn"], (out["conv"] - 0.2) / np.sqrt(3 + 1e-5))
+    gamma, beta = (blob.data.reshape(-1, 1, 1) for blob in net.params["scale"])
+    close(out["scale"], gamma * out["bn"] + beta)
+    assert np.array_equal(out["relu"], np.maximum(out["scale"], 0))
+    for first in ("conv", "bn", "scale", "relu"):
+        net.forward(start="conv", end=first)
+        assert np.array_equal(net.blobs["conv"].data, out[first]), first
+
+
+@pytest.mark.parametrize(
+    ("blob", "behind"), [("conv", "pool"), ("conv", "bn"), ("pool", "fc"), ("fc", "tanh"), ("data", "conv")]
+)
+def test_values_that_the_user_put_in_between(blob: str, behind: str) -> None:
+    """The later layers see them, and the gradient goes on through the layers that computed the old ones."""
+    net = filled(caffe.TEST)
+    net.forward(end=LAYERS[LAYERS.index(behind) - 1])
+    value = (1e3 * normal(*net.blobs[blob].shape, seed=9)).astype(np.float32)
+    net.blobs[blob].data[...] = value
+    net.forward(start=behind)
+    other = net_of(  # the same later layers with that value as their input
+        input_layer(blob, *value.shape) + CHAIN[CHAIN.index(f'layer {{ name: "{behind}"') :], phase=caffe.TEST
+    )
+    for name in other.params:
+        for ours, theirs in zip(other.params[name], net.params[name], strict=True):
+            ours.data[...] = theirs.data
+    other.blobs[blob].data[...] = value
+    other.forward()
+    assert np.array_equal(net.blobs["prob"].data, other.blobs["prob"].data)
+    other.blobs["prob"].diff[...] = net.blobs["prob"].diff
+    net.backward(end=behind)
+    other.backward()
+    close(net.blobs[blob].diff, other.blobs[blob].diff)
+    if behind == "pool":
+        return  # the gradient of the ReLU in front looks at its own output, which is what was overwritten
+    diff = net.blobs[blob].diff.copy()
+    before = LAYERS[LAYERS.index(behind) - 1]
+    net.backward(start=before)
+    alone = filled(caffe.TEST)  # what the earlier layers make of that diff
+    alone.forward(end=before)
+    alone.blobs[blob].diff[...] = diff
+    alone.backward(start=before)
+    close(net.blobs["data"].diff, alone.blobs["data"].diff)
+
+
+def test_diffs_that_the_user_put_in_between() -> None:
+    net = filled(caffe.TEST)
+    net.forward()
+    net.backward(end="fc")
+    net.blobs["pool"].diff[...] = 0
+    net.blobs["pool"].diff[0, 2, 1, 1] = 5
+    net.backward(start="pool")
+    assert (net.blobs["conv"].diff != 0).any((1, 2, 3)).tolist() == [True, False]
+    channels = (net.blobs["conv"].diff != 0).any((0, 2, 3))
+    assert channels.tolist() == [False, False, True, False]
+
+
+def test_backward_from_the_middle_alone() -> None:
+    """As for pictures of what a unit sees: forward to a layer, a diff there, and back to the input."""
+    net = filled(caffe.TEST)
+    net.forward(end="relu")
+    net.blobs["conv"].diff[...] = net.blobs["conv"].data
+    out = net.backward(start="relu")
+    full = net_of(CHAIN[: CHAIN.index('layer { name: "pool"')], phase=caffe.TEST)
+    full.share_with(net)
+    full.blobs["data"].data[...] = net.blobs["data"].data
+    full.forward()
+    full.blobs["conv"].diff[...] = full.blobs["conv"].data
+    close(out["data"], full.backward()["data"])
+    assert out["data"].any()
+
+
+# The gradient
+
+
+def test_parameter_diffs_add_up_until_they_are_cleared() -> None:
+    net = filled()
+    net.forward()
+    net.backward()
+    once = net.params["fc"][0].diff.copy()
+    net.backward()
+    close(net.params["fc"][0].diff, 2 * once)
+    net.clear_param_diffs()
+    assert not net.params["fc"][0].diff.any()
+
+
+LOSSES = (
+    input_layer("x", 4, 3)
+    + input_layer("label", 4)
+    + 'layer { name: "fc" type: "InnerProduct" bottom: "x" top: "fc" inner_product_param { num_output: 3 '
+    'weight_filler { type: "gaussian" std: 1 } } }'
+    'layer { name: "first" type: "SoftmaxWithLoss" bottom: "fc" bottom: "label" top: "first" FIRST }'
+    'layer { name: "second" type: "SoftmaxWithLoss" bottom: "fc" bottom: "label" top: "second" SECOND }'
+)
+
+
+def test_loss_weights() -> None:
+    def gradient(first: str, second: str) -> tuple[np.ndarray, float, dict[str, np.ndarray]]:
+        net = net_of(LOSSES.replace("FIRST", first).replace("SECOND", second), backward=False)
+        net.blobs["x"].data[...] = normal(4, 3)
+        net.blobs["label"].data[...] = [0, 1, 2, 0]
+        loss = float(net.compute().detach())
+        net.backward()
+        return net.params["fc"][0].diff.copy(), loss, {name: net.blobs[name].data for name in net.outputs}
+
+    base, loss, outputs = gradient("loss_weight: 0", "")
+    assert loss == float(outputs["second"]) == float(outputs["first"])  # what a loss reports is not weighted
+    for first, second, factor in (("", "", 2), ("loss_weight: 3", "loss_weight: 0.5", 3.5), ("loss_weight: -1", "", 0)):
+        weighted, total, outputs = gradient(first, second)
+        np.testing.assert_allclose(weighted, factor * base, rtol=1e-5, atol=1e-6)
+        assert total == pytest.approx(factor * loss, abs=1e-6)
+        assert float(outputs["first"]) == loss
+
+
+def test_any_blob_can_be_a_loss() -> None:
+    net = net_of(input_layer("x", 2, 2) + 'layer { name: "l" type: "Power" bottom: "x" top: "y" loss_weight: 4 }')
+    net.blobs["x"].data[...] = [[1, 2], [3, 4]]
+    assert float(net.compute().detach()) == 40
+    net.backward()
+    assert net.blobs["x"].diff.tolist() == [[4, 4], [4, 4]]
+
+
+SIAMESE = (
+    (
+        input_layer("a", 2, 3)
+        + input_layer("b", 2, 3)
+        + "".join(
+            f'layer {{ name: "fc_{i}" type: "InnerProduct" bottom: "{i}" top: "fc_{i}" '
+            f'param {{ name: "w" {{}} }} inner_product_param {{ num_output: 4 bias_term: false {XAVIER} }} }}\n'
+            for i in "ab"
+        )
+    )
+    .replace("{}", "LR", 1)
+    .replace("{}", "OTHER", 1)
+)
+
+
+def test_shared_parameters() -> None:
+    net = net_of(SIAMESE.replace("LR", "lr_mult: 3").replace("OTHER", ""))
+    (a,), (b,) = net.params["fc_a"], net.params["fc_b"]
+    assert a is b
+    assert net.learnable_params == [a]
+    assert a.lr_mult == 3
+    xs = {name: normal(2, 3, seed=i) for i, name in enumerate("ab")}
+    diffs = {f"fc_{name}": normal(2, 4, seed=5 + i) for i, name in enumerate("ab")}
+    out = net.forward(**xs)
+    for name in "ab":
+        close(out[f"fc_{name}"], xs[name] @ a.data.T)
+    net.backward(**diffs)
+    close(a.diff, sum(diffs[f"fc_{name}"].T @ xs[name] for name in "ab"))
+    a.data[...] = 0
+    assert not net.forward()["fc_b"].any()
+
+
+def test_a_sharers_rate_is_the_owners() -> None:
+    for owner, sharer, rate in (("", "lr_mult: 3", 3), ("lr_mult: 3", "lr_mult: 3", 3), ("lr_mult: 2", "", 2)):
+        net = net_of(SIAMESE.replace("LR", owner).replace("OTHER", sharer))
+        assert [blob.lr_mult for blob in net.learnable_params] == [rate]
+    with pytest.raises(caffe.CaffeError, match=r"'fc_b'.*'w': lr_mult is 3.*owner's is 2"):
+        net_of(SIAMESE.replace("LR", "lr_mult: 2").replace("OTHER", "lr_mult: 3"))
+
+
+def test_shared_parameters_of_different_shapes() -> None:
+    text = SIAMESE.replace("LR", "").replace("OTHER", "").replace(input_layer("b", 2, 3), input_layer("b", 2, 5))
+    with pytest.raises(caffe.CaffeError, match=r"'fc_b'.*'w' has shape \(4, 5\).*\(4, 3\)"):
+        net_of(text)
+
+
+def test_shared_parameters_in_a_file(tmp_path: Path) -> None:
+    net = net_of(SIAMESE.replace("LR", "").replace("OTHER", ""))
+    net.save(tmp_path / "shared.caffemodel")
+    stored = read_binary(tmp_path / "shared.caffemodel", NetParameter())
+    assert [len(layer.blobs) for layer in stored.layer] == [0, 0, 1, 1]
+    other = net_of(SIAMESE.replace("LR", "").replace("OTHER", ""), seed=9)
+    assert not np.array_equal(other.params["fc_a"][0].data, net.params["fc_a"][0].data)
+    other.copy_from(tmp_path / "shared.caffemodel")
+    assert np.array_equal(other.params["fc_a"][0].data, net.params["fc_a"][0].data)
+    assert other.params["fc_a"][0] is other.params["fc_b"][0]
+
+
+def test_propagate_down_stops_the_gradient() -> None:
+    text = (
+        input_layer("x", 2, 3)
+        + 'layer { name: "a" type: "InnerProduct" bottom: "x" top: "a" inner_product_param { num_output: 3 FILL } }'
+        'layer { name: "b" type: "InnerProduct" bottom: "x" top: "b" inner_product_param { num_output: 3 FILL } }'
+        'layer { name: "sum" type: "Eltwise" bottom: "a" bottom: "b" top: "sum" PROPAGATE }'
+    ).replace("FILL", XAVIER)
+    seen = {}
+    for setting in ("", "propagate_down: true propagate_down: false", "propagate_down: false propagate_down: true"):
+        net = net_of(text.replace("PROPAGATE", setting))
+        net.blobs["x"].data[...] = normal(2, 3)
+        net.forward()
+        net.backward(sum=normal(2, 3, seed=1))
+        seen[setting] = [net.blobs[name].diff.any() for name in ("a", "b", "x")]
+        seen[setting] += [net.params[name][0].diff.any() for name in ("a", "b")]
+    assert list(seen.values()) == [[True] * 5, [True, False, True, True, False], [False, True, True, False, True]]
+    with pytest.raises(caffe.CaffeError, match=r"'sum'.*1 propagate_down for 2 bottoms"):
+        net_of(text.replace("PROPAGATE", "propagate_down: true"))
+
+
+def test_without_force_backward_the_inputs_have_no_gradient() -> None:
+    text = LOSSES.replace("FIRST", "").replace("SECOND", "loss_weight: 0")
+    for force in (False, True):
+        net = net_of(text, backward=force)
+        net.blobs["x"].data[...] = normal(4, 3)
+        net.forward()
+        net.backward()
+        assert net.blobs["x"].diff.any() == force
+        assert net.params["fc"][0].diff.any()
+
+
+def test_parameters_with_a_rate_of_0_get_no_gradient() -> None:
+    text = LOSSES.replace("FIRST", "").replace("SECOND", "").replace('top: "fc"', 'top: "fc" param { lr_mult: 0 }')
+    net = net_of(text, backward=False)
+    net.blobs["x"].data[...] = normal(4, 3)
+    net.forward()
+    net.backward()
+    weight, bias = net.params["fc"]
+    assert not weight.diff.any()
+    assert bias.diff.any()
+
+
+# BatchNorm and Scale in one pass
+
+
+@pytest.mark.parametrize("shape", [(6, 3, 4, 5), (6, 3)])
+@pytest.mark.parametrize("phase", [caffe.TRAIN, caffe.TEST])
+@pytest.mark.parametrize("tops", [("x", "x", "x"), ("n", "n", "n"), ("x", "s", "s"), ("n", "s", "s")])
+def test_batch_norm_and_scale_together_and_apart(shape: tuple[int, ...], phase: int, tops: tuple[str, ...]) -> None:
+    """In place or not, the two are what they are when a layer between keeps them from being computed as one."""
+    norm, scale, last = tops
+    text = (
+        input_layer("data", *shape)
+        + 'layer { name: "in" type: "Power" bottom: "data" top: "x" }'
+        + f'layer {{ name: "bn" type: "BatchNorm" bottom: "x" top: "{norm}" }} MIDDLE'
+        + f'layer {{ name: "scale" type: "Scale" bottom: "{norm}" top: "{scale}" scale_param {{ bias_term: true '
+        'filler { type: "gaussian" } bias_filler { type: "gaussian" } } }'
+        + f'layer {{ name: "out" type: "TanH" bottom: "{last}" top: "out" }}'
+    )
+    between = f'layer {{ name: "between" type: "Power" bottom: "{norm}" top: "{norm}" }}'
+    together, apart = (net_of(text.replace("MIDDLE", middle), phase=phase) for middle in ("", between))
+    for step in range(3):
+        for net in (together, apart):
+            for blob, value in zip(net.params["bn"], (0.5, 3.0, 2.0), strict=True):
+                blob.data[...] = value if step == 0 else blob.data
+            net.blobs["data"].data[...] = normal(*shape, seed=step)
+            net.blobs["out"].diff[...] = normal(*shape, seed=9)
+            net.clear_param_diffs()
+        together.compute()
+        apart.compute()
+        together.propagate()
+        apart.propagate()
+        for name in {"out", scale}:
+            close(together.blobs[name].data, apart.blobs[name].data, name)
+        close(together.blobs["data"].diff, apart.blobs["data"].diff)
+        for name in ("bn", "scale"):
+            for a, b in zip(together.params[name], apart.params[name], strict=True):
+                close(a.data, b.data, name)
+                close(a.diff, b.diff, name)
+        assert together.blobs["data"].diff.any()
+        assert together.params["scale"][0].diff.any()
+
+
+# infer
+
+
+@pytest.mark.parametrize("phase", [caffe.TRAIN, caffe.TEST])
+def test_infer_is_forward(phase: int) -> None:
+    import torch
+
+    net = filled(phase)
+    x = normal(5, 3, 8, 7)
+    out = net.infer(data=torch.from_numpy(x))
+    assert list(out) == ["prob"]
+    assert out["prob"].dtype == torch.float32
+    assert not net.blobs["prob"].data.any(), "infer left something in the blobs"
+    net.blobs["data"].reshape(*x.shape)
+    net.blobs["data"].data[...] = x
+    close(net.forward()["prob"], out["prob"].numpy())
+    with pytest.raises(caffe.CaffeError, match=r"inputs are \['image'\]; expected \['data'\]"):
+        net.infer(image=torch.zeros(1))
+    with pytest.raises(caffe.CaffeError, match=r"layer 'conv'.*'data'"):
+        net.infer(data=torch.zeros(1, 2, 8, 7))
+
+
+def test_infer_of_any_size() -> None:
+    import torch
+
+    net = net_of(CHAIN[: CHAIN.index('layer { name: "fc"')], phase=caffe.TEST)
+    x = normal(1, 3, 19, 23)
+    net.blobs["data"].reshape(*x.shape)
+    net.blobs["data"].data[...] = x
+    out = net.infer(data=torch.from_numpy(x))["pool"].numpy()
+    assert out.shape == (1, 4, 9, 11)
+    close(out, net.forward()["pool"])
+
+
+# Weights
+
+
+def test_params_are_views() -> None:
+    net = filled(caffe.TEST)
+    before = net.forward()["prob"].copy()
+    weight = net.params["fc"][0].data
+    weight *= 2
+    net.params["fc"][1].data[:] += 1
+    assert np.array_equal(net.params["fc"][0].data, weight)
+    assert not np.allclose(net.forward()["prob"], before)
+    net.params["fc"][0].data[...] = 0
+    assert not weight.any()
+
+
+def test_save_and_load_bit_for_bit(chain: Path, tmp_path: Path) -> None:
+    net = filled()
+    odd = np.array([np.pi, 1e-45, -0.0, np.inf, 3.4e38], np.float32)
+    net.params["fc"][1].data[...] = odd
+    net.forward()  # BatchNorm's running sums move
+    net.save(tmp_path / "a.caffemodel")
+    other = caffe.Net(str(chain), str(tmp_path / "a.caffemodel"), caffe.TEST)
+    count = 0
+    for name, blobs in net.params.items():
+        for ours, theirs in zip(blobs, other.params[name], strict=True):
+            assert ours.data.tobytes() == theirs.data.tobytes()
+            assert ours.data.shape == theirs.data.shape
+            count += 1
+    assert count == 9
+    other.save(tmp_path / "b.caffemodel")
+    a, b = (read_binary(tmp_path / f"{name}.caffemodel", NetParameter()) for name in "ab")
+    assert [layer.blobs for layer in a.layer] == [layer.blobs for layer in b.layer]
+    assert a.layer[1].blobs[0].shape.dim == [4, 3, 3, 3]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.caffemodel", "b.caffemodel", "chain.prototxt"]
+
+
+def test_the_same_seed_gives_the_same_weights() -> None:
+    def weights(seed: int) -> bytes:
+        return b"".join(blob.data.tobytes() for blob in net_of(CHAIN, seed=seed).learnable_params)
+
+    assert weights(1) == weights(1) != weights(2)
+    caffe.set_random_seed(5)
+    first = [caffe.Net(text_format.Parse(CHAIN, NetParameter()), caffe.TEST).params["fc"][0].data for _ in range(2)]
+    caffe.set_random_seed(5)
+    again = caffe.Net(text_format.Parse(CHAIN, NetParameter()), caffe.TEST).params["fc"][0].data
+    assert np.array_equal(first[0], again)
+    assert not np.array_equal(first[0], first[1])
+
+
+def test_weights_go_by_name(tmp_path: Path) -> None:
+    """As when a net is tuned further for other classes: the last layer is new, the others come from the file."""
+    net = net_of(CHAIN)
+    net.save(tmp_path / "old.caffemodel")
+    tuned = CHAIN.replace('"fc"', '"new"').replace("num_output: 5", "num_output: 2")
+    other, untouched = net_of(tuned, seed=2), net_of(tuned, seed=2)
+    other.copy_from(tmp_path / "old.caffemodel")
+    for name in ("conv", "scale"):
+        assert np.array_equal(other.params[name][0].data, net.params[name][0].data)
+        assert not np.array_equal(other.params[name][0].data, untouched.params[name][0].data)
+    assert np.array_equal(other.params["new"][0].data, untouched.params["new"][0].data)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            ("num_output: 5", "num_output: 2"),
+            r"layer 'fc'.*old\.caffemodel.*parameter 0.*\(5, 36\); expected \(2, 36\)",
+        ),
+        (("num_output: 5", "num_output: 5 bias_term: false"), r"layer 'fc'.*has 2 parameters.*expected 1"),
+        (("num_output: 5", "num_output: 5 transpose: true"), r"layer 'fc'.*\(5, 36\); expected \(36, 5\)"),
+        (("bias_term: true", "bias_term: false"), r"layer 'scale'.*has 2 parameters.*expected 1"),
+    ],
+)
+def test_weights_that_do_not_fit(tmp_path: Path, change: tuple[str, str], message: str) -> None:
+    net_of(CHAIN).save(tmp_path / "old.caffemodel")
+    other = net_of(CHAIN.replace(*change), seed=2)
+    before = {name: [blob.data.copy() for blob in blobs] for name, blobs in other.params.items()}
+    with pytest.raises(caffe.CaffeError, match=message):
+        other.copy_from(tmp_path / "old.caffemodel")
+    for name, blobs in other.params.items():
+        for blob, old in zip(blobs, before[name], strict=True):
+            assert np.array_equal(blob.data, old), f"{name} was copied although the file does not fit"
+
+
+def test_weights_of_an_old_file(tmp_path: Path) -> None:
+    """Files from before 2014 state every blob by four axes: num, channels, height, width."""
+    net = net_of(CHAIN)
+    proto = net.to_proto()
+    for layer in proto.layer:
+        for blob in layer.blobs:
+            dims = [1] * (4 - len(blob.shape.dim)) + list(blob.shape.dim)
+            blob.ClearField("shape")
+            blob.num, blob.channels, blob.height, blob.width = dims
+    (tmp_path / "old.caffemodel").write_bytes(proto.SerializeToString())
+    other = net_of(CHAIN, seed=2)
+    other.copy_from(tmp_path / "old.caffemodel")
+    for ours, theirs in zip(other.learnable_params, net.learnable_params, strict=True):
+        assert np.array_equal(ours.data, theirs.data)
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.3, 0.999])
+def test_a_cut_off_caffemodel(tmp_path: Path, keep: float) -> None:
+    net_of(CHAIN).save(tmp_path / "whole.caffemodel")
+    data = (tmp_path / "whole.caffemodel").read_bytes()
+    (tmp_path / "cut.caffemodel").write_bytes(data[: int(keep * len(data))])
+    with pytest.raises(caffe.CaffeError, match=r"cut\.caffemodel: "):
+        net_of(CHAIN).copy_from(tmp_path / "cut.caffemodel")
+
+
+def test_files_that_are_no_caffemodel(chain: Path, tmp_path: Path) -> None:
+    caffe.io.save_mean(tmp_path / "mean.binaryproto", np.ones((1, 4, 4), np.float32))
+    (tmp_path / "noise.caffemodel").write_bytes(np.random.default_rng(0).bytes(3000))
+    for name in ("mean.binaryproto", "noise.caffemodel", "chain.prototxt"):
+        with pytest.raises(caffe.CaffeError, match=re.escape(name)):
+            net_of(CHAIN).copy_from(tmp_path / name)
+
+
+def test_saving_where_it_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    net = net_of(CHAIN)
+    with pytest.raises(OSError):  # noqa: PT011 (which error it is depends on the system)
+        net.save(tmp_path / "taken")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_weights_in_the_prototxt() -> None:
+    text = input_layer("x", 1, 2) + (
+        'layer { name: "fc" type: "InnerProduct" bottom: "x" top: "y" inner_product_param { num_output: 1 } '
+        "blobs { shape { dim: 1 dim: 2 } data: 3 data: 4 } blobs { shape { dim: 1 } data: 5 } }"
+    )
+    net = net_of(text)
+    assert net.forward(x=np.array([[1, 2]]))["y"].tolist() == [[16]]
+    assert [blobproto_to_array(blob).tolist() for blob in net.to_proto().layer[1].blobs] == [[[3, 4]], [5]]
+
+
+def test_share_with() -> None:
+    owner, reader = net_of(CHAIN), net_of(CHAIN, seed=2)
+    reader.share_with(owner)
+    assert np.array_equal(reader.params["fc"][0].data, owner.params["fc"][0].data)
+    owner.params["fc"][0].data[...] = 3
+    assert (reader.params["fc"][0].data == 3).all()
+    with pytest.raises(caffe.CaffeError, match=r"layer 'fc'.*\(2, 36\)"):
+        net_of(CHAIN.replace("num_output: 5", "num_output: 2")).share_with(owner)
+
+
+# Errors of the prototxt
+
+X = input_layer("x", 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (X + 'layer { name: "a" type: "Relu" bottom: "x" top: "y" }', "layer 'a': type 'Relu' is not known.*ReLU"),
+        (X + 'layer { name: "a" bottom: "x" top: "y" }', "layer 'a': type '' is not known"),
+        (X + 'layer { name: "a" type: "ReLU" bottom: "z" top: "y" }', "layer 'a'.*bottom 'z' is no top.*there are x"),
+        (X + 'layer { name: "a" type: "ReLU" bottom: "x" }', "layer 'a'.*has 0 tops.*expected 1"),
+        (X + 'layer { name: "a" type: "ReLU" top: "y" }', "layer 'a'.*has 0 bottoms.*expected 1"),
+        (X + 'layer { name: "a" type: "ReLU" bottom: "x" bottom: "x" top: "y" }', r"layer 'a'.*has 2 bottoms \(x, x\)"),
+        (X + 'layer { name: "a" type: "Eltwise" bottom: "x" top: "y" }', "layer 'a'.*1 bottoms.*expected 2 or more"),
+        (X + 2 * 'layer { name: "a" type: "TanH" bottom: "x" top: "y" }', "layer 'a': the name is taken"),
+        (X + 'layer { name: "a" type: "ReLU" bottom: "x" top: "y" }'
+         'layer { name: "b" type: "TanH" bottom: "x" top: "y" }', "layer 'b'.*top 'y' is already the top"),
+        (X + 'layer { name: "a" type: "Slice" bottom: "x" top: "y" top: "y" slice_param { axis: 0 } }',
+         "layer 'a'.*top 'y' is already"),
+        (X + 'layer { name: "a" type: "Slice" bottom: "x" top: "y" top: "z" }', r"layer 'a'.*\(2, 3\).*2 tops"),
+        (X + 'layer { name: "a" type: "ReLU" bottom: "x" top: "y" loss_weight: 1 loss_weight: 2 }',
+         "2 loss_weight for 1"),
+        (X + 'layer { name: "a" type: "ReLU" bottom: "x" top: "y" param { lr_mult: 1 } }', "'a'.*1 param for 0"),
+        (X + 'layer { name: "a" type: "Softmax" bottom: "x" top: "y" softmax_param { axis: 2 } }', "axis 2.*'x'.*2, 3"),
+        (X + input_layer("z", 3, 2) + 'layer { name: "a" type: "Eltwise" bottom: "x" bottom: "z" top: "y" }',
+         r"layer 'a'.*bottom 'z' has shape \(3, 2\); expected \(2, 3\)"),
+        (X + 'layer { name: "a" type: "Convolution" bottom: "x" top: "y" convolution_param { num_output: 1 } }',
+         "layer 'a'.*'x' has shape"),
+        (X + 'layer { name: "a" type: "InnerProduct" bottom: "x" top: "y" }', "'a'.*num_output is 0"),
+        (X + 'layer { name: "a" type: "InnerProduct" bottom: "x" top: "y" inner_product_param { num_output: 2 '
+         'weight_filler { type: "xaver" } } }', "layer 'a'.*'xaver' is not known"),
+        (input_layer("i", 1, 2, 5, 5) + 'layer { name: "a" type: "Convolution" bottom: "i" top: "y" '
+         "convolution_param { num_output: 3 kernel_size: 3 group: 2 } }", "'a'.*group 2 does not divide"),
+        (input_layer("i", 1, 2, 5, 5) + 'layer { name: "a" type: "Convolution" bottom: "i" top: "y" '
+         "convolution_param { num_output: 3 kernel_size: 7 } }", r"'a'.*'i' of shape \(1, 2, 5, 5\) is smaller"),
+        (input_layer("i", 1, 2, 5, 5) + 'layer { name: "a" type: "Pooling" bottom: "i" top: "y" '
+         "pooling_param { kernel_size: 3 pad: 3 } }", r"'a'.*pad \(3, 3\) is not smaller than the kernel"),
+    ],
+)  # fmt: skip
+def test_nets_that_do_not_fit_together(text: str, message: str) -> None:
+    with pytest.raises(caffe.CaffeError, match=message):
+        net_of(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('name: "a"\nlayer {\n  name: "x"\n  typo: "ReLU"\n}\n', r"bad\.prototxt:4:3: .*typo"),
+        ('name: "a"\nlayer {\n  relu_param { slope: 1 }\n}\n', r"bad\.prototxt:3:16: .*slope"),
+        ('layer {\n  include { phase: TRIAN }\n}\n', r"bad\.prototxt:2:\d+: .*TRIAN"),
+        ('layer {\n  name: "x"\n', r"bad\.prototxt:\d+:\d+: "),
+        ('layer {\n  name: 3\n}', r"bad\.prototxt:2:\d+: "),
+        ('layers { name: "x" type: RELU }', r"bad\.prototxt: has V1 `layers`"),
+    ],
+)  # fmt: skip
+def test_prototxts_that_do_not_parse(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "bad.prototxt").write_text(text)
+    with pytest.raises(caffe.CaffeError, match=message):
+        caffe.Net(str(tmp_path / "bad.prototxt"), caffe.TEST)
+
+
+def test_a_prototxt_that_is_not_text(tmp_path: Path) -> None:
+    (tmp_path / "bad.prototxt").write_bytes(b"\x0a\xff\xfe\x00" * 50)
+    with pytest.raises(caffe.CaffeError, match=r"bad\.prototxt: not a text file"):
+        caffe.Net(str(tmp_path / "bad.prototxt"), caffe.TEST)
+
+
+def test_importing_caffe_is_quiet_and_does_not_touch_the_system(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import caffe; print(caffe.layer_type_list()[:2])"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("['AbsVal', 'Accuracy']")
+
+
+def test_a_scalar_shared_by_all_channels_is_not_taken_for_one_of_batch_norms() -> None:
+    """A Scale over one axis of another place behind a BatchNorm: the two cannot be one pass."""
+    x = normal(3, 3, 3, 3)
+    text = (
+        input_layer("x0", 3, 3, 3, 3)
+        + 'layer { name: "bn" type: "BatchNorm" bottom: "x0" top: "y" }'
+        + 'layer { name: "scale" type: "Scale" bottom: "y" top: "y" '
+        'scale_param { axis: 2 filler { type: "gaussian" } } }'
+    )
+    net = net_of(text, phase=caffe.TRAIN)
+    normed = run(one_layer('type: "BatchNorm"', x.shape, phase=caffe.TRAIN), x)["y"]
+    close(run(net, x)["y"], normed * net.params["scale"][0].data.reshape(1, 1, 3, 1))

@@ -150,7 +150,7 @@ $(WEIGHTS): $(W)/lmdb/manifest.json $(W)/mean.binaryproto $(NET)/solver.prototxt
 
 ifeq ($(LOG),)
 $(RUN)/metrics.csv: $(WEIGHTS) | $(READY)
-	$(PYTHON) -m train.plot $(RUN)/train.log
+	$(PYTHON) -m train.plot $(RUN)/train.log --iterations-per-epoch test
 $(RUN)/loss.png $(RUN)/accuracy.png: $(RUN)/metrics.csv ;
 endif
 

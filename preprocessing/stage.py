@@ -109,7 +109,7 @@ class Stage:
 
     def write_manifest(self, path: Path) -> None:
         """Write the manifest as JSON to `path` (inside the stage's temporary folder, or a `replace_file` path)."""
-        packages = {}
+        packages: dict[str, str | None] = {}
         for package in ("torch", "numpy", "opencv-python-headless", "lmdb"):
             try:
                 packages[package] = version(package)

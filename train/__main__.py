@@ -47,7 +47,7 @@ def data_layer(net: NetParameter, phase: int) -> LayerParameter:
     return found[0]
 
 
-def test_batches(records: int, largest: int = LARGEST_TEST_BATCH) -> tuple[int, int]:
+def validation_batches(records: int, largest: int = LARGEST_TEST_BATCH) -> tuple[int, int]:
     """Batch size and number of batches that read every record once, or as few as possible twice.
 
     The largest divisor of `records` up to `largest` where it is at least 16, else the batch with the least excess.
@@ -87,7 +87,7 @@ def merge(sources: list[Path], target: Path, seed: int) -> None:
         random.Random(seed).shuffle(entries)
         for number, (i, key) in enumerate(entries):
             name = key.split(b"_", 1)[-1]
-            yield b"%08d_%s" % (number, name), transactions[i].get(key)
+            yield b"%08d_%s" % (number, name), bytes(transactions[i].get(key) or b"")
 
     if target.exists():
         shutil.rmtree(target)
@@ -132,7 +132,7 @@ class Run:
         test.data_param.source = str(self.val)
         for layer in (train, test):
             layer.transform_param.mean_file = str(self.mean)
-        test.data_param.batch_size, test_iter = test_batches(len(DatumReader(self.val)))
+        test.data_param.batch_size, test_iter = validation_batches(len(DatumReader(self.val)))
         self.epoch = math.ceil(records / train.data_param.batch_size)
         solver = self.solver_param
         rescale(solver, self.epoch, self.epochs)
@@ -188,11 +188,11 @@ class Run:
         return solver.requested != "stop"
 
     def _keep_best(self, solver: caffe.Solver, number: int, outputs: dict[str, float]) -> None:
-        """Keep the weights of the best validation so far. After a kill the same tests come again, with the same results."""
+        """Keep the weights of the best validation so far. A resumed run repeats tests, with the same results."""
         if not math.isfinite(solver.smoothed_loss() + outputs["loss"]):
             raise StageError(
-                f"training diverged: at iteration {solver.iter} the training loss is {solver.smoothed_loss():.4g} and the "
-                f"validation loss {outputs['loss']:.4g}; expected finite numbers (try a lower base_lr)"
+                f"training diverged: at iteration {solver.iter} the training loss is {solver.smoothed_loss():.4g} "
+                f"and the validation loss {outputs['loss']:.4g}; expected finite numbers (try a lower base_lr)"
             )
         if solver.iter and outputs["accuracy"] > self.best.get("accuracy", 0.0):
             self.best = {"iteration": solver.iter, "epoch": solver.iter / self.epoch, **outputs}
@@ -227,7 +227,7 @@ class Run:
 
 
 class Display:
-    """One readable line while training: a bar on a terminal, a line an epoch elsewhere. Ctrl-C asks the solver to stop."""
+    """One line while training: a bar on a terminal, a line an epoch elsewhere. Ctrl-C asks the solver to stop."""
 
     def __init__(self, run: Run, solver: caffe.Solver) -> None:
         self.run, self.solver = run, solver
@@ -292,7 +292,7 @@ def main() -> int:
         settings |= {"seed": run.solver_param.random_seed, "max_iter": run.solver_param.max_iter}
         stage = Stage("train", [run.folder / "solver.prototxt", run.folder / "train_val.prototxt", run.mean], settings)
         if not run.train():
-            print(f"train: stopped at iteration {run.solver.iter}; the same command goes on from there", file=sys.stderr)
+            print(f"train: stopped at iteration {run.solver.iter}; run it again to go on", file=sys.stderr)
             return 130
         run.finish(stage)
     except caffe.CaffeError as error:

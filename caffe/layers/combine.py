@@ -10,7 +10,7 @@ from .base import Layer, Shape, register
 
 @register("Eltwise")
 class Eltwise(Layer):
-    """PROD: y = Π x_i. SUM: y = Σ coeff_i · x_i (coeff 1 where not given). MAX: y = max x_i. All shapes are the same."""
+    """PROD: y = Π x_i. SUM: y = Σ coeff_i · x_i (coeff 1 where not given). MAX: y = max x_i. All of one shape."""
 
     bottoms = (2, None)
 

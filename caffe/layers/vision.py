@@ -124,9 +124,8 @@ class InnerProduct(Layer):
         p = self.param.inner_product_param
         inputs = self.blobs[0].shape[0 if p.transpose else 1]
         if math.prod(shapes[0][self.first :]) != inputs:
-            self.error(
-                f"bottom {self.param.bottom[0]!r} has shape {shapes[0]}; expected {inputs} values from axis {self.first} on"
-            )
+            bottom = f"bottom {self.param.bottom[0]!r} has shape {shapes[0]}"
+            self.error(f"{bottom}; expected {inputs} values from axis {self.first} on")
         return [(*shapes[0][: self.first], p.num_output)]
 
     def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:

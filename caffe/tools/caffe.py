@@ -1,6 +1,6 @@
 """The `caffe` command: train, test, time and device_query, with the flags and the log of Caffe's own.
 
-python -m caffe.tools.caffe train --solver=solver.prototxt [--snapshot=X.solverstate | --weights=A.caffemodel,B.caffemodel]
+python -m caffe.tools.caffe train --solver=solver.prototxt [--snapshot=X.solverstate | --weights=X.caffemodel,…]
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ def train(flags: argparse.Namespace) -> None:
     param.train_state.level = flags.level
     param.train_state.stage.extend(stage for stage in flags.stage.split(",") if stage)
     if flags.precision:
-        param.precision = precision(flags.precision)
+        if flags.precision.upper() not in SolverParameter.Precision.keys():  # noqa: SIM118 (an enum, not a dict)
+            raise caffe.CaffeError(f"--precision is {flags.precision!r}; expected auto, fp32, bf16 or fp16")
+        param.precision = SolverParameter.Precision.Value(flags.precision.upper())
     set_device(flags.gpu, param)
     solver = caffe.get_solver(param)
     for name, number in (("sigint_effect", signal.SIGINT), ("sighup_effect", signal.SIGHUP)):
@@ -92,13 +94,6 @@ def train(flags: argparse.Namespace) -> None:
     log.info("caffe.cpp:239", "Starting Optimization")
     solver.solve(flags.snapshot or None)
     log.info("caffe.cpp:250", "Optimization Done.")
-
-
-def precision(name: str) -> SolverParameter.Precision.ValueType:
-    """The message's value of a name on the command line."""
-    if name.upper() not in SolverParameter.Precision.keys():  # noqa: SIM118 (an enum wrapper, not a dict)
-        raise caffe.CaffeError(f"--precision is {name!r}; expected auto, fp32, bf16 or fp16")
-    return SolverParameter.Precision.Value(name.upper())
 
 
 def make_net(flags: argparse.Namespace, phase: int) -> caffe.Net:

@@ -12,7 +12,8 @@ from caffe.io import read_net_parameter
 
 # cases whose layer types are not part of the engine yet are not listed here
 CASES = [
-    "absval", "accuracy", "bnll", "clip", "elu", "elu_alpha", "exp", "log", "power", "swish", "threshold", "batchnorm_test", "batchnorm_train", "concat", "convolution_basic", "convolution_depthwise",
+    "absval", "accuracy", "bnll", "clip", "elu", "elu_alpha", "exp", "log", "power", "swish", "threshold",
+    "batchnorm_test", "batchnorm_train", "concat", "convolution_basic", "convolution_depthwise",
     "convolution_dilation", "convolution_group", "convolution_nobias", "convolution_pad_stride",
     "convolution_pointwise", "dropout_test", "eltwise_max", "eltwise_prod", "eltwise_sum", "flatten", "flatten_axes",
     "innerproduct", "innerproduct_axis2", "lenet_like", "lrn_across", "pooling_ave_2x2", "pooling_ave_3x3s1p1",

@@ -398,7 +398,7 @@ class Net:
             self.blobs[name].set_tensor(values[name])
             weight = self.blob_loss_weights[name]
             if weight:
-                loss = loss + weight * values[name].float().sum()
+                loss = loss + weight * values[name].detach().float().sum()
         return loss
 
     def _current(self, name: str) -> torch.Tensor:

@@ -420,7 +420,7 @@ def test_loss_weights() -> None:
         net = net_of(LOSSES.replace("FIRST", first).replace("SECOND", second), backward=False)
         net.blobs["x"].data[...] = normal(4, 3)
         net.blobs["label"].data[...] = [0, 1, 2, 0]
-        loss = float(net.compute().detach())
+        loss = float(net.compute())
         net.backward()
         return net.params["fc"][0].diff.copy(), loss, {name: net.blobs[name].data for name in net.outputs}
 
@@ -436,7 +436,7 @@ def test_loss_weights() -> None:
 def test_any_blob_can_be_a_loss() -> None:
     net = net_of(input_layer("x", 2, 2) + 'layer { name: "l" type: "Power" bottom: "x" top: "y" loss_weight: 4 }')
     net.blobs["x"].data[...] = [[1, 2], [3, 4]]
-    assert float(net.compute().detach()) == 40
+    assert float(net.compute()) == 40
     net.backward()
     assert net.blobs["x"].diff.tolist() == [[4, 4], [4, 4]]
 

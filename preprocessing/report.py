@@ -226,18 +226,15 @@ def _draw_pictures(
     if missed:
         rows = [(e, some([face for face in missed if face.label == i], COLUMNS)) for i, e in enumerate(EMOTIONS)]
         cv2.imwrite(str(folder / "not_found.png"), montage([row for row in rows if row[1]]))
-    if duplicates.ambiguous:
-        rows = []
-        for pair in combinations(range(len(EMOTIONS)), 2):  # a face once for each pair of its labels
-            shown = [
-                faces[group[0]]
-                for group in duplicates.ambiguous
-                if set(pair) <= {faces[index].label for index in group}
-            ]
-            if shown:
-                label = "\nor ".join(EMOTIONS[i] for i in pair)
-                rows.append((label, some(shown, COLUMNS)))
-        cv2.imwrite(str(folder / "different_labels.png"), montage(rows))
+    pairs = []  # a face once for each pair of its labels
+    for one, other in combinations(range(len(EMOTIONS)), 2):
+        identical = [
+            faces[group[0]] for group in duplicates.ambiguous if {one, other} <= {faces[index].label for index in group}
+        ]
+        if identical:
+            pairs.append((f"{EMOTIONS[one]}\nor {EMOTIONS[other]}", some(identical, COLUMNS)))
+    if pairs:
+        cv2.imwrite(str(folder / "different_labels.png"), montage(pairs))
 
 
 def _draw_counts(faces: Sequence[Face], path: Path) -> None:

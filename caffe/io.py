@@ -243,24 +243,29 @@ def datum_to_array(datum: Datum, force_color: bool = False, force_gray: bool = F
     return np.fromiter(datum.float_data, np.float32, values).reshape(shape)
 
 
-_environments: WeakValueDictionary[str, lmdb.Environment] = WeakValueDictionary()
+_environments: WeakValueDictionary[tuple[int, int], lmdb.Environment] = WeakValueDictionary()
 
 
 def open_lmdb(source: StrPath) -> lmdb.Environment:
     """An LMDB for reading, without writing a lock file. A process opens an LMDB once, so its readers share it."""
-    path = os.path.realpath(source)
-    env = _environments.get(path)
+    data = Path(os.path.realpath(source), "data.mdb")
+    try:
+        stat = data.stat()
+    except OSError as error:
+        raise CaffeError(f"{source}: not an LMDB that can be opened (data.mdb: {error.strerror})") from None
+    identity = (stat.st_dev, stat.st_ino)  # not the path: a database written anew is another
+    env = _environments.get(identity)
     if env is None:
         try:
-            env = lmdb.open(path, readonly=True, lock=False, create=False)
+            env = lmdb.open(str(data.parent), readonly=True, lock=False, create=False)
         except lmdb.Error as error:
             raise CaffeError(f"{source}: not an LMDB that can be opened ({error})") from None
         # LMDB reads a file that was cut off through its memory map, and the process dies of that without a word
-        needed, size = (env.info()["last_pgno"] + 1) * env.stat()["psize"], os.path.getsize(f"{path}/data.mdb")
-        if size < needed:
+        needed = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+        if stat.st_size < needed:
             env.close()
-            raise CaffeError(f"{source}: its data.mdb is cut off: {size} bytes; expected {needed}")
-        _environments[path] = env
+            raise CaffeError(f"{source}: its data.mdb is cut off: {stat.st_size} bytes; expected {needed}")
+        _environments[identity] = env
     return env
 
 

@@ -107,11 +107,16 @@ class Run:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.folder = Path(arguments.output)
         self.source = Path(arguments.network)
-        self.name = self.source.name
+        self.name = self.source.absolute().name
         self.mean = Path(arguments.mean)
         self.train_on = arguments.train_on
         self.solver_param = read_solver_parameter(self.source / "solver.prototxt")
+        for setting in ("max_iter", "test_interval"):
+            value = getattr(self.solver_param, setting)
+            if value < 1:
+                raise StageError(f"{self.source / 'solver.prototxt'}: {setting} is {value}; expected at least 1")
         self.net_param = read_net_parameter(self.source / "train_val.prototxt")
+        read_net_parameter(self.source / "deploy.prototxt")  # copied at the end, but to be missed before the training
         if arguments.seed is not None:
             self.solver_param.random_seed = arguments.seed
         if self.solver_param.random_seed < 0:
@@ -139,7 +144,7 @@ class Run:
         solver.test_iter[:] = [test_iter]
         solver.net = str(self.folder / "train_val.prototxt")
         solver.snapshot_prefix = str(self.folder / self.name)
-        files = [*sorted(p.parent / "manifest.json" for p in {*self.sources, self.val}), self.mean]
+        files = [*sorted(p / "data.mdb" for p in {*self.sources, self.val}), self.mean]
         settings = {
             "solver": text_format.MessageToString(solver),
             "net": text_format.MessageToString(self.net_param),
@@ -160,7 +165,7 @@ class Run:
     def _clear(self) -> None:
         """Remove what a run with other settings left: it must not be taken for this run's."""
         (self.folder / "settings.json").unlink(missing_ok=True)  # first, so that a kill in between begins anew too
-        for pattern in (f"{self.name}_iter_*", f"{self.name}.caffemodel", "best.*", "train.log"):
+        for pattern in (f"{self.name}_iter_*", f"{self.name}.caffemodel", "manifest.json", "best.*", "train.log"):
             for path in self.folder.glob(pattern):
                 path.unlink()
 
@@ -176,6 +181,12 @@ class Run:
             handler = log.log_to(stream)
             try:
                 solver = caffe.get_solver(self.solver_param)
+                outputs = solver.test_nets[0].outputs
+                if not {"loss", "accuracy"} <= set(outputs):
+                    raise StageError(
+                        f"{self.source / 'train_val.prototxt'}: the outputs in phase TEST are {', '.join(outputs)}; "
+                        f"expected loss and accuracy among them"
+                    )
                 best_file = self.folder / "best.json"
                 self.best: dict[str, Any] = json.loads(best_file.read_text()) if states and best_file.is_file() else {}
                 with Display(self, solver):
@@ -194,7 +205,7 @@ class Run:
                 f"training diverged: at iteration {solver.iter} the training loss is {solver.smoothed_loss():.4g} "
                 f"and the validation loss {outputs['loss']:.4g}; expected finite numbers (try a lower base_lr)"
             )
-        if solver.iter and outputs["accuracy"] > self.best.get("accuracy", 0.0):
+        if solver.iter and outputs["accuracy"] > self.best.get("accuracy", -1.0):
             self.best = {"iteration": solver.iter, "epoch": solver.iter / self.epoch, **outputs}
             solver.net.save(self.folder / "best.caffemodel")
             replace_bytes(self.folder / "best.json", json.dumps(self.best).encode())

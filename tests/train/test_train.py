@@ -1,0 +1,426 @@
+"""The training driver on a data set of seconds: what a run leaves, what a kill leaves, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from google.protobuf import text_format
+from small_training import NET, images, write_problem
+from tiny_model import write_database
+
+import caffe
+from caffe.io import blobproto_to_array, datum_to_array, read_binary, read_solver_parameter
+from caffe.proto.caffe_pb2 import Datum, NetParameter, SolverParameter
+from caffe.tools.parse_log import parse_log
+from preprocessing.network_input import FaceNetwork
+from preprocessing.stage import run_main
+from train.__main__ import main, rescale, validation_batches
+
+ROOT = Path(__file__).resolve().parents[2]
+EPOCH = 5  # iterations: 22 images in batches of 5
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder with spaces in its name: two LMDBs, their mean, and a network folder `tiny net`."""
+    folder = tmp_path / "a project"
+    folder.mkdir()
+    write_problem(folder)
+    network = folder / "tiny net"
+    network.mkdir()
+    for name in ("net.prototxt", "solver.prototxt"):
+        (folder / name).unlink()
+    text = NET.format(folder="/nowhere", batch=5).replace("mean_value: 60 scale: 0.02", 'mean_file: "/nowhere/mean"')
+    (network / "train_val.prototxt").write_text(text)
+    layers = text[text.index('layer { name: "conv"') : text.index('layer { name: "loss"')]
+    (network / "deploy.prototxt").write_text(
+        'name: "small" layer { name: "data" type: "Input" top: "data" '
+        "input_param { shape { dim: 1 dim: 1 dim: 6 dim: 6 } } }\n"
+        f'{layers}layer {{ name: "prob" type: "Softmax" bottom: "fc2" top: "prob" }}'
+    )
+    (network / "solver.prototxt").write_text(
+        'net: "/nowhere/net" base_lr: 0.005 lr_policy: "multistep" gamma: 0.1 stepvalue: 20 stepvalue: 35 max_iter: 40 '
+        "momentum: 0.9 display: 100 test_iter: 9 test_interval: 10 random_seed: 3 snapshot: 10"
+    )
+    faces, _ = images(22, seed=0)
+    caffe.io.save_mean(folder / "mean.binaryproto", np.mean(faces, 0, dtype=np.float32)[None])
+    return folder
+
+
+def arguments(project: Path, output: str, *more: str) -> list[str]:
+    return [
+        str(project / "tiny net"), "--train", f"{project}/train_lmdb", "--val", f"{project}/test_lmdb",
+        "--mean", f"{project}/mean.binaryproto", "--output", f"{project}/{output}", "--device", "cpu", *more,
+    ]  # fmt: skip
+
+
+def train(monkeypatch: pytest.MonkeyPatch, project: Path, output: str, *more: str) -> int:
+    """Run the command in this process; its exit code."""
+    monkeypatch.setattr(sys, "argv", ["train", *arguments(project, output, *more)])
+    with pytest.raises(SystemExit) as caught:
+        run_main(main)
+    return int(caught.value.code or 0)
+
+
+def weights(path: Path) -> dict[str, list[bytes]]:
+    message = read_binary(path, NetParameter())
+    found = {layer.name: [blobproto_to_array(blob).tobytes() for blob in layer.blobs] for layer in message.layer}
+    assert sum(map(len, found.values())) == 10
+    return found
+
+
+def records(path: Path) -> list[tuple[bytes, bytes]]:
+    with caffe.io.open_lmdb(path).begin() as transaction:  # a process opens an LMDB once
+        return [(bytes(key), bytes(value)) for key, value in transaction.cursor()]
+
+
+# Hand-computed cases
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (3589, (97, 37)),  # 37 · 97
+        (28709, (19, 1511)),  # 19 · 1511
+        (1, (1, 1)),
+        (7, (7, 1)),
+        (12, (12, 1)),
+        (512, (512, 1)),
+        (513, (171, 3)),  # 3 · 171
+        (1024, (512, 2)),
+        (521, (261, 2)),  # a prime: 2 · 261 = 522 reads one twice
+        (1042, (149, 7)),  # 2 · 521, and 2 is too few: 7 · 149 = 1043 reads one twice
+    ],
+)
+def test_batches_that_read_the_validation_split_once(count: int, expected: tuple[int, int]) -> None:
+    assert validation_batches(count) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "epoch", "epochs", "expected"),
+    [
+        # the prototxt's own 4 epochs of 10 become 4 of 5
+        ("max_iter: 40 test_interval: 10 stepvalue: 20 stepvalue: 35 display: 100", 5, None,
+         {"max_iter": 20, "stepvalue": [10, 18], "display": 1}),
+        ("max_iter: 40 test_interval: 10 stepvalue: 20 stepvalue: 35 display: 100", 5, 2,
+         {"max_iter": 10, "stepvalue": [5, 9], "display": 1}),
+        # FaceEmotionNet on FER2013, as it is, and on train and validation together
+        ("max_iter: 67350 test_interval: 449 stepvalue: 40410 stepvalue: 57247 display: 100", 449, None,
+         {"max_iter": 67350, "stepvalue": [40410, 57247], "display": 100}),
+        ("max_iter: 67350 test_interval: 449 stepvalue: 40410 stepvalue: 57247 display: 100", 505, 2,
+         {"max_iter": 1010, "stepvalue": [606, 858], "display": 100}),
+        ("max_iter: 1000 test_interval: 100 stepsize: 300 display: 20", 50, 4,
+         {"max_iter": 200, "stepsize": 60, "display": 12}),
+        ("max_iter: 1000 test_interval: 100 stepvalue: 1 display: 20", 2, 1,
+         {"max_iter": 2, "stepvalue": [1], "display": 1}),
+    ],
+)  # fmt: skip
+def test_rescaling(settings: str, epoch: int, epochs: int | None, expected: dict[str, object]) -> None:
+    solver = text_format.Parse(settings, SolverParameter())
+    rescale(solver, epoch, epochs)
+    assert {name: getattr(solver, name) for name in expected} == expected
+    assert solver.test_interval == solver.snapshot == epoch
+    assert solver.average_loss == solver.display
+
+
+# A run
+
+
+def test_a_run_leaves_a_complete_model(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.read_bytes() for path in project.rglob("*") if path.is_file() and "lock" not in path.name}
+    assert train(monkeypatch, project, "run one") == 0
+    run, out = project / "run one", capsys.readouterr()
+    assert {path.name for path in run.iterdir()} == {
+        "tiny net.caffemodel", "deploy.prototxt", "mean.binaryproto", "manifest.json", "settings.json", "train.log",
+        "solver.prototxt", "train_val.prototxt", "best.caffemodel", "best.json",
+        *(f"tiny net_iter_{n}.{kind}" for n in (15, 20) for kind in ("caffemodel", "solverstate")),
+    }  # fmt: skip
+    assert all(path.read_bytes() == data for path, data in before.items()), "an input was changed"
+    assert (run / "mean.binaryproto").read_bytes() == before[project / "mean.binaryproto"]
+
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["stage"] == "train"
+    assert manifest["settings"] == {
+        "network": "tiny net", "train_on": "train", "device": "cpu", "seed": 3, "max_iter": 20,
+    }  # fmt: skip
+    counts = manifest["counts"]
+    assert (counts["iterations"], counts["epochs"], counts["iterations_per_epoch"]) == (20, 4, EPOCH)
+
+    train_rows, test_rows = parse_log(run / "train.log")
+    assert [row["NumIters"] for row in test_rows] == [0, 5, 10, 15, 20]
+    assert [row["NumIters"] for row in train_rows] == list(range(20))
+    rates = [row["LearningRate"] for row in train_rows]
+    assert rates == pytest.approx([0.005] * 10 + [0.0005] * 8 + [0.00005] * 2)
+    best = max(test_rows[1:], key=lambda row: (row["accuracy"], -row["NumIters"]))
+    assert counts["chosen"]["iteration"] == best["NumIters"]
+    assert counts["chosen"]["accuracy"] == pytest.approx(best["accuracy"], abs=1e-5)
+
+    # the model by itself, with the mean and the centre crop, has the accuracy that the log states
+    network = FaceNetwork(run / "deploy.prototxt", run / "tiny net.caffemodel", run / "mean.binaryproto", "cpu")
+    data = [Datum.FromString(value) for _, value in records(project / "test_lmdb")]
+    answers = network.probabilities(np.stack([datum_to_array(datum) for datum in data])).argmax(1)
+    assert (answers == [datum.label for datum in data]).mean() == pytest.approx(best["accuracy"], abs=1e-5)
+
+    lines = out.out.splitlines()
+    assert [line.split()[1] for line in lines[:-1]] == ["1/4", "2/4", "3/4", "4/4"]
+    assert re.fullmatch(
+        rf"train: 20 iterations, best validation accuracy {best['accuracy']:.2%} in epoch {best['NumIters'] // 5} "
+        rf"-> {re.escape(str(run))}/tiny net\.caffemodel \(\d+\.\d s\)",
+        lines[-1],
+    )
+    assert out.err == ""
+
+    solver = read_solver_parameter(run / "solver.prototxt")
+    assert (list(solver.test_iter), solver.net) == ([1], f"{run}/train_val.prototxt")
+    assert (run / "settings.json").stat().st_size > 0
+
+    # again, the same command has nothing to do but to say so
+    model = weights(run / "tiny net.caffemodel")
+    assert train(monkeypatch, project, "run one") == 0
+    assert weights(run / "tiny net.caffemodel") == model
+    assert len(parse_log(run / "train.log")[0]) == 20
+
+
+def test_epochs_seed_and_precision(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert train(monkeypatch, project, "run", "--epochs", "2", "--seed", "8", "--precision", "bf16") == 0
+    solver = read_solver_parameter(project / "run" / "solver.prototxt")
+    assert (solver.max_iter, list(solver.stepvalue), solver.random_seed) == (10, [5, 9], 8)
+    assert solver.precision == SolverParameter.BF16
+    assert json.loads((project / "run/manifest.json").read_text())["counts"]["epochs"] == 2
+
+
+def test_training_on_both_splits(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert train(monkeypatch, project, "run", "--train-on", "train+val", "--epochs", "1") == 0
+    merged = records(project / "run" / "trainval_lmdb")
+    both = records(project / "train_lmdb") + records(project / "test_lmdb")
+    assert len(merged) == 34
+    assert [int(key[:8]) for key, _ in merged] == list(range(34))
+    assert sorted(value for _, value in merged) == sorted(value for _, value in both)
+    assert [value for _, value in merged] != [value for _, value in both], "the splits are not mixed"
+    counts = json.loads((project / "run/manifest.json").read_text())["counts"]
+    assert counts["iterations"] == counts["iterations_per_epoch"] == 7  # 34 images in batches of 5
+    assert counts["chosen"] == {"iteration": 7}, "there is no split left to choose on"
+    again = records(project / "run" / "trainval_lmdb")
+    shutil.rmtree(project / "run")
+    assert train(monkeypatch, project, "run", "--train-on", "train+val", "--epochs", "1") == 0
+    assert records(project / "run" / "trainval_lmdb") == again
+
+
+def test_a_net_that_is_never_right(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validation images of a class that training has never seen: accuracy 0 in every epoch."""
+    for name, label in (("train_lmdb", 0), ("test_lmdb", 2)):
+        faces, _ = images(11, seed=4)
+        shutil.rmtree(project / name)
+        write_database(project / name, faces, [label] * 11)
+    solver = project / "tiny net" / "solver.prototxt"
+    solver.write_text(solver.read_text().replace("base_lr: 0.005", "base_lr: 0.3"))
+    assert train(monkeypatch, project, "run", "--epochs", "2") == 0
+    chosen = json.loads((project / "run/manifest.json").read_text())["counts"]["chosen"]
+    assert chosen["accuracy"] == 0
+    weights(project / "run" / "tiny net.caffemodel")
+
+
+# Stopping and going on
+
+STOPPER = """
+import os, runpy, signal, sys
+import caffe.solver
+
+what, number = sys.argv.pop(1), int(sys.argv.pop(1))
+update, replace = caffe.solver.Solver.apply_update, os.replace
+
+def stopping_update(solver, display=False):
+    if what == "SIGKILL" and solver.iter == number or what == "SIGINT" and solver.iter == number:
+        os.kill(os.getpid(), getattr(signal, what))
+    update(solver, display)
+
+def stopping_replace(source, target):
+    if os.path.basename(target) == what:
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+
+caffe.solver.Solver.apply_update = stopping_update
+os.replace = stopping_replace
+runpy.run_module("train", run_name="__main__", alter_sys=True)
+"""
+
+
+def stopped(project: Path, what: str, number: int = 0) -> subprocess.CompletedProcess[str]:
+    """The command in a process that stops itself: by a signal at an iteration, or killed before a file is renamed."""
+    command = [sys.executable, "-c", STOPPER, what, str(number), *arguments(project, "stopped")]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def test_killed_and_stopped_again_and_again(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = project / "stopped"
+    for what, number, last in (
+        ("settings.json", 0, None),
+        ("SIGKILL", 3, None),  # before the first snapshot
+        ("SIGKILL", 8, 5),
+        ("SIGINT", 7, 8),  # stopped in the middle of an epoch, with a snapshot there
+        ("tiny net_iter_10.solverstate", 0, 8),  # weights without their state
+        ("tiny net_iter_15.caffemodel", 0, 10),
+        ("best.json", 0, 15),
+        ("manifest.json", 0, 20),
+        ("tiny net.caffemodel", 0, 20),
+    ):
+        done = stopped(project, what, number)
+        assert done.returncode == (130 if what == "SIGINT" else -9), (what, done.stderr)
+        assert "Traceback" not in done.stderr
+        if what == "SIGINT":
+            assert done.stderr.strip() == "train: stopped at iteration 8; run it again to go on"
+        assert not (run / "tiny net.caffemodel").exists(), "the model stands there before it is made"
+        states = [int(path.stem.rsplit("_", 1)[1]) for path in run.glob("tiny*.solverstate")]
+        assert max(states, default=None) == last, what
+        assert len(states) <= 2
+    done = stopped(project, "nothing")
+    assert done.returncode == 0, done.stderr
+    assert not [path.name for path in run.iterdir() if path.name.startswith(".")], "a partial file is left"
+
+    assert train(monkeypatch, project, "straight") == 0
+    for name in ("tiny net.caffemodel", "tiny net_iter_20.caffemodel", "best.caffemodel"):
+        assert weights(run / name) == weights(project / "straight" / name), name
+    manifests = [json.loads((project / name / "manifest.json").read_text()) for name in ("stopped", "straight")]
+    assert manifests[0]["counts"] == manifests[1]["counts"]
+    logs = [parse_log(project / name / "train.log") for name in ("stopped", "straight")]
+    for ours, theirs in zip(*logs, strict=True):
+        for row in [*ours, *theirs]:
+            row.pop("Seconds")
+        assert ours == theirs
+
+
+@pytest.mark.parametrize("change", ["seed", "epochs", "train_val", "solver", "records", "mean", "train-on"])
+def test_other_settings_or_data_start_anew(project: Path, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    assert train(monkeypatch, project, "run", "--epochs", "1") == 0
+    run = project / "run"
+    first = weights(run / "tiny net_iter_5.caffemodel")
+    (run / "mine.txt").write_text("not the driver's")
+    more = ["--epochs", "1"]
+    if change == "seed":
+        more += ["--seed", "11"]
+    elif change == "epochs":
+        more = ["--epochs", "2"]
+    elif change == "train-on":
+        more += ["--train-on", "train+val"]
+    elif change in ("train_val", "solver"):
+        file = project / "tiny net" / f"{change}.prototxt"
+        old, new = ("lr_mult: 2", "lr_mult: 1") if change == "train_val" else ("momentum: 0.9", "momentum: 0.8")
+        file.write_text(file.read_text().replace(old, new))
+    elif change == "mean":
+        caffe.io.save_mean(project / "mean.binaryproto", np.full((1, 8, 8), 70, np.float32))
+    else:
+        shutil.rmtree(project / "train_lmdb")
+        write_database(project / "train_lmdb", *images(22, seed=9))
+    assert train(monkeypatch, project, "run", *more) == 0
+    rows, _ = parse_log(run / "train.log")
+    assert [row["NumIters"] for row in rows] == list(range({"epochs": 10, "train-on": 7}.get(change, 5)))
+    assert (run / "train.log").read_text().count("Initializing solver") == 1, "the old run's log goes on"
+    later = run / f"tiny net_iter_{rows[-1]['NumIters'] + 1:.0f}.caffemodel"
+    assert weights(later) != first
+    assert (run / "mine.txt").exists()
+
+
+def test_the_same_data_written_again_goes_on(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A manifest beside the LMDBs changes with every run of the stages; what counts is the data."""
+    (project / "manifest.json").write_text('{"seconds": 1}')
+    assert train(monkeypatch, project, "run", "--epochs", "1") == 0
+    (project / "manifest.json").write_text('{"seconds": 2}')
+    assert train(monkeypatch, project, "run", "--epochs", "1") == 0
+    assert "Restoring previous solver status" in (project / "run" / "train.log").read_text()
+
+
+# What is refused
+
+
+def spoil(project: Path, what: str) -> None:
+    network = project / "tiny net"
+    if what in ("train_lmdb", "test_lmdb"):
+        shutil.rmtree(project / what)
+    elif what == "mean.binaryproto":
+        (project / what).unlink()
+    elif what == "network":
+        shutil.rmtree(network)
+    elif what.endswith(".prototxt"):
+        (network / what).unlink()
+    elif what == "mean of another size":
+        caffe.io.save_mean(project / "mean.binaryproto", np.zeros((1, 9, 9), np.float32))
+    elif what == "cut off":
+        data = project / "train_lmdb" / "data.mdb"
+        data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
+    elif what == "label":
+        shutil.rmtree(project / "train_lmdb")
+        write_database(project / "train_lmdb", images(22, seed=0)[0], [3] * 22)
+    else:
+        text = (network / "train_val.prototxt").read_text()
+        if what == "one data layer":
+            text = text.replace("include { phase: TRAIN }", "", 1)
+        elif what == "no accuracy":
+            text = text[: text.index('layer { name: "accuracy"')]
+        elif what == "unknown field":
+            text = text.replace("num_output: 8", "num_outputs: 8")
+        (network / "train_val.prototxt").write_text(text)
+        text = (network / "solver.prototxt").read_text()
+        if what == "diverges":
+            text = text.replace("base_lr: 0.005", "base_lr: 1e30")
+        elif what == "no max_iter":
+            text = text.replace("max_iter: 40", "")
+        elif what == "no test_interval":
+            text = text.replace("test_interval: 10", "")
+        (network / "solver.prototxt").write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("train_lmdb", r"train_lmdb: not an LMDB"),
+        ("test_lmdb", r"test_lmdb: not an LMDB"),
+        ("mean.binaryproto", r"mean\.binaryproto: No such file"),
+        ("network", r"tiny net/solver\.prototxt: No such file"),
+        ("solver.prototxt", r"tiny net/solver\.prototxt: No such file"),
+        ("train_val.prototxt", r"tiny net/train_val\.prototxt: No such file"),
+        ("deploy.prototxt", r"tiny net/deploy\.prototxt: No such file"),
+        ("mean of another size", r"mean\.binaryproto: the mean's shape is \(1, 9, 9\); the images' is \(1, 8, 8\)"),
+        ("cut off", r"train_lmdb: its data\.mdb is cut off"),
+        ("label", r"layer 'loss'.*a label in 'label' is outside 0\.\.2"),
+        ("one data layer", r"0 Data layers with include \{ phase: TRAIN \}; expected one"),
+        ("no accuracy", r"train_val\.prototxt: .*accuracy"),
+        ("unknown field", r"tiny net/train_val\.prototxt:\d+:\d+: .*num_outputs"),
+        ("diverges", r"training diverged: at iteration \d+ .*try a lower base_lr"),
+        ("no max_iter", r"solver\.prototxt: max_iter is 0; expected"),
+        ("no test_interval", r"solver\.prototxt: test_interval is 0; expected"),
+    ],
+)
+def test_errors(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], what: str, message: str
+) -> None:
+    spoil(project, what)
+    assert train(monkeypatch, project, "run") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert re.search(message, error)
+    assert not (project / "run" / "tiny net.caffemodel").exists()
+    if what not in ("diverges", "label"):
+        assert not list(project.glob("run/*.solverstate")), "it trained before it looked"
+
+
+def test_epochs_below_one(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(monkeypatch, project, "run", "--epochs", "0") == 1
+    assert "--epochs is 0; expected 1 or more" in capsys.readouterr().err
+
+
+def test_the_command_shows_no_traceback(project: Path) -> None:
+    command = [sys.executable, "-m", "train", *arguments(project, "run")]
+    shutil.rmtree(project / "train_lmdb")
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"})
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"error: .*train_lmdb: not an LMDB.*\n", done.stderr)

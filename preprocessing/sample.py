@@ -169,6 +169,12 @@ def _action_units(emotion: str, rng: np.random.Generator) -> dict[int, float]:
     return units
 
 
+def _blur(image: np.ndarray, deviation: float) -> np.ndarray:
+    """Blurred about as by a Gaussian of a standard deviation in pixels, but in a time that does not grow with it."""
+    radius = max(1, round(math.sqrt(6 * deviation**2 + 1) - 1))  # the radius of the stack blur of that deviation
+    return cv2.stackBlur(image, (2 * radius + 1, 2 * radius + 1))
+
+
 class _Canvas:
     """A head on a grid of `scale` pixels a face unit: what it reflects, where it is, and how the light falls.
 
@@ -191,26 +197,25 @@ class _Canvas:
 
         blur: standard deviation of a blur, in face units.  inside: another polygon, with its blur, that clips it.
         """
-        pixels = points * self.scale + self.centre
-        margin = 3 * blur * self.scale + 2
-        left, top = np.maximum(np.floor(pixels.min(0) - margin), 0).astype(int)
-        right, bottom = np.ceil(pixels.max(0) + margin).astype(int)
-        part = (slice(top, min(bottom, self.height)), slice(left, min(right, self.width)))
-        shape = self.albedo[part].shape
-        cover = self._fill(points, blur, shape, left, top)
+        pixels, margin = points * self.scale + self.centre, 3 * blur * self.scale + 2
+        (first_x, first_y), (last_x, last_y) = pixels.min(0).tolist(), pixels.max(0).tolist()
+        left, right = max(0, int(first_x - margin)), max(0, min(self.width, int(last_x + margin) + 1))
+        top, bottom = max(0, int(first_y - margin)), max(0, min(self.height, int(last_y + margin) + 1))
+        shape = (max(0, bottom - top), max(0, right - left))
+        cover = self._fill(pixels, blur, shape, left, top)
         if inside is not None:
-            cover *= self._fill(*inside, shape, left, top)
-        return part, cover
+            cover *= self._fill(inside[0] * self.scale + self.centre, inside[1], shape, left, top)
+        return (slice(top, bottom), slice(left, right)), cover
 
-    def _fill(self, points: np.ndarray, blur: float, shape: tuple[int, ...], left: int, top: int) -> np.ndarray:
-        cover: np.ndarray = np.zeros(shape, np.uint8)
-        if not cover.size:
-            return cover.astype(np.float32)
-        corners = np.round((points * self.scale + self.centre - (left, top)) * 16).astype(np.int32)
-        cv2.fillPoly(cover, [corners], 255, cv2.LINE_AA, 4)
+    def _fill(self, pixels: np.ndarray, blur: float, shape: tuple[int, int], left: int, top: int) -> np.ndarray:
+        """Coverage by a polygon, in pixels of the canvas, of the part that begins at left, top."""
+        if not min(shape):
+            return np.zeros(shape, np.float32)
+        cover = np.zeros(shape, np.uint8)
+        cv2.fillPoly(cover, [((pixels - (left, top)) * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
         if blur * self.scale > 0.7:  # less is lost in the supersampling
-            cover = cv2.GaussianBlur(cover, (0, 0), blur * self.scale)
-        return cover.astype(np.float32) / 255
+            cover = _blur(cover, blur * self.scale)
+        return cover * np.float32(1 / 255)
 
     def paint(
         self,
@@ -252,6 +257,7 @@ class _Canvas:
         return np.einsum("kv,ku->vu", down, across)  # a matrix product, but too small to be worth BLAS's threads
 
 
+_FOUR = np.arange(4)
 _STEPS = np.linspace(0, 1, 6, endpoint=False)[:, None]
 _CATMULL_ROM = 0.5 * np.hstack(
     [-_STEPS + 2 * _STEPS**2 - _STEPS**3, 2 - 5 * _STEPS**2 + 3 * _STEPS**3, _STEPS + 4 * _STEPS**2 - 3 * _STEPS**3,
@@ -266,7 +272,7 @@ def _curve(points: np.ndarray, closed: bool = False) -> np.ndarray:
         around = np.concatenate([points[-1:], points, points[:2]])
     else:
         around = np.concatenate([2 * points[:1] - points[1:2], points, 2 * points[-1:] - points[-2:-1]])
-    windows = np.stack([around[i : len(around) - 3 + i] for i in range(4)], 1)
+    windows = around[np.arange(len(around) - 3)[:, None] + _FOUR]
     curve = (_CATMULL_ROM @ windows).reshape(-1, 2)
     return curve if closed else np.concatenate([curve, points[-1:]])
 
@@ -287,9 +293,12 @@ def _ribbon(curve: np.ndarray, width: float | np.ndarray, tapered: bool = True) 
     return np.concatenate([curve + across, (curve - across)[::-1]])
 
 
+_ANGLES = np.linspace(0, 2 * np.pi, 20, endpoint=False)
+_UNIT_CIRCLE = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], 1)
+
+
 def _ellipse(u: float, v: float, width: float, height: float) -> np.ndarray:
-    angle = np.linspace(0, 2 * np.pi, 20, endpoint=False)
-    return np.stack([u + width * np.cos(angle), v + height * np.sin(angle)], 1)
+    return _UNIT_CIRCLE * (width, height) + (u, v)
 
 
 def _circle(centre: np.ndarray, radius: float) -> np.ndarray:
@@ -641,7 +650,7 @@ def _background(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
         abs(rng.normal(0, 0.12))
     )
     image += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-    return cv2.GaussianBlur(image, (0, 0), width / 40)
+    return image
 
 
 def draw_photo(
@@ -677,7 +686,7 @@ def draw_photo(
     head = cv2.remap(head, column, row, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     cover = cv2.remap(cover, column, row, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     image += cover * (head - image)
-    image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 1.0) * unit / 32)
+    image = _blur(image, rng.uniform(0.3, 1.0) * unit / 32)
     image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
     low, high = np.percentile(image, [2, 98])
     black, white = rng.uniform(0, 35), rng.uniform(185, 255)

@@ -6,6 +6,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,31 @@ class _Overwritten(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
         return gradients[0], None
+
+
+class _Border:
+    """Keeps a backward pass within its layers: the gradient of each value that came in is noted, and goes no further.
+
+    Without this, where one such value was computed from another, or by parameters that the layers share, its gradient
+    would flow on into theirs.
+    """
+
+    def __init__(self, values: list[torch.Tensor]) -> None:
+        self.values = values
+        self.reached: dict[int, torch.Tensor] = {}
+
+    def _stop(self, key: int, gradient: torch.Tensor) -> torch.Tensor:
+        self.reached[key] = gradient
+        return torch.zeros_like(gradient)
+
+    def __enter__(self) -> dict[int, torch.Tensor]:
+        """The gradients by the values' `id`, once the pass is done."""
+        self.handles = [value.register_hook(partial(self._stop, id(value))) for value in self.values]
+        return self.reached
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self.handles:
+            handle.remove()
 
 
 class _BatchNormScale:
@@ -169,7 +195,8 @@ class Net:
         self._plan: Plan = [(layer, i, i) for i, layer in enumerate(self.layers)]
         self._fused_plan = self._fuse()
         self._values: Tensors = {}
-        self._graph: Graph = {}
+        self._graph: Graph | None = None  # None: no forward pass that a backward pass could go back through
+        self._walked: set[int] = set()
         log.info("net.cpp:257", "Network initialization done.")
 
     def _add_layer(self, param: LayerParameter, available: dict[str, None]) -> Layer:
@@ -349,6 +376,8 @@ class Net:
             shapes = ", ".join(f"{name!r} {tuple(b.shape)}" for name, b in zip(param.bottom, bottoms, strict=True))
             raise CaffeError(f"layer {param.name!r} ({param.type}): bottoms {shapes}: {error}") from error
         if graph is not None:
+            # a top that is its bottom becomes a tensor of its own, since its gradient is one
+            tops = [top.view_as(top) if any(top is bottom for bottom in bottoms) else top for top in tops]
             graph[number] = (bottoms, tops)
         values.update(zip(param.top, tops, strict=True))
 
@@ -385,11 +414,13 @@ class Net:
         gradient = self.needs_backward if gradient is None else gradient
         values: Tensors = {}
         if start == 0:
-            self._graph, self._values = {}, {}
+            self._graph, self._values, self._walked = None, {}, set()
         else:
             values = {name: self._current(name) for name in self.blobs}
         produced = dict.fromkeys(top for layer in self.layers[start : end + 1] for top in layer.param.top)
         with torch.set_grad_enabled(gradient), self._autocast():
+            if gradient and self._graph is None:
+                self._graph = {}
             graph = self._graph if gradient else None
             self._compute(values, graph, start, end, self._fused_plan if fuse else self._plan)
         self._values.update((name, values[name]) for name in produced)
@@ -458,13 +489,22 @@ class Net:
         start = len(self.layers) - 1 if start is None else start
         if not self.needs_backward:
             return
+        if self._graph is None:
+            raise CaffeError("backward: there is no forward pass to go back through; expected forward before it")
+        numbers = [number for number in range(end, start + 1) if number in self._graph]
+        if self._walked.intersection(numbers):  # another round begins
+            self._walked = set()
+        # values whose diff already holds the part of their readers behind this range
+        partly = {id(value) for number in self._walked if number > start for value in self._graph[number][0]}
+        self._walked.update(numbers)
         # a blob may change in place: what matters is how it came into this range of layers and how it left it
         entered: Tensors = {}
         left: Tensors = {}
         consumed: set[str] = set()
+        made: set[int] = set()
         leaves: dict[int, Parameter] = {}
-        for number in range(end, start + 1):
-            if not self.layer_needs_backward[number] or number not in self._graph:
+        for number in numbers:
+            if not self.layer_needs_backward[number]:
                 continue
             layer, (bottoms, tops) = self.layers[number], self._graph[number]
             for name, value in [
@@ -474,12 +514,13 @@ class Net:
                 entered.setdefault(name, value)
             left.update(zip(layer.param.top, tops, strict=True))
             consumed.update(set(layer.param.bottom) - set(layer.param.top))
+            made.update(id(top) for top in tops)
         for layer in self.layers[end : start + 1]:
             leaves.update((id(blob), blob) for blob in layer.blobs if blob.lr_mult != 0)
         roots, seeds = [], []
         for name, value in left.items():
             weight = self.blob_loss_weights[name]
-            if not value.requires_grad or (name in consumed and not weight):
+            if not value.requires_grad or (name in consumed and not weight and id(value) not in partly):
                 continue
             roots.append(value)
             given = self.blobs[name].diff_tensor if not weight else None
@@ -489,13 +530,19 @@ class Net:
         wanted = [p.tensor() for p in parameters] + [entered[name] for name in names]
         if not roots or not wanted:
             return
-        gradients = torch.autograd.grad(roots, wanted, seeds, retain_graph=keep, allow_unused=True)
+        border = [value for value in entered.values() if value.requires_grad and id(value) not in made]
+        with _Border(border if end > 0 else []) as reached:
+            gradients = torch.autograd.grad(roots, wanted, seeds, retain_graph=keep, allow_unused=True)
+        if not keep:
+            self._graph = None
         for parameter, gradient in zip(parameters, gradients, strict=False):
             if gradient is not None:
                 parameter.accumulate(gradient)
         for name, gradient in zip(names, gradients[len(parameters) :], strict=True):
+            blob, key = self.blobs[name], id(entered[name])
+            gradient = reached.get(key, gradient)
             if gradient is not None:
-                self.blobs[name].set_diff(gradient)
+                blob.set_diff(blob.diff_tensor() + gradient if key in partly and key not in made else gradient)
 
     def backward(
         self,

@@ -473,6 +473,22 @@ def test_shared_parameters() -> None:
     assert not net.forward()["fc_b"].any()
 
 
+def test_shared_parameters_in_a_part_of_a_pass() -> None:
+    """The same weights twice in a row: a pass through the second layer alone gives its part of the gradient."""
+    inner = f"inner_product_param {{ num_output: 3 bias_term: false {XAVIER} }}"
+    net = net_of(
+        input_layer("x", 2, 3)
+        + f'layer {{ name: "a" type: "InnerProduct" bottom: "x" top: "a" param {{ name: "w" }} {inner} }}'
+        + f'layer {{ name: "b" type: "InnerProduct" bottom: "a" top: "b" param {{ name: "w" }} {inner} }}'
+    )
+    x, diff, w = normal(2, 3), normal(2, 3, seed=1), net.params["a"][0].data
+    net.forward(x=x)
+    net.backward(b=diff, end="b")
+    close(net.params["b"][0].diff, diff.T @ (x @ w.T))
+    net.backward(start="a")
+    close(net.params["b"][0].diff, diff.T @ (x @ w.T) + (diff @ w).T @ x)
+
+
 def test_a_sharers_rate_is_the_owners() -> None:
     for owner, sharer, rate in (("", "lr_mult: 3", 3), ("lr_mult: 3", "lr_mult: 3", 3), ("lr_mult: 2", "", 2)):
         net = net_of(SIAMESE.replace("LR", owner).replace("OTHER", sharer))
@@ -851,3 +867,62 @@ def test_a_scalar_shared_by_all_channels_is_not_taken_for_one_of_batch_norms() -
     net = net_of(text, phase=caffe.TRAIN)
     normed = run(one_layer('type: "BatchNorm"', x.shape, phase=caffe.TRAIN), x)["y"]
     close(run(net, x)["y"], normed * net.params["scale"][0].data.reshape(1, 1, 3, 1))
+
+
+# Blobs that several layers read: each adds its part to the gradient, in whatever pieces the pass goes
+BRANCHES = f"""
+{input_layer("data", 2, 3, 6, 6)}
+layer {{ name: "stem" type: "Convolution" bottom: "data" top: "stem"
+  convolution_param {{ num_output: 4 kernel_size: 3 {XAVIER} }} }}
+layer {{ name: "relu" type: "ReLU" bottom: "stem" top: "stem" }}
+layer {{ name: "left" type: "Convolution" bottom: "stem" top: "left"
+  convolution_param {{ num_output: 4 kernel_size: 3 pad: 1 {XAVIER} }} }}
+layer {{ name: "left_relu" type: "ReLU" bottom: "left" top: "left" }}
+layer {{ name: "right" type: "TanH" bottom: "stem" top: "right" }}
+layer {{ name: "sum" type: "Eltwise" bottom: "left" bottom: "right" bottom: "stem" top: "sum" }}
+layer {{ name: "out" type: "InnerProduct" bottom: "sum" top: "out" inner_product_param {{ num_output: 3 {XAVIER} }} }}
+"""
+BRANCH_LAYERS = re.findall(r'layer { name: "(\w+)"', BRANCHES)
+
+
+@pytest.mark.parametrize("cuts", [[i] for i in range(1, len(BRANCH_LAYERS))] + [list(range(1, len(BRANCH_LAYERS)))])
+def test_backward_in_pieces_through_branches(cuts: list[int]) -> None:
+    whole, pieces = net_of(BRANCHES), net_of(BRANCHES)
+    for net in (whole, pieces):
+        net.forward(data=normal(2, 3, 6, 6))
+        net.blobs["out"].diff[...] = normal(2, 3, seed=1)
+    whole.backward()
+    for _ in range(2):  # a second round on the same forward pass is no different
+        pieces.clear_param_diffs()
+        edges = [0, *cuts, len(BRANCH_LAYERS)]
+        for i in reversed(range(len(cuts) + 1)):
+            pieces.backward(start=BRANCH_LAYERS[edges[i + 1] - 1], end=BRANCH_LAYERS[edges[i]])
+        for name in ("data", "stem", "left", "right", "sum"):
+            close(pieces.blobs[name].diff, whole.blobs[name].diff, name)
+        for name, blobs in whole.params.items():
+            for i, blob in enumerate(blobs):
+                close(pieces.params[name][i].diff, blob.diff, f"{name} {i}")
+    assert whole.blobs["data"].diff.any()
+
+
+def test_backward_through_one_branch_alone() -> None:
+    net = net_of(BRANCHES)
+    net.forward(data=normal(2, 3, 6, 6))
+    net.backward(out=normal(2, 3, seed=1))
+    for _ in range(2):
+        net.blobs["left"].diff[...] = normal(2, 4, 4, 4, seed=5)
+        ours = net.backward(start="left_relu")["data"].copy()
+    alone = net_of(BRANCHES[: BRANCHES.index('layer { name: "right"')])
+    alone.share_with(net)
+    alone.forward(data=normal(2, 3, 6, 6))
+    close(ours, alone.backward(left=normal(2, 4, 4, 4, seed=5))["data"])
+
+
+def test_backward_needs_a_forward_pass() -> None:
+    net = net_of(CHAIN)
+    with pytest.raises(caffe.CaffeError, match="backward: there is no forward pass"):
+        net.backward()
+    net.forward()
+    net.propagate(keep=False)  # as the solver does
+    with pytest.raises(caffe.CaffeError, match="backward: there is no forward pass"):
+        net.backward()

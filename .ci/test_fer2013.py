@@ -70,7 +70,7 @@ def test_the_detector_finds_most_faces() -> None:
 def test_two_epochs_learn() -> None:
     run = DATA / "runs" / "face_emotion_net"
     result = json.loads((run / "evaluation" / "evaluation.json").read_text())
-    accuracies = [split["accuracy"] for split in result["splits"].values()]
+    accuracies = [database["accuracy"] for database in result["databases"].values()]
     assert len(accuracies) == 2
     assert min(accuracies) > 0.40
     assert (run / "loss.png").stat().st_size > 10_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,27 +30,25 @@ class _Synced:
         self._tensor, self._host = tensor, None
 
     def array(self, shape: tuple[int, ...], device: torch.device) -> np.ndarray:
-        if self._host is None:
-            if self._tensor is None:
-                self._tensor = torch.zeros(shape, device=device)
-            # .contiguous() and .float() return the tensor itself where it has that form already: then a view
-            self._host = self._tensor.detach().to("cpu", torch.float32).contiguous().numpy()
+        if self._host is not None:
+            return self._host
+        if self._tensor is None:
+            self._tensor = torch.zeros(shape, device=device)
+        # .contiguous() and .float() return the tensor itself where it has that form already: then a view
+        host = self._tensor.detach().to("cpu", torch.float32).contiguous()
+        if host.device == self._tensor.device and host.data_ptr() == self._tensor.data_ptr():
+            return host.numpy()
+        self._host = host.numpy()
         return self._host
 
     def tensor(self, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
         if self._tensor is None:
             self._tensor = torch.zeros(shape, device=device)
-        elif self._host is not None and not self._shares_memory():
+        elif self._host is not None:
             # the host copy may have been written to: it is the newer one
             self._tensor = torch.from_numpy(self._host).to(device)
-            if device.type != "cpu":
-                self._host = None
+            self._host = None
         return self._tensor
-
-    def _shares_memory(self) -> bool:
-        assert self._tensor is not None
-        assert self._host is not None
-        return self._tensor.device.type == "cpu" and self._tensor.data_ptr() == self._host.ctypes.data
 
     @property
     def empty(self) -> bool:
@@ -164,6 +163,10 @@ class Parameter(Blob):
     """A learned blob: float32, contiguous, a leaf of the graph where its learning rate is not 0.
 
     Its diff accumulates over backward passes until `clear_diff`, as in Caffe.
+
+    Attributes
+    ----------
+    taken: how many arrays of the values have been given out.
     """
 
     def __init__(self, shape: Sequence[int], device: torch.device) -> None:
@@ -171,7 +174,28 @@ class Parameter(Blob):
         self.name = ""
         self.lr_mult = 1.0
         self.decay_mult = 1.0
-        self._data.set(torch.zeros(self._shape, device=device))
+        self.taken = 0
+        self._arrays: list[weakref.ref[np.ndarray]] = []
+        with torch.inference_mode(False):  # a tensor that counts its changes, wherever the net is made
+            self._data.set(torch.zeros(self._shape, device=device))
+
+    @property
+    def data(self) -> np.ndarray:
+        """The values, float32; write into it with `blob.data[...] = x`."""
+        array = super().data
+        self.taken += 1
+        # views of an array keep the array itself alive
+        self._arrays = [other for other in self._arrays if other() is not None] + [weakref.ref(array)]
+        return array
+
+    @data.setter
+    def data(self, value: np.ndarray) -> None:
+        self.data[...] = value
+
+    @property
+    def held(self) -> bool:
+        """Whether somebody has an array of the values, into which he may write at any time."""
+        return any(array() is not None for array in self._arrays)
 
     def tensor(self) -> torch.Tensor:
         leaf = super().tensor()

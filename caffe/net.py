@@ -15,6 +15,7 @@ import torch
 from . import context, log
 from .blob import Blob, Parameter
 from .errors import CaffeError
+from .folding import Folded, InferencePlan
 from .io import array_to_blobproto, blobproto_to_array, read_binary, read_net_parameter, replace_bytes, upgrade_inputs
 from .layers import Layer, make_layer
 from .layers.normalization import BatchNorm, Scale
@@ -24,7 +25,7 @@ Tensors = dict[str, torch.Tensor]
 # for each layer that was run, by its number: its bottoms and its tops
 Graph = dict[int, tuple[list[torch.Tensor], list[torch.Tensor]]]
 # what to run, in order: a layer or a fused pair, its first and its last layer's number
-Plan = list[tuple["Layer | _BatchNormScale", int, int]]
+Plan = list[tuple["Layer | _BatchNormScale | Folded", int, int]]
 
 
 def _rule_met(state: NetState, rule: NetStateRule, layer: str) -> bool:
@@ -194,6 +195,7 @@ class Net:
             log.info("net.cpp:244", f"This network produces output {name}")
         self._plan: Plan = [(layer, i, i) for i, layer in enumerate(self.layers)]
         self._fused_plan = self._fuse()
+        self._inference_plan: InferencePlan | None = None
         self._values: Tensors = {}
         self._graph: Graph | None = None  # None: no forward pass that a backward pass could go back through
         self._walked: set[int] = set()
@@ -341,21 +343,28 @@ class Net:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self._dtype)
 
+    def _choose_plan(self, gradient: bool, fuse: bool) -> Plan:
+        """What to run: groups of layers as far as nobody looks between them, and no backward pass will."""
+        if gradient or self.phase != TEST:
+            return self._fused_plan if fuse else self._plan
+        plan = self._inference_plan
+        if plan is None or not plan.current:
+            plan = self._inference_plan = InferencePlan(self._fused_plan, self.layers, self._dtype)
+        return plan.steps
+
     def _compute(self, values: Tensors, graph: Graph | None, start: int, end: int, plan: Plan) -> None:
         """Run the layers from `start` to `end` on `values`. `graph` collects what goes in and out."""
         for step, begin, last in plan:
-            if begin < start:
-                if last >= start:  # the range begins inside a fused pair
-                    self._run_layer(self.layers[last], last, values, graph)
+            if start <= begin and last <= end:
+                # the layers of a group work in place: the names are the same for all, but what the first reads
+                self._run_layer(step, begin if graph is None else last, values, graph)
                 continue
-            if begin > end:
-                break
-            if last > end:  # ... or ends inside it
-                self._run_layer(self.layers[begin], begin, values, graph)
-                break
-            self._run_layer(step, last, values, graph)
+            for number in range(max(start, begin), min(end, last) + 1):  # the range begins or ends inside a group
+                self._run_layer(self.layers[number], number, values, graph)
 
-    def _run_layer(self, step: Layer | _BatchNormScale, number: int, values: Tensors, graph: Graph | None) -> None:
+    def _run_layer(
+        self, step: Layer | _BatchNormScale | Folded, number: int, values: Tensors, graph: Graph | None
+    ) -> None:
         layer = self.layers[number]
         param = layer.param
         if param.type == "Input":
@@ -397,7 +406,7 @@ class Net:
             raise CaffeError(f"infer: inputs are {sorted(inputs)}; expected {sorted(self.inputs)}")
         values = dict(inputs)
         with torch.inference_mode(), self._autocast():
-            self._compute(values, None, 0, len(self.layers) - 1, self._fused_plan)
+            self._compute(values, None, 0, len(self.layers) - 1, self._choose_plan(gradient=False, fuse=True))
         return {name: values[name].float() for name in self.outputs}
 
     def compute(
@@ -422,7 +431,7 @@ class Net:
             if gradient and self._graph is None:
                 self._graph = {}
             graph = self._graph if gradient else None
-            self._compute(values, graph, start, end, self._fused_plan if fuse else self._plan)
+            self._compute(values, graph, start, end, self._choose_plan(gradient, fuse))
         self._values.update((name, values[name]) for name in produced)
         loss = torch.zeros((), device=self.device)
         for name in produced:
@@ -644,6 +653,7 @@ class Net:
                     shapes, others = [b.shape for b in mine], [b.shape for b in blobs]
                     self.layer_dict[name].error(f"has parameters of shapes {shapes}; the other net's are {others}")
                 mine[:] = blobs
+        self._inference_plan = None
 
     def to_proto(self, diff: bool = False) -> NetParameter:
         """The net as a message with its parameters (and with `diff` their gradients), as a .caffemodel holds it."""

@@ -36,6 +36,12 @@ class BatchNorm(Layer):
             self.error(f"bottom {self.param.bottom[0]!r} has {channels} channels; expected {self.blobs[0].count}")
         return [shapes[0]]
 
+    def statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and variance a channel, from the running sums."""
+        mean_sum, var_sum, total = (blob.tensor() for blob in self.blobs)
+        factor = torch.where(total == 0, torch.zeros_like(total), 1 / total)
+        return mean_sum * factor, var_sum * factor
+
     def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
         return [self.normalize(bottoms[0], None, None)]
 
@@ -43,11 +49,10 @@ class BatchNorm(Layer):
         """Normalise, then multiply by `weight` and add `bias` (a Scale layer's) in the same pass."""
         eps = self.param.batch_norm_param.eps
         flat = x.reshape(-1, 1) if x.dim() == 1 else x
-        mean_sum, var_sum, total = (blob.tensor() for blob in self.blobs)
         if self.global_stats:
-            factor = torch.where(total == 0, torch.zeros_like(total), 1 / total)
-            y = F.batch_norm(flat, mean_sum * factor, var_sum * factor, weight, bias, False, 0.0, eps)
+            y = F.batch_norm(flat, *self.statistics(), weight, bias, False, 0.0, eps)
         else:
+            mean_sum, var_sum, total = (blob.tensor() for blob in self.blobs)
             # momentum 1 leaves the batch's own mean and unbiased variance in these two
             mean, var = torch.zeros_like(mean_sum), torch.zeros_like(var_sum)
             if flat.numel() == flat.shape[1]:

@@ -20,6 +20,10 @@ def _channels_last(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
+def _bias(layer: Layer) -> torch.Tensor | None:
+    return layer.blobs[1].tensor() if len(layer.blobs) > 1 else None
+
+
 @register("Convolution")
 class Convolution(Layer):
     """y = w ∗ x + b (cross-correlation), with stride, zero padding, dilation and groups.
@@ -56,6 +60,7 @@ class Convolution(Layer):
         self.add_blob((p.num_output, channels // p.group, *self.kernel), p.weight_filler)
         if p.bias_term:
             self.add_blob((p.num_output,), p.bias_filler)
+        self.group = p.group
         self.convolve = (F.conv1d, F.conv2d, F.conv3d)[spatial - 1]
 
     def _per_axis(
@@ -91,15 +96,21 @@ class Convolution(Layer):
             tops.append((shape[0], self.blobs[0].shape[0], *sizes))
         return tops
 
-    def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
+    def operands(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Weight and bias as `apply` takes them."""
         weight = self.blobs[0].tensor()
-        bias = self.blobs[1].tensor() if len(self.blobs) > 1 else None
-        if weight.dim() == 4:
-            # channels-last is the layout in which oneDNN and cuDNN are fastest
-            bottoms = [_channels_last(x) for x in bottoms]
-            weight = _channels_last(weight)
-        group = self.param.convolution_param.group
-        return [self.convolve(x, weight, bias, self.stride, self.pad, self.dilation, group) for x in bottoms]
+        # channels-last is the layout in which oneDNN and cuDNN are fastest
+        return _channels_last(weight) if weight.dim() == 4 else weight, _bias(self)
+
+    def apply(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """The top of one bottom."""
+        if x.dim() == 4:
+            x = _channels_last(x)
+        return self.convolve(x, weight, bias, self.stride, self.pad, self.dilation, self.group)
+
+    def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
+        weight, bias = self.operands()
+        return [self.apply(x, weight, bias) for x in bottoms]
 
 
 @register("InnerProduct")
@@ -128,12 +139,17 @@ class InnerProduct(Layer):
             self.error(f"{bottom}; expected {inputs} values from axis {self.first} on")
         return [(*shapes[0][: self.first], p.num_output)]
 
-    def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
+    def operands(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Weight, num_output×K, and bias."""
         weight = self.blobs[0].tensor()
-        if self.param.inner_product_param.transpose:
-            weight = weight.t()
-        bias = self.blobs[1].tensor() if len(self.blobs) > 1 else None
-        return [F.linear(bottoms[0].flatten(self.first), weight, bias)]
+        return weight.t() if self.param.inner_product_param.transpose else weight, _bias(self)
+
+    def apply(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """The top of the bottom."""
+        return F.linear(x.flatten(self.first), weight, bias)
+
+    def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [self.apply(bottoms[0], *self.operands())]
 
 
 @register("Pooling")

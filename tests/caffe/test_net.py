@@ -629,7 +629,9 @@ def test_infer_of_any_size() -> None:
     net.blobs["data"].data[...] = x
     out = net.infer(data=torch.from_numpy(x))["pool"].numpy()
     assert out.shape == (1, 4, 9, 11)
-    close(out, net.forward()["pool"])
+    expected = net.forward()["pool"]
+    # folded into the convolution, a batch norm rounds otherwise: to the precision of the largest values
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
 
 
 # Weights

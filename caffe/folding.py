@@ -1,0 +1,126 @@
+"""Inference with weights that stand still: each convolution takes in what follows it in place, BatchNorm, Scale, ReLU.
+
+Only layers that work in place are taken in, so that nothing but the last one's result can be seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from .layers.activation import ReLU
+from .layers.base import Layer
+from .layers.normalization import BatchNorm, Scale
+from .layers.vision import Convolution, InnerProduct
+
+
+class Folded:
+    """A Convolution or InnerProduct and up to three layers behind it, as one: y = relu(w' ∗ x + b').
+
+    w' = γ/σ · w and b' = γ/σ · (b − μ) + β, a channel; in `dtype`, where one is given, and in the layout that is
+    fastest.
+    """
+
+    def __init__(
+        self,
+        layer: Convolution | InnerProduct,
+        norm: BatchNorm | None,
+        scale: Scale | None,
+        relu: ReLU | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        self.layer = layer
+        weight, bias = layer.operands()
+        factor = torch.ones(weight.shape[0], dtype=torch.float64, device=weight.device)
+        shift = torch.zeros_like(factor) if bias is None else bias.detach().double()
+        if norm is not None:
+            mean, var = (blob.double() for blob in norm.statistics())
+            deviation = (var + norm.param.batch_norm_param.eps).sqrt()
+            factor, shift = factor / deviation, (shift - mean) / deviation
+        if scale is not None:
+            gamma, beta = scale.gamma_beta()
+            factor, shift = factor * gamma.detach(), shift * gamma.detach()
+            shift = shift if beta is None else shift + beta.detach()
+        weight = weight.detach()
+        if norm is not None or scale is not None:
+            weight = (weight * factor.view(-1, *(1,) * (weight.dim() - 1))).to(weight.dtype)
+        kept = weight.dtype if dtype is None else dtype
+        self.weight = weight.to(kept)
+        self.bias = shift.to(kept) if shift.any() else None
+        self.slope = None if relu is None else relu.param.relu_param.negative_slope
+
+    def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
+        y = self.layer.apply(bottoms[0], self.weight, self.bias)
+        if self.slope is not None:
+            y = F.leaky_relu_(y, self.slope) if self.slope else y.relu_()
+        return [y]
+
+
+def fold(layers: Sequence[Layer], number: int, dtype: torch.dtype | None) -> tuple[Folded, int] | None:
+    """Layer `number` with what it can take in, and the last one's number; None for a layer of another kind."""
+    layer = layers[number]
+    if not isinstance(layer, Convolution | InnerProduct) or len(layer.param.top) != 1:
+        return None
+    names = list(layer.param.top)
+
+    def following() -> Layer | None:
+        behind = layers[number + 1] if number + 1 < len(layers) else None
+        return behind if behind is not None and [*behind.param.bottom] == [*behind.param.top] == names else None
+
+    norm = scale = relu = None
+    if isinstance(layer, Convolution):
+        channels = layer.blobs[0].shape[0]
+        if isinstance(behind := following(), BatchNorm) and behind.global_stats:
+            norm, number = behind, number + 1
+        if isinstance(behind := following(), Scale) and behind.per_channel and behind.blobs[0].shape == (channels,):
+            scale, number = behind, number + 1
+    if isinstance(behind := following(), ReLU):
+        relu, number = behind, number + 1
+    return Folded(layer, norm, scale, relu, dtype), number
+
+
+class InferencePlan:
+    """What a net in phase TEST runs where no gradient is wanted, with the weights as they are now.
+
+    Parameters
+    ----------
+    plan: what it runs else, in order: (layer or group of layers, first layer's number, last layer's number).
+    layers: its layers.
+    dtype: in which convolutions and inner products are computed; None is float32.
+
+    Attributes
+    ----------
+    steps: the same with groups folded.
+    """
+
+    def __init__(
+        self, plan: Sequence[tuple[Any, int, int]], layers: Sequence[Layer], dtype: torch.dtype | None
+    ) -> None:
+        self._parameters = list({id(blob): blob for layer in layers for blob in layer.blobs}.values())
+        self._tensors = [parameter.tensor() for parameter in self._parameters]
+        self._held = any(parameter.held for parameter in self._parameters)
+        self._changes = self._count_changes()
+        self.steps: list[tuple[Any, int, int]] = []
+        done = -1
+        for step, first, last in plan:
+            if last <= done:
+                continue
+            folded = fold(layers, first, dtype) if first > done else None
+            if folded is not None:
+                step, last = folded
+            elif first <= done:  # half of this group is folded already
+                step, first = layers[last], last
+            self.steps.append((step, first, last))
+            done = last
+
+    @property
+    def current(self) -> bool:
+        """Whether the weights are surely the same still: nobody has had an array of them to write into."""
+        return not self._held and self._changes == self._count_changes()
+
+    def _count_changes(self) -> tuple[int, int]:
+        """Arrays given out, and changes by torch: neither number ever falls."""
+        return sum([p.taken for p in self._parameters]), sum([tensor._version for tensor in self._tensors])

@@ -1,0 +1,188 @@
+"""Passes without gradient, in which layers are folded into one: their values, and that new weights always count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import caffe
+
+HEAD = """
+name: "net"
+layer {{ name: "data" type: "Input" top: "data" input_param {{ shape {{ dim: 2 dim: 4 dim: 7 dim: 6 }} }} }}
+layer {{
+  name: "conv" type: "Convolution" bottom: "data" top: "conv"
+  convolution_param {{
+    num_output: 6 kernel_size: 3 stride: 2 pad: 1 group: {group} bias_term: {bias} weight_filler {{ type: "xavier" }}
+  }}
+}}
+"""
+NORM = 'layer { name: "norm" type: "BatchNorm" bottom: "conv" top: "conv" batch_norm_param { eps: 0.01 } }\n'
+SCALE = 'layer { name: "scale" type: "Scale" bottom: "conv" top: "conv" scale_param { bias_term: true } }\n'
+RELU = 'layer { name: "relu" type: "ReLU" bottom: "conv" top: "conv" }\n'
+LEAKY = 'layer { name: "relu" type: "ReLU" bottom: "conv" top: "conv" relu_param { negative_slope: 0.2 } }\n'
+APART = 'layer { name: "norm" type: "BatchNorm" bottom: "conv" top: "norm" batch_norm_param { eps: 0.01 } }\n'
+TAIL = """
+layer {
+  name: "fc" type: "InnerProduct" bottom: "conv" top: "fc"
+  inner_product_param { num_output: 5 weight_filler { type: "xavier" } }
+}
+layer { name: "relu_fc" type: "ReLU" bottom: "fc" top: "fc" }
+"""
+
+
+def make(folder: Path, text: str, group: int = 1, bias: bool = True, phase: int = caffe.TEST) -> caffe.Net:
+    """The net with weights that no folding would get right by accident."""
+    path = folder / "net.prototxt"
+    path.write_text(HEAD.format(group=group, bias=str(bias).lower()) + text)
+    net = caffe.Net(str(path), phase, seed=3)
+    fill(net, 5)
+    return net
+
+
+def fill(net: caffe.Net, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    for name, blobs in net.params.items():
+        for blob in blobs:
+            blob.data[...] = random.normal(0, 0.7, blob.shape)
+        if net.layer_dict[name].type == "BatchNorm":
+            blobs[1].data[...] = random.uniform(0.5, 4, blobs[1].shape)
+            blobs[2].data[...] = 2.5
+
+
+def expected(net: caffe.Net, x: np.ndarray, group: int) -> np.ndarray:
+    """The layers' formulas one by one in double precision, the convolution by torch."""
+    p = {name: [torch.from_numpy(blob.data.astype(np.float64)) for blob in blobs] for name, blobs in net.params.items()}
+    bias = p["conv"][1] if len(p["conv"]) > 1 else None
+    y = F.conv2d(torch.from_numpy(x).double(), p["conv"][0], bias, 2, 1, 1, group)
+
+    def along(values: torch.Tensor) -> torch.Tensor:
+        return values.view(1, -1, 1, 1)
+
+    if "norm" in p:
+        mean, var, total = p["norm"]
+        y = (y - along(mean / total)) / torch.sqrt(along(var / total) + 0.01)
+    if "scale" in p:
+        y = y * along(p["scale"][0]) + along(p["scale"][1])
+    if "relu" in net.layer_dict:
+        y = torch.where(y > 0, y, y * net.layer_dict["relu"].param.relu_param.negative_slope)
+    if "fc" in p:
+        y = (y.flatten(1) @ p["fc"][0].T + p["fc"][1]).clamp(min=0)
+    return y.numpy()
+
+
+def infer(net: caffe.Net, x: np.ndarray) -> np.ndarray:
+    return net.infer(data=torch.from_numpy(x))[net.outputs[0]].numpy()
+
+
+@pytest.fixture
+def x() -> np.ndarray:
+    return np.random.default_rng(1).normal(0, 1, (2, 4, 7, 6)).astype(np.float32)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("group", [1, 2])
+@pytest.mark.parametrize(
+    "text",
+    ["", RELU, NORM, SCALE, NORM + SCALE, NORM + SCALE + RELU, SCALE + LEAKY, NORM + LEAKY, NORM + SCALE + RELU + TAIL],
+)
+def test_folded_layers_give_what_their_formulas_say(
+    tmp_path: Path, x: np.ndarray, text: str, group: int, bias: bool
+) -> None:
+    net = make(tmp_path, text, group, bias)
+    np.testing.assert_allclose(infer(net, x), expected(net, x, group), rtol=1e-4, atol=1e-5)
+    net.blobs["data"].data[...] = x
+    np.testing.assert_allclose(next(iter(net.forward().values())), expected(net, x, group), rtol=1e-4, atol=1e-5)
+
+
+def test_what_another_layer_reads_is_not_folded_away(tmp_path: Path, x: np.ndarray) -> None:
+    both = 'layer { name: "sum" type: "Eltwise" bottom: "conv" bottom: "norm" top: "sum" }\n'
+    net = make(tmp_path, APART + both)
+    blobs = net.params.pop("norm")  # for `expected`, the convolution alone
+    plain = expected(net, x, 1)
+    mean, var = (blob.data.astype(np.float64).reshape(1, -1, 1, 1) / 2.5 for blob in blobs[:2])
+    np.testing.assert_allclose(infer(net, x), plain + (plain - mean) / np.sqrt(var + 0.01), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("phase", [caffe.TRAIN, caffe.TEST])
+def test_scale_in_place_behind_a_batch_norm_that_is_not(tmp_path: Path, x: np.ndarray, phase: int) -> None:
+    scale = SCALE.replace('"conv"', '"norm"')
+    net = make(tmp_path, APART + scale, phase=phase)
+    net.blobs["data"].data[...] = x
+    y = net.forward()["norm"]
+    if phase == caffe.TEST:
+        np.testing.assert_allclose(y, expected(net, x, 1), rtol=1e-4, atol=1e-5)
+    else:
+        gamma, beta = (blob.data for blob in net.params["scale"])
+        conv = net.blobs["conv"].data
+        mean, var = (of(conv, axis=(0, 2, 3), keepdims=True) for of in (np.mean, np.var))
+        normal = (conv - mean) / np.sqrt(var + 0.01)
+        np.testing.assert_allclose(y, normal * gamma[:, None, None] + beta[:, None, None], rtol=1e-4, atol=1e-5)
+
+
+def write_through_data(net: caffe.Net) -> None:
+    net.params["conv"][0].data[...] *= -1
+
+
+def write_one_value(net: caffe.Net) -> None:
+    net.params["scale"][1].data[2] = 7
+
+
+def write_with_torch(net: caffe.Net) -> None:
+    with torch.no_grad():
+        net.params["norm"][1].tensor().mul_(3)
+
+
+def copy_from_a_file(net: caffe.Net) -> None:
+    other = caffe.Net(net.source, caffe.TEST)
+    fill(other, 6)
+    path = net.source + ".caffemodel"
+    other.save(path)
+    net.copy_from(path)
+
+
+def share_with_another_net(net: caffe.Net) -> None:
+    other = caffe.Net(net.source, caffe.TEST)
+    fill(other, 6)
+    net.share_with(other)
+
+
+@pytest.mark.parametrize(
+    "change", [write_through_data, write_one_value, write_with_torch, copy_from_a_file, share_with_another_net]
+)
+def test_changed_weights_count_at_once(tmp_path: Path, x: np.ndarray, change: Callable[[caffe.Net], None]) -> None:
+    net = make(tmp_path, NORM + SCALE + RELU + TAIL)
+    before = infer(net, x)
+    np.testing.assert_array_equal(infer(net, x), before)
+    change(net)
+    after = infer(net, x)
+    assert np.abs(after - before).max() > 0.01
+    np.testing.assert_allclose(after, expected(net, x, 1), rtol=1e-4, atol=1e-5)
+
+
+def test_an_array_of_the_weights_may_be_written_to_at_any_time(tmp_path: Path, x: np.ndarray) -> None:
+    net = make(tmp_path, NORM + SCALE + RELU)
+    row = net.params["conv"][0].data[1]  # a view: the array that it is of is nobody's
+    flat = torch.from_numpy(net.params["scale"][0].data)
+    for value in (0.5, 1.5):
+        infer(net, x)
+        row[...] = value
+        flat.mul_(2)
+        np.testing.assert_allclose(infer(net, x), expected(net, x, 1), rtol=1e-4, atol=1e-5)
+    infer(net, x)
+    row[...] = -1
+    del row, flat
+    np.testing.assert_allclose(infer(net, x), expected(net, x, 1), rtol=1e-4, atol=1e-5)
+
+
+def test_a_net_made_in_inference_mode_is_a_net_like_any_other(tmp_path: Path, x: np.ndarray) -> None:
+    with torch.inference_mode():
+        net = make(tmp_path, NORM + SCALE + RELU)
+        infer(net, x)
+        write_through_data(net)
+        np.testing.assert_allclose(infer(net, x), expected(net, x, 1), rtol=1e-4, atol=1e-5)

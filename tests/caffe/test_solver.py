@@ -6,20 +6,24 @@ import io
 import math
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from google.protobuf import text_format
 from small_nets import input_layer, normal
 from small_training import write_problem
+from tiny_model import write_database
 
 import caffe
 from caffe import log
 from caffe.io import read_binary, read_solver_parameter
 from caffe.proto.caffe_pb2 import SolverParameter, SolverState
 from caffe.tools.parse_log import parse_log
+
+PROTOTXT = Path(__file__).resolve().parents[2] / "prototxt"
 
 # loss = Σ (x · w + b) over the units: the gradient of w is x for each unit, that of b is 1
 LINEAR = input_layer("x", 1, 3) + (
@@ -459,3 +463,36 @@ def test_a_mean_that_does_not_fit(problem: Path) -> None:
             solver_of(problem)
     caffe.io.save_mean(mean, np.full((1, 8, 8), 60, np.float32))
     solver_of(problem).step(1)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("network", ["face_emotion_net", "mini_xception"])
+@pytest.mark.parametrize("precision", ["FP32", "BF16"])
+def test_the_shipped_networks_resume_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_threads: None, network: str, precision: str
+) -> None:
+    """At their own size, by several threads, which is where the order of a sum could differ."""
+    random = np.random.default_rng(0)
+    faces = list(random.integers(0, 256, (70, 48, 48), dtype=np.uint8))
+    for split in ("train", "val"):
+        write_database(tmp_path / f"data/fer2013/lmdb/{split}_lmdb", faces, random.integers(0, 7, 70).tolist())
+    caffe.io.save_mean(tmp_path / "data/fer2013/mean.binaryproto", np.full((1, 48, 48), 128, np.float32))
+    shutil.copytree(PROTOTXT / network, tmp_path / "prototxt" / network)
+    monkeypatch.chdir(tmp_path)
+    solver_file = tmp_path / "prototxt" / network / "solver.prototxt"
+    settings = f"precision: {precision} test_initialization: false snapshot_prefix: '{tmp_path}/snap'"
+    straight = solver_of(solver_file, settings)
+    straight.step(2)
+    file = straight.snapshot()
+    straight.step(2)
+    resumed = solver_of(solver_file, f"{settings} random_seed: 99")
+    resumed.restore(file)
+    resumed.step(2)
+    assert state(resumed) == state(straight)

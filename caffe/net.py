@@ -292,7 +292,7 @@ class Net:
             for i, propagate in enumerate(layer.param.propagate_down):
                 down[i] = down[i] and propagate
             learned = any(blob.lr_mult != 0 for blob in layer.blobs)
-            reach.append((any(down) or learned) and layer.type not in ("Accuracy", "Data"))
+            reach.append((any(down) or learned) and layer.differentiable)
             if layer.type != "Input":
                 needs.update((top, reach[-1]) for top in layer.param.top)
         under_loss: set[str] = set()

@@ -46,11 +46,13 @@ class Layer:
     blobs: the layer's parameters.
     bottoms, tops: how many are allowed, as (fewest, most); None is unbounded.
     default_loss_weight: of the first top, where the prototxt gives none.
+    differentiable: False for a layer through which no gradient passes.
     """
 
     bottoms: ClassVar[tuple[int, int | None]] = (1, 1)
     tops: ClassVar[tuple[int, int | None]] = (1, 1)
     default_loss_weight: ClassVar[float] = 0.0
+    differentiable: ClassVar[bool] = True
 
     def __init__(self, param: LayerParameter, device: torch.device, generator: torch.Generator) -> None:
         self.param = param

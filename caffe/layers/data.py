@@ -103,6 +103,7 @@ class Data(RandomLayer):
 
     bottoms = (0, 0)
     tops = (1, 2)
+    differentiable = False
 
     @property
     def random_device(self) -> torch.device:

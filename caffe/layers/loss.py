@@ -91,6 +91,7 @@ class Accuracy(Layer):
 
     bottoms = (2, 2)
     tops = (1, 2)
+    differentiable = False
 
     def setup(self, shapes: list[Shape]) -> None:
         p = self.param.accuracy_param

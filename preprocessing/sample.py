@@ -33,7 +33,7 @@ TEST_SHARE = 0.1  # of the faces of each emotion, for PublicTest and for Private
 SUPERSAMPLING = 4
 TEETH_APART = 100  # pixels a face unit, supersampled, from which on single teeth can be seen
 VISIBLE = 0.03  # a shadow weaker than this is not drawn
-UNITS_WIDE, UNITS_HIGH, EYES_BELOW_TOP = 3.6, 4.5, 2.0  # the canvas that a head is drawn on, in face units
+UNITS_WIDE, UNITS_HIGH, EYES_BELOW_TOP = 3.2, 4.1, 1.95  # the canvas that a head is drawn on, in face units
 
 # Action units by emotion, each with its strength in a full expression. An emotion that people show in more than one way
 # has several variants, and one is drawn at random.
@@ -133,7 +133,7 @@ def _person(rng: np.random.Generator) -> Person:
     )
     return Person(
         skin=skin,
-        hair=hair,
+        hair=float(hair),
         hair_style=str(style),
         hairline=rng.uniform(-1.05, -0.8),
         brow=min(hair, 0.45) * rng.uniform(0.6, 1.0),
@@ -331,12 +331,11 @@ def _outline(person: Person, units: Mapping[int, float]) -> np.ndarray:
     return _curve(np.concatenate([half, (half[1:-1] * (-1, 1))[::-1]]), closed=True)
 
 
-def _draw_hair(canvas: _Canvas, person: Person, rng: np.random.Generator, behind: bool) -> None:
-    """Hair behind the head (long hair), or in front of it."""
+def _draw_hair(canvas: _Canvas, person: Person, strands: np.ndarray, rng: np.random.Generator, behind: bool) -> None:
+    """Hair behind the head (long hair), or in front of it; `strands` is its albedo on the canvas."""
     style, lower = person.hair_style, rng.uniform(1.2, 2.4)
     if style == "bald" or (behind and style == "short"):
         return
-    albedo = np.clip(person.hair * (1 + 0.2 * _texture(canvas, rng, 0.08, 0.7)), 0.02, 1).astype(np.float32)
     if behind:
         if style == "fringe" and rng.random() < 0.5:
             lower = 0.8
@@ -351,7 +350,7 @@ def _draw_hair(canvas: _Canvas, person: Person, rng: np.random.Generator, behind
         ]
         half = np.array(right)
         shape = _curve(np.concatenate([half, (half[1:] * (-1, 1))[::-1]]), closed=True)
-        canvas.paint(shape, albedo * 0.8, 0.02, solid=True)
+        canvas.paint(shape, strands * np.float32(0.8), 0.02, solid=True)
         return
     line, parting, volume = person.hairline, rng.uniform(-0.5, 0.5), rng.uniform(1.03, 1.15)
     ear = rng.uniform(-0.2, 0.3) if style == "short" else rng.uniform(0.2, 1.0)
@@ -368,7 +367,7 @@ def _draw_hair(canvas: _Canvas, person: Person, rng: np.random.Generator, behind
     outer = np.concatenate([outer, (outer[:-1] * (-1, 1))[::-1]])
     shape = np.concatenate([_curve(outer), _curve(np.array([(0.97, ear), *edge, (-0.97, ear)]))])
     canvas.shadow(_lower(shape, 0.05), 0.35, 0.05)
-    canvas.paint(shape, albedo, 0.02, solid=True)
+    canvas.paint(shape, strands, 0.02, solid=True)
 
 
 def _draw_body(canvas: _Canvas, person: Person, head: np.ndarray, rng: np.random.Generator) -> None:
@@ -568,17 +567,31 @@ def _shade(
     depth += canvas.bumps(features)
     slope_u = cv2.Sobel(depth, cv2.CV_32F, 1, 0, ksize=3, scale=canvas.scale / 8)
     slope_v = cv2.Sobel(depth, cv2.CV_32F, 0, 1, ksize=3, scale=canvas.scale / 8)
-    length = np.sqrt(slope_u * slope_u + slope_v * slope_v + 1)
-    towards = (front - right * slope_u - down * slope_v) / length
-    diffuse = np.maximum(towards + 0.25, 0) / 1.25
-    lit = (ambient + (1 - ambient) * diffuse) * np.exp(-canvas.bumps(hollows)) * canvas.light
+    tilt = right * slope_u
+    tilt += down * slope_v
+    slope_u *= slope_u
+    slope_v *= slope_v
+    slope_u += slope_v
+    slope_u += 1
+    facing = 1 / np.sqrt(slope_u)  # z of the surface's normal; the normal times the light is (front - tilt) * facing
+    lit = (front - tilt) * facing
+    lit += 0.25
+    np.maximum(lit, 0, out=lit)
+    lit *= (1 - ambient) / 1.25
+    lit += ambient
+    lit *= np.exp(-canvas.bumps(hollows))
+    lit *= canvas.albedo
     norm = math.hypot(right, down, front + 1)  # of the direction halfway between the light and the viewer (Blinn)
-    shine = np.maximum((front + 1 - right * slope_u - down * slope_v) / (norm * length), 0)
-    shine *= shine
-    shine *= shine
-    shine *= shine
-    shine *= shine  # to the 16th
-    return canvas.albedo * lit + gloss * canvas.skin * shine * canvas.light
+    shine = (front + 1 - tilt) * facing
+    np.maximum(shine, 0, out=shine)
+    shine *= 1 / norm
+    for _ in range(4):
+        shine *= shine  # to the 16th
+    shine *= gloss
+    shine *= canvas.skin
+    lit += shine
+    lit *= canvas.light
+    return lit
 
 
 def _draw_head(
@@ -589,9 +602,10 @@ def _draw_head(
     head = _outline(person, units)
     light = np.array([rng.uniform(-0.75, 0.75), rng.uniform(-0.8, 0.1), 1.0])
     light /= np.linalg.norm(light)
-    _draw_hair(canvas, person, rng, behind=True)
+    strands = np.maximum(person.hair * (1 + 0.2 * _texture(canvas, rng, 0.08, 0.7)), 0.02)
+    _draw_hair(canvas, person, strands, rng, behind=True)
     _draw_body(canvas, person, head, rng)
-    mottled = np.clip(person.skin * (1 + 0.03 * _texture(canvas, rng, 0.15, 0.15)), 0, 1)
+    mottled = person.skin * (1 + 0.03 * _texture(canvas, rng, 0.15, 0.15))
     canvas.paint(head, mottled, 0.01, solid=True, skin=1.0)
     if person.stubble:
         beard = np.array([(-0.9, 0.55), (-0.6, 0.8), (-0.3, 0.76), (0.3, 0.76), (0.6, 0.8), (0.9, 0.55), (0.75, 1.2),
@@ -612,7 +626,7 @@ def _draw_head(
             lens = _curve(_ellipse(side * person.eye_distance, 0.03, 0.31, 0.22), closed=True)
             canvas.shadow(_ribbon(lens, 0.045, tapered=False), rim, 0.006)
         canvas.line(np.array([(-0.16, 0.0), (0, -0.04), (0.16, 0.0)]), 0.05, rim)
-    _draw_hair(canvas, person, rng, behind=False)
+    _draw_hair(canvas, person, strands, rng, behind=False)
     shaded = _shade(canvas, person, units, light, rng.uniform(0.25, 0.6), rng.uniform(0.0, 0.25))
     return shaded, canvas.alpha
 

@@ -8,9 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preprocessing.alignment import TEMPLATE, align_face, similarity_transform
-
-FACE_112 = [(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)]
+from preprocessing.alignment import SIZE, TEMPLATE, align_face, similarity_transform
 
 angles = st.floats(-np.pi, np.pi)
 scales = st.floats(0.01, 100)
@@ -45,8 +43,12 @@ def centre_near(image: np.ndarray, point: np.ndarray, reach: float) -> np.ndarra
     return np.array([(x * weight).sum(), (y * weight).sum()]) / weight.sum()
 
 
-def test_the_template_is_the_112_pixel_one_scaled_to_48() -> None:
-    np.testing.assert_allclose(TEMPLATE, np.array(FACE_112) * 48 / 112)
+def test_the_template_is_symmetric_and_lies_within_the_face() -> None:
+    mirrored = TEMPLATE[[1, 0, 2, 4, 3]] * [-1, 1] + [SIZE - 1, 0]
+    np.testing.assert_allclose(TEMPLATE, mirrored, atol=0.011)
+    left_eye, right_eye, nose, mouth_left, mouth_right = TEMPLATE
+    assert SIZE / 4 < left_eye[0] < mouth_left[0] < nose[0] < mouth_right[0] < right_eye[0] < SIZE * 3 / 4
+    assert SIZE / 4 < left_eye[1] == right_eye[1] < nose[1] < mouth_left[1] == mouth_right[1] < SIZE - 6  # in every crop
 
 
 @settings(deadline=None)

@@ -22,7 +22,15 @@ from preprocessing import datasets
 from preprocessing.alignment import SIZE, TEMPLATE, align_face
 from preprocessing.datasets import EMOTION_FOLDERS, EMOTIONS, SPLITS, list_faces
 from preprocessing.mtcnn import LANDMARKS, Detector, Face
-from preprocessing.stage import Stage, StageError, add_device_argument, progress, replace_directory, run_main
+from preprocessing.stage import (
+    Stage,
+    StageError,
+    add_device_argument,
+    check_output,
+    progress,
+    replace_directory,
+    run_main,
+)
 
 BATCH = 256  # images that a worker detects in together
 BATCH_PIXELS = 1 << 24  # fewer where they are large: at most so many pixels, or a single image
@@ -75,7 +83,7 @@ def align(
     for option, value in (("--size", size), ("--workers", workers), ("--batch", batch)):
         if value < 1:
             raise StageError(f"{option} is {value}; expected 1 or more")
-    _check_folders(images, aligned)
+    check_output(images, aligned)
     sources = list_faces(images)
     manifest = images / "manifest.json"
     stage = Stage("align", [manifest] if manifest.is_file() else [], {"detector": "mtcnn", "size": size})
@@ -100,20 +108,6 @@ def align(
         f"{read:,} images, a face found in {found:,} ({found / read:.1%}), {read - found:,} resized as they are"
     )
     return stage.counts
-
-
-def _check_folders(images: Path, aligned: Path) -> None:
-    """The output folder is replaced as a whole, so it must be this stage's own, or new, and apart from the input."""
-    inside, outside = images.resolve(), aligned.resolve()
-    if inside.is_relative_to(outside) or outside.is_relative_to(inside):
-        raise StageError(f"{aligned}: overlaps with the input {images}; expected another folder")
-    if aligned.is_dir():
-        if any(aligned.iterdir()) and not (aligned / "manifest.json").is_file():
-            raise StageError(
-                f"{aligned}: a folder that this stage did not write (no manifest.json); expected a new name"
-            )
-    elif aligned.exists():
-        raise StageError(f"{aligned}: a file; expected a folder")
 
 
 def _run(

@@ -32,7 +32,7 @@ from preprocessing.datasets import (
     list_images,
     split_and_label,
 )
-from preprocessing.stage import Stage, StageError, progress, replace_directory, run_main
+from preprocessing.stage import Stage, StageError, check_output, progress, replace_directory, run_main
 
 T = TypeVar("T")
 
@@ -72,7 +72,7 @@ def extract(source: Path, output: Path, skip_bad: bool = False, workers: int | N
         raise StageError(
             f"{source}: no such file or folder; expected fer2013.csv, fer2013.tar.gz or a folder of images"
         )
-    _check_output(source, output)
+    check_output(source, output)
     total = Written()
     with replace_directory(output) as folder:
         for split in SPLITS:
@@ -111,20 +111,6 @@ def extract(source: Path, output: Path, skip_bad: bool = False, workers: int | N
     resized = f", {total.resized:,} resized" if total.resized else ""
     stage.summary(f"{written:,} faces ({splits}), {total.blank} blank, {stage.counts['rejected']} rejected{resized}")
     return stage.counts
-
-
-def _check_output(source: Path, output: Path) -> None:
-    """The output folder is replaced as a whole, so it must be this stage's own, or new, and not hold the input."""
-    inside, outside = source.resolve(), output.resolve()
-    if inside.is_relative_to(outside) or outside.is_relative_to(inside):
-        raise StageError(f"{output}: overlaps with the input {source}; expected another folder")
-    if output.is_dir():
-        if any(output.iterdir()) and not (output / "manifest.json").is_file():
-            raise StageError(
-                f"{output}: a folder that this stage did not write (no manifest.json); expected a new name"
-            )
-    elif output.exists():
-        raise StageError(f"{output}: a file; expected a folder")
 
 
 def _ordered(work: Callable[[T], Written], items: Iterable[T], workers: int) -> Iterator[Written]:

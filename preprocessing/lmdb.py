@@ -14,7 +14,7 @@ import cv2
 from caffe.errors import CaffeError
 from caffe.tools.convert_imageset import Line, alike, read_images, shuffled, write_imageset
 from preprocessing.datasets import EMOTIONS, SPLITS, list_faces
-from preprocessing.stage import Stage, StageError, progress, replace_directory, run_main
+from preprocessing.stage import Stage, StageError, check_output, progress, replace_directory, run_main
 
 DATABASES = dict(zip(SPLITS, ("train_lmdb", "val_lmdb", "test_lmdb"), strict=True))
 
@@ -39,7 +39,7 @@ def write_databases(images: Path, output: Path, seed: int = 0, workers: int | No
     images, output = Path(images), Path(output)
     if workers is not None and workers < 1:
         raise StageError(f"--workers is {workers}; expected 1 or more")
-    _check_output(images, output)
+    check_output(images, output)
     lines: dict[str, list[Line]] = {split: [] for split in SPLITS}
     for face in list_faces(images):
         lines[face.split].append(Line(face.file, face.label))
@@ -64,18 +64,6 @@ def write_databases(images: Path, output: Path, seed: int = 0, workers: int | No
         stage.write_manifest(folder / "manifest.json")
     stage.summary(", ".join(f"{count:,} in {name}" for name, count in written.items()) + f", {width}x{height} pixels")
     return stage.counts
-
-
-def _check_output(images: Path, output: Path) -> None:
-    """The output folder is replaced as a whole, so it must be this stage's own, or new, and not hold the input."""
-    inside, outside = images.resolve(), output.resolve()
-    if inside.is_relative_to(outside) or outside.is_relative_to(inside):
-        raise StageError(f"{output}: overlaps with the input {images}; expected another folder")
-    if output.is_dir():
-        if any(output.iterdir()) and not (output / "manifest.json").is_file():
-            raise StageError(f"{output}: a folder that this stage did not write; expected a new name")
-    elif output.exists():
-        raise StageError(f"{output}: a file; expected a folder")
 
 
 def main() -> None:

@@ -36,6 +36,23 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def check_output(source: Path, output: Path) -> None:
+    """The output folder is replaced as a whole, so it must be a stage's own, or new, and not hold the input.
+
+    Raises StageError where it is not.
+    """
+    inside, outside = source.resolve(), output.resolve()
+    if inside.is_relative_to(outside) or outside.is_relative_to(inside):
+        raise StageError(f"{output}: overlaps with the input {source}; expected another folder")
+    if output.is_dir():
+        if any(output.iterdir()) and not (output / "manifest.json").is_file():
+            raise StageError(
+                f"{output}: a folder that this stage did not write (no manifest.json); expected a new name"
+            )
+    elif output.exists():
+        raise StageError(f"{output}: a file; expected a folder")
+
+
 @contextmanager
 def replace_directory(target: Path) -> Iterator[Path]:
     """Yield an empty folder beside `target` that takes its place when the block ends without an error.
@@ -153,6 +170,6 @@ def run_main(main: Callable[[], int | None]) -> None:
         print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
+        print("interrupted: what was being written is not there", file=sys.stderr)
         sys.exit(130)
     sys.exit(code or 0)

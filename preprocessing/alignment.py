@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 
 SIZE = 48  # side of an aligned face, in pixels
-# Where left eye, right eye, nose, and left and right corner of the mouth belong (x, y; left and right as the viewer sees
-# them): where MTCNN finds them in FER2013's own Training faces (the medians, made symmetric), so that aligned faces keep
-# the size and place that faces have there. The usual template for face recognition, 112x112 pixels with the eyes 35
-# apart, shrinks five of six of these faces and repeats pixels around them.
+# Where left eye, right eye, nose, and left and right corner of the mouth belong (x, y; left and right as the viewer
+# sees them): where MTCNN finds them in FER2013's Training faces (the medians, made symmetric), so that aligned faces
+# keep the size and place that faces have there. The usual template for face recognition, 112x112 pixels with the eyes
+# 35 apart, shrinks five of six of these faces and repeats pixels around them.
 TEMPLATE = np.array([[14.35, 17.98], [32.65, 17.98], [23.5, 28.44], [15.88, 37.27], [31.12, 37.27]])
 SMALLEST_SPREAD = 1e-3  # root mean square distance of landmarks from their centre, in pixels; below, they are one point
 

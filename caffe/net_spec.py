@@ -40,12 +40,18 @@ CAFFE_TYPES = frozenset((
 ))
 # fmt: on
 
-# "Convolution" -> "convolution_param": the parameters that belong to a type, by the name of their message.
-OWN_PARAMETERS = {
-    field.message_type.name.removesuffix("Parameter"): field.name
-    for field in caffe_pb2.LayerParameter.DESCRIPTOR.fields
-    if field.name.endswith("_param")
-}
+
+def param_name_dict() -> dict[str, str]:
+    """The field of LayerParameter, without its `_param`, that belongs to a layer type: "Convolution": "convolution".
+
+    It is found by the name of the field's message, so that there are some that are no layer type ("Transformation").
+    """
+    fields = (f for f in caffe_pb2.LayerParameter.DESCRIPTOR.fields if f.name.endswith("_param"))
+    return {f.message_type.name.removesuffix("Parameter"): f.name.removesuffix("_param") for f in fields}
+
+
+# Types that have another's parameters; pycaffe wants these as convolution_param=dict(...), which goes as well.
+_param_names = {**param_name_dict(), "Deconvolution": "convolution", "Im2col": "convolution"}
 
 
 def _suggest(name: str, known: Any) -> str:
@@ -58,41 +64,45 @@ def _field(message: Message, name: str, where: str) -> FieldDescriptor:
     if field is None:
         names = list(message.DESCRIPTOR.fields_by_name)
         hint = _suggest(name, names) or f"; expected one of {', '.join(sorted(names))}"
-        raise CaffeError(f"{where}: {message.DESCRIPTOR.name} has no field {name!r}{hint}")
+        raise CaffeError(f"{where}{message.DESCRIPTOR.name} has no field {name!r}{hint}")
     return field
 
 
-def _fill(message: Message, values: Mapping[str, Any], where: str) -> Message:
-    for name, value in values.items():
-        _assign(message, name, value, where)
-    return message
+def assign_proto(proto: Message, name: str, val: Any, where: str = "") -> None:
+    """Set one field of a message from a Python value, as pycaffe does.
 
+    Parameters
+    ----------
+    proto, name: the message and the field's name.
+    val: a number, string, bytes or message; a dict, whose items are assigned to the fields of a message (an empty one
+        leaves the field unset); for a repeated field a list (or tuple) of these, which is appended, or one of them.
+    where: what an error names first.
 
-def _assign(message: Message, name: str, value: Any, where: str) -> None:
-    """Set one field from a number, string, dict (a message), message, or a list of these (a repeated field)."""
-    field = _field(message, name, where)
-    where = f"{where}: {name}"
-    target = getattr(message, name)
-    if field.is_repeated and not isinstance(value, (list, tuple)):
-        value = [value]
+    Raises CaffeError for a field that the message has not and a value that does not fit.
+    """
+    field = _field(proto, name, f"{where}: " if where else "")
+    where = f"{where or proto.DESCRIPTOR.name}: {name}"
+    target = getattr(proto, name)
+    if field.is_repeated and not isinstance(val, (list, tuple)):
+        val = [val]
     try:
         if field.message_type is None:
             if field.is_repeated:
-                target.extend(value)
+                target.extend(val)
             else:
-                setattr(message, name, value)
+                setattr(proto, name, val)
         else:
-            for item in value if field.is_repeated else [value]:
+            for item in val if field.is_repeated else [val]:
                 inner = target.add() if field.is_repeated else target
-                inner.SetInParent()
                 if isinstance(item, Mapping):
-                    _fill(inner, item, where)
+                    for key, value in item.items():
+                        assign_proto(inner, key, value, where)
                 elif isinstance(item, Message):
                     inner.CopyFrom(item)
                 else:
                     raise TypeError(f"expected a dict of {field.message_type.name}'s fields")
     except (TypeError, ValueError) as error:
-        raise CaffeError(f"{where} = {value!r}: {error}") from error
+        raise CaffeError(f"{where} = {val!r}: {error}") from error
 
 
 class Top:
@@ -116,7 +126,7 @@ class Function:
     inputs: the bottoms, in order.
     params: fields of the type's own parameter message (`num_output=20`) or of LayerParameter (`name`, `param`,
         `include`, `loss_weight`, `convolution_param=dict(...)`); besides, `ntop` (number of tops, default 1) and
-        `in_place` (the tops are the bottoms; default False).
+        `in_place` (the tops are the bottoms, all of them; default False).
 
     Raises CaffeError for a parameter that neither message has or whose value does not fit, TypeError for a bottom
     that is not a blob.
@@ -145,13 +155,13 @@ class Function:
     def layer(self) -> caffe_pb2.LayerParameter:
         """The layer without its name and its blobs."""
         layer = caffe_pb2.LayerParameter(type=self.type_name)
-        own_name = OWN_PARAMETERS.get(self.type_name)
-        own = getattr(layer, own_name) if own_name else None
+        own_name = _param_names.get(self.type_name)
+        own = getattr(layer, f"{own_name}_param") if own_name else None
         for name, value in self.params.items():
             if own is not None and name in own.DESCRIPTOR.fields_by_name:
-                _assign(own, name, value, self.type_name)
+                assign_proto(own, name, value, self.type_name)
             elif name in layer.DESCRIPTOR.fields_by_name:
-                _assign(layer, name, value, self.type_name)
+                assign_proto(layer, name, value, self.type_name)
             else:
                 raise CaffeError(self._unknown(name, own))
         return layer
@@ -198,16 +208,12 @@ class _Writer:
 
     def _layer(self, fn: Function) -> caffe_pb2.LayerParameter:
         bottoms = [self.layers[top.fn].top[top.n] for top in fn.inputs]
-        tops = bottoms[: fn.ntop] if fn.in_place else [self.name(top) for top in fn.tops]
-        layer = fn.layer()
-        written = caffe_pb2.LayerParameter(
-            name=layer.name if layer.HasField("name") else self.name(fn.tops[0] if fn.tops else fn),
-            type=fn.type_name,
-            bottom=bottoms,
-            top=tops,
-        )
-        written.MergeFrom(layer)
-        return written
+        tops = bottoms if fn.in_place else [self.name(top) for top in fn.tops]
+        # also where a name is given and replaces this one, since the running numbers count all layers
+        name = self.name(fn.tops[0] if fn.tops else fn)
+        layer = caffe_pb2.LayerParameter(name=name, type=fn.type_name, bottom=bottoms, top=tops)
+        layer.MergeFrom(fn.layer())
+        return layer
 
 
 def to_proto(*tops: Top | Function) -> caffe_pb2.NetParameter:
@@ -271,10 +277,12 @@ class NetSpec:
         """The blobs, in the order of their assignment."""
         return list(self.tops.values())
 
-    def update(self, other: Mapping[str, Top | Function] | NetSpec) -> None:
-        """Take over the names and blobs of a dict or of another NetSpec."""
-        for name in other:
-            self[name] = other[name]
+    def update(self, name: str, params: Mapping[str, Any]) -> None:
+        """Set or replace parameters of the layer that makes the blob `name`."""
+        top = self.tops[name]
+        fn = top.fn if isinstance(top, Top) else top
+        fn.params.update(params)
+        fn.layer()  # a wrong parameter is an error here
 
     def to_proto(self) -> caffe_pb2.NetParameter:
         """The net as a NetParameter: every layer that a named blob needs, each after the layers it reads."""
@@ -324,7 +332,7 @@ class _Enums:
         return list(self._values)
 
 
-class Params:
+class Parameters:
     """`params.TYPE.CONSTANT` is the value of an enum of the message TYPEParameter (`params.Pooling.AVE`)."""
 
     def __getattr__(self, name: str) -> _Enums:
@@ -336,4 +344,4 @@ class Params:
 
 
 layers = Layers()
-params = Params()
+params = Parameters()

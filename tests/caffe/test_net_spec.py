@@ -4,11 +4,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from google.protobuf import text_format
 
 from caffe.errors import CaffeError
-from caffe.net_spec import NetSpec, Top, to_proto
+from caffe.net_spec import NetSpec, Top, assign_proto, param_name_dict, to_proto
 from caffe.net_spec import layers as L
 from caffe.net_spec import params as P
 from caffe.proto import caffe_pb2
@@ -130,7 +131,7 @@ def test_shared_weights_and_messages_as_values() -> None:
     proto = n.to_proto()
     assert [layer.param[0].name for layer in proto.layer[1:]] == ["w", "w"]
     assert list(proto.layer[0].input_param.shape[0].dim) == [1, 4]
-    assert proto.layer[2].inner_product_param.HasField("bias_filler")
+    assert not proto.layer[2].inner_product_param.HasField("bias_filler")  # pycaffe assigns a dict's items: none here
 
 
 @pytest.mark.parametrize(
@@ -144,7 +145,9 @@ def test_shared_weights_and_messages_as_values() -> None:
 )
 def test_the_types_own_message_is_found(type_name: str, message: str) -> None:
     first = getattr(caffe_pb2.LayerParameter(), message).DESCRIPTOR.fields[0]
-    value = {} if first.message_type else {"int": 1, "float": 1.0, "bool": True, "str": "x"}[_kind(first)]
+    value = (
+        {"type": "constant"} if first.message_type else {"int": 1, "float": 1.0, "bool": True, "str": "x"}[_kind(first)]
+    )
     layer = to_proto(getattr(L, type_name)(**{first.name: value})).layer[0]
     assert layer.HasField(message)
 
@@ -167,9 +170,6 @@ def test_names_as_a_mapping() -> None:
     n = lenet()
     assert n.keys()[:3] == ["data", "label", "conv1"]
     assert all(isinstance(top, Top) for top in n.vals())
-    other = NetSpec()
-    other.update(n)
-    assert other.to_proto() == n.to_proto()
     del n["accuracy"]
     del n.loss
     assert "loss" not in n
@@ -177,6 +177,182 @@ def test_names_as_a_mapping() -> None:
     assert not hasattr(n, "loss")
     with pytest.raises(KeyError):
         n["loss"]
+
+
+def test_update_changes_the_layer_of_a_blob() -> None:
+    n = lenet()
+    n.update("conv1", dict(num_output=50, weight_filler=dict(type="msra"), propagate_down=False))
+    n.update("label", dict(batch_size=1))
+    net = n.to_proto()
+    assert net.layer[1].convolution_param.num_output == 50
+    assert net.layer[1].convolution_param.weight_filler.type == "msra"
+    assert list(net.layer[1].propagate_down) == [False]
+    assert net.layer[0].data_param.batch_size == 1
+    with pytest.raises(CaffeError, match="'num_outputs'; did you mean num_output"):
+        n.update("ip1", dict(num_outputs=3))
+
+
+def test_text_is_pycaffes() -> None:
+    """The running numbers as pycaffe counts them: over all layers of a type that no name was assigned to."""
+    n = NetSpec()
+    n.data, n.aux = L.DummyData(
+        shape=[dict(dim=[10, 1, 28, 28]), dict(dim=3)], transform_param=dict(scale=0.25), ntop=2
+    )
+    hidden = L.InnerProduct(n.data, num_output=3, weight_filler=dict(), name="by_hand", param=[dict(lr_mult=1), {}])
+    n.out = L.InnerProduct(L.ReLU(hidden, in_place=True, name="first_relu"), num_output=2)
+    n.last = L.ReLU(n.out, in_place=True)
+    n.more = L.Eltwise(L.ReLU(n.out), L.InnerProduct(n.out, num_output=2), operation=P.Eltwise.MAX)
+    n.both = L.Python(n.last, n.more, module="layers", layer="Both", param_str="a b", in_place=True)
+    L.Silence(n.aux, ntop=0)  # assigned to nothing and read by nothing: not in the net
+    n.silence = L.Silence(n.aux, ntop=0)
+    assert (
+        str(n.to_proto())
+        == """\
+layer {
+  name: "data"
+  type: "DummyData"
+  top: "data"
+  top: "aux"
+  transform_param {
+    scale: 0.25
+  }
+  dummy_data_param {
+    shape {
+      dim: 10
+      dim: 1
+      dim: 28
+      dim: 28
+    }
+    shape {
+      dim: 3
+    }
+  }
+}
+layer {
+  name: "by_hand"
+  type: "InnerProduct"
+  bottom: "data"
+  top: "InnerProduct1"
+  param {
+    lr_mult: 1
+  }
+  param {
+  }
+  inner_product_param {
+    num_output: 3
+  }
+}
+layer {
+  name: "first_relu"
+  type: "ReLU"
+  bottom: "InnerProduct1"
+  top: "InnerProduct1"
+}
+layer {
+  name: "out"
+  type: "InnerProduct"
+  bottom: "InnerProduct1"
+  top: "out"
+  inner_product_param {
+    num_output: 2
+  }
+}
+layer {
+  name: "last"
+  type: "ReLU"
+  bottom: "out"
+  top: "out"
+}
+layer {
+  name: "ReLU2"
+  type: "ReLU"
+  bottom: "out"
+  top: "ReLU2"
+}
+layer {
+  name: "InnerProduct2"
+  type: "InnerProduct"
+  bottom: "out"
+  top: "InnerProduct2"
+  inner_product_param {
+    num_output: 2
+  }
+}
+layer {
+  name: "more"
+  type: "Eltwise"
+  bottom: "ReLU2"
+  bottom: "InnerProduct2"
+  top: "more"
+  eltwise_param {
+    operation: MAX
+  }
+}
+layer {
+  name: "both"
+  type: "Python"
+  bottom: "out"
+  bottom: "more"
+  top: "out"
+  top: "more"
+  python_param {
+    module: "layers"
+    layer: "Both"
+    param_str: "a b"
+  }
+}
+layer {
+  name: "silence"
+  type: "Silence"
+  bottom: "aux"
+}
+"""
+    )
+
+
+def test_numbers_of_numpy() -> None:
+    data = L.Input(shape=dict(dim=list(np.array([1, 2, 8, 8]))))
+    conv = L.Convolution(data, num_output=np.int64(3), kernel_size=list(np.array([3, 1])), bias_term=np.bool_(False))
+    conv = L.Power(conv, scale=np.float32(0.5), loss_weight=np.float64(2))
+    net = conv.to_proto()
+    assert list(net.layer[0].input_param.shape[0].dim) == [1, 2, 8, 8]
+    assert (net.layer[1].convolution_param.num_output, net.layer[1].convolution_param.bias_term) == (3, False)
+    assert (net.layer[2].power_param.scale, net.layer[2].loss_weight[0]) == (0.5, 2)
+
+
+def test_deconvolution_takes_the_parameters_of_convolution() -> None:
+    plain = L.Deconvolution(L.Input(), num_output=1, kernel_size=4)
+    message = L.Deconvolution(L.Input(), convolution_param=dict(num_output=1, kernel_size=4))
+    assert plain.to_proto() == message.to_proto()
+
+
+def test_assign_proto() -> None:
+    layer = caffe_pb2.LayerParameter()
+    assign_proto(layer, "loss_weight", 2.5)
+    assign_proto(layer, "loss_weight", [1, 0.5])
+    assign_proto(layer, "include", [dict(phase=caffe_pb2.TEST, stage="a"), dict(stage=["b", "c"])])
+    assign_proto(layer, "convolution_param", dict(kernel_size=3, weight_filler=dict(type="gaussian", std=0.5)))
+    assert layer == text_format.Parse(
+        """
+        loss_weight: 2.5 loss_weight: 1 loss_weight: 0.5
+        include { phase: TEST stage: "a" } include { stage: "b" stage: "c" }
+        convolution_param { kernel_size: 3 weight_filler { type: "gaussian" std: 0.5 } }
+        """,
+        caffe_pb2.LayerParameter(),
+    )
+    with pytest.raises(CaffeError, match=r"^LayerParameter has no field 'loss_weigth'"):
+        assign_proto(layer, "loss_weigth", 1)
+
+
+def test_names_of_parameters_by_layer_type() -> None:
+    names = param_name_dict()
+    assert [names[t] for t in ("Convolution", "LRN", "HDF5Data", "PReLU")] == [
+        "convolution",
+        "lrn",
+        "hdf5_data",
+        "prelu",
+    ]
+    assert "Deconvolution" not in names
 
 
 def test_a_chain_deeper_than_the_stack() -> None:

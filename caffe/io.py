@@ -15,7 +15,8 @@ from google.protobuf import text_format
 from google.protobuf.message import DecodeError, Message
 
 from .errors import CaffeError
-from .proto.caffe_pb2 import BlobProto, Datum, LayerParameter, NetParameter, SolverParameter
+from .proto.caffe_pb2 import BlobProto, Datum, NetParameter, SolverParameter
+from .upgrade import upgrade_net, upgrade_solver
 
 M = TypeVar("M", bound=Message)
 StrPath = str | os.PathLike[str]
@@ -75,41 +76,24 @@ def read_binary(path: StrPath, message: M) -> M:
 
 
 def read_net_parameter(path: StrPath) -> NetParameter:
-    """A net from a prototxt; the old `input` fields become Input layers."""
+    """A net from a prototxt, in the current form whatever form the file has."""
     net = read_text(path, NetParameter())
-    if net.layers:
-        raise CaffeError(f"{path}: has V1 `layers`; expected `layer` with a string type")
-    return upgrade_inputs(net)
+    upgrade_net(net, str(path))
+    return net
+
+
+def read_net_binary(path: StrPath) -> NetParameter:
+    """A net with its parameters from a .caffemodel, in the current form whatever form the file has."""
+    net = read_binary(path, NetParameter())
+    upgrade_net(net, str(path))
+    return net
 
 
 def read_solver_parameter(path: StrPath) -> SolverParameter:
-    """A solver from a prototxt."""
-    return read_text(path, SolverParameter())
-
-
-def upgrade_inputs(net: NetParameter) -> NetParameter:
-    """Turn `input` with `input_shape` or `input_dim` into an Input layer in front, as Caffe does on reading."""
-    if not net.input:
-        return net
-    count = len(net.input)
-    if net.input_shape and net.input_dim:
-        raise CaffeError(f"net {net.name!r}: input_shape and input_dim are both given; expected one")
-    if len(net.input_shape) not in (0, count) or len(net.input_dim) not in (0, 4 * count):
-        raise CaffeError(
-            f"net {net.name!r}: {count} input need as many input_shape or {4 * count} input_dim, "
-            f"not {len(net.input_shape)} and {len(net.input_dim)}"
-        )
-    layer = LayerParameter(name="input", type="Input", top=net.input)
-    for i in range(count):
-        dims = net.input_shape[i].dim if net.input_shape else net.input_dim[4 * i : 4 * i + 4]
-        layer.input_param.shape.add(dim=dims)
-    layers = [layer, *net.layer]
-    upgraded = NetParameter()
-    upgraded.CopyFrom(net)
-    for field in ("input", "input_shape", "input_dim", "layer"):
-        upgraded.ClearField(field)
-    upgraded.layer.extend(layers)
-    return upgraded
+    """A solver from a prototxt; its type is in `type`, also where the file has the older `solver_type`."""
+    solver = read_text(path, SolverParameter())
+    upgrade_solver(solver, str(path))
+    return solver
 
 
 # Blobs

@@ -16,10 +16,11 @@ from . import context, log
 from .blob import Blob, Parameter
 from .errors import CaffeError
 from .folding import Folded, InferencePlan
-from .io import array_to_blobproto, blobproto_to_array, read_binary, read_net_parameter, replace_bytes, upgrade_inputs
+from .io import array_to_blobproto, blobproto_to_array, read_net_binary, read_net_parameter, replace_bytes
 from .layers import Layer, make_layer
 from .layers.normalization import BatchNorm, Scale
 from .proto.caffe_pb2 import TEST, TRAIN, LayerParameter, NetParameter, NetState, NetStateRule, ParamSpec, Phase
+from .upgrade import upgrade_net
 
 Tensors = dict[str, torch.Tensor]
 # for each layer that was run, by its number: its bottoms and its tops
@@ -144,8 +145,12 @@ class Net:
             )
         if phase not in (TRAIN, TEST):
             raise CaffeError(f"Net: phase is {phase!r}; expected caffe.TRAIN or caffe.TEST")
-        param = NetParameter()
-        param.CopyFrom(upgrade_inputs(network) if isinstance(network, NetParameter) else read_net_parameter(network))
+        if isinstance(network, NetParameter):
+            param = NetParameter()
+            param.CopyFrom(network)
+            upgrade_net(param, f"net {network.name!r}")
+        else:
+            param = read_net_parameter(network)
         param.state.phase = Phase.ValueType(phase)
         param.state.level = level
         param.state.stage.extend(stages or [])
@@ -626,9 +631,7 @@ class Net:
 
         Raises CaffeError where a layer's parameters differ in number or shape, naming both; nothing is copied then.
         """
-        source = read_binary(weights, NetParameter())
-        if source.layers:
-            raise CaffeError(f"{weights}: has V1 `layers`; expected a .caffemodel with `layer`")
+        source = read_net_binary(weights)
         if not source.layer:
             raise CaffeError(f"{weights}: holds no layer; expected a .caffemodel")
         before = {name: [blob.data.copy() for blob in blobs] for name, blobs in self.params.items()}

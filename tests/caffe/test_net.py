@@ -833,7 +833,6 @@ def test_nets_that_do_not_fit_together(text: str, message: str) -> None:
         ('layer {\n  include { phase: TRIAN }\n}\n', r"bad\.prototxt:2:\d+: .*TRIAN"),
         ('layer {\n  name: "x"\n', r"bad\.prototxt:\d+:\d+: "),
         ('layer {\n  name: 3\n}', r"bad\.prototxt:2:\d+: "),
-        ('layers { name: "x" type: RELU }', r"bad\.prototxt: has V1 `layers`"),
     ],
 )  # fmt: skip
 def test_prototxts_that_do_not_parse(tmp_path: Path, text: str, message: str) -> None:

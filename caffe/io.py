@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 from weakref import WeakValueDictionary
@@ -15,11 +17,13 @@ from google.protobuf import text_format
 from google.protobuf.message import DecodeError, Message
 
 from .errors import CaffeError
-from .proto.caffe_pb2 import BlobProto, Datum, NetParameter, SolverParameter
+from .proto.caffe_pb2 import BlobProto, DataParameter, Datum, NetParameter, SolverParameter
 from .upgrade import upgrade_net, upgrade_solver
 
 M = TypeVar("M", bound=Message)
 StrPath = str | os.PathLike[str]
+Buffer = bytes | memoryview
+Record = tuple[Buffer, Buffer]  # key and value
 
 
 def replace_bytes(path: StrPath, data: bytes) -> None:
@@ -199,6 +203,29 @@ def array_to_datum(array: np.ndarray, label: int | None = None) -> Datum:
     return datum
 
 
+def decode_image(data: bytes, flags: int) -> np.ndarray:
+    """The image C×H×W in the bytes of an image file (PNG, JPEG, …): uint8, BGR where it has three channels.
+
+    Parameters
+    ----------
+    data: of the whole file; one that is cut off is no image.
+    flags: OpenCV's IMREAD_COLOR (three channels), IMREAD_GRAYSCALE (one) or IMREAD_UNCHANGED (as it was written).
+
+    Raises CaffeError where the bytes are not an image of 8 bits a channel.
+    """
+    image = None
+    if data:
+        try:
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        except cv2.error as error:  # an image above OpenCV's limit of pixels
+            raise CaffeError(error.err) from None
+    if image is None:
+        raise CaffeError(f"its {len(data)} bytes are not an image")
+    if image.dtype != np.uint8:
+        raise CaffeError(f"the image is {image.dtype}; expected 8 bits a channel")
+    return np.ascontiguousarray(image[None] if image.ndim == 2 else image.transpose(2, 0, 1))
+
+
 def datum_to_array(datum: Datum, force_color: bool = False, force_gray: bool = False) -> np.ndarray:
     """The image of a Datum, C×H×W: uint8, BGR where it has three channels, or float32 for float data.
 
@@ -206,18 +233,13 @@ def datum_to_array(datum: Datum, force_color: bool = False, force_gray: bool = F
     the bytes do not decode or do not fit the shape.
     """
     if datum.encoded:
+        if force_color and force_gray:
+            raise CaffeError("encoded Datum: force_color and force_gray are both set; expected one")
         mode = cv2.IMREAD_COLOR if force_color else cv2.IMREAD_GRAYSCALE if force_gray else cv2.IMREAD_UNCHANGED
-        image = None
-        if datum.data:
-            try:
-                image = cv2.imdecode(np.frombuffer(datum.data, np.uint8), mode)
-            except cv2.error as error:  # an image above OpenCV's limit of pixels
-                raise CaffeError(f"encoded Datum: {error.err}") from None
-        if image is None:
-            raise CaffeError(f"encoded Datum: its {len(datum.data)} bytes are not an image")
-        if image.dtype != np.uint8:
-            raise CaffeError(f"encoded Datum: the image is {image.dtype}; expected 8 bits a channel")
-        return np.ascontiguousarray(image[None] if image.ndim == 2 else image.transpose(2, 0, 1))
+        try:
+            return decode_image(datum.data, mode)
+        except CaffeError as error:
+            raise CaffeError(f"encoded Datum: {error}") from None
     shape = (datum.channels, datum.height, datum.width)
     dtype, values = (np.uint8, len(datum.data)) if datum.data else (np.float32, len(datum.float_data))
     if min(shape) < 1 or _product(shape) != values:
@@ -253,34 +275,111 @@ def open_lmdb(source: StrPath) -> lmdb.Environment:
     return env
 
 
+class LevelDB:
+    """A LevelDB for reading, through the package plyvel. Opening one writes into its folder: its lock and its log.
+
+    Attributes
+    ----------
+    entries: number of records. A LevelDB does not know it: they are counted, which reads the whole database once.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            import plyvel
+        except ImportError:
+            raise CaffeError(
+                f"{folder}: reading a LevelDB needs the package plyvel: "
+                "pip install 'face-emotion-net[leveldb]', or convert the database to an LMDB"
+            ) from None
+        self.folder = folder
+        self.error: type[Exception] = plyvel.Error
+        with self._errors():
+            self._database = plyvel.DB(str(folder), create_if_missing=False)
+            with self._database.iterator(include_value=False) as keys:
+                self.entries = sum(1 for _ in keys)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except self.error as error:
+            raw = error.args[0] if error.args else b""
+            what = raw.decode("utf-8", "replace") if isinstance(raw, bytes) else str(raw)
+            raise CaffeError(f"{self.folder}: not a LevelDB that can be read ({what})") from None
+
+    def items(self) -> Iterator[tuple[bytes, bytes]]:
+        """All records (key, value) in key order."""
+        with self._errors(), self._database.iterator(verify_checksums=True) as items:
+            yield from items
+
+
+_leveldbs: WeakValueDictionary[tuple[int, int], LevelDB] = WeakValueDictionary()
+
+
+def open_leveldb(source: StrPath) -> LevelDB:
+    """A LevelDB for reading. Only one may be open in all processes together, so the readers of one process share it."""
+    folder = Path(os.path.realpath(source))
+    try:
+        # LevelDB makes files in any folder that it is given: look before it is asked
+        stat = Path(folder, "CURRENT").stat()
+    except OSError as error:
+        hint = "; it is an LMDB: expected `backend: LMDB`" if Path(folder, "data.mdb").exists() else ""
+        raise CaffeError(f"{source}: not a LevelDB that can be opened (CURRENT: {error.strerror}){hint}") from None
+    identity = (stat.st_dev, stat.st_ino)
+    database = _leveldbs.get(identity)
+    if database is None:
+        database = _leveldbs[identity] = LevelDB(folder)
+    return database
+
+
 class DatumReader:
-    """The records of an LMDB of Datum, by their number in key order.
+    """The records of an LMDB or LevelDB of Datum, by their number in key order.
 
     Parameters
     ----------
-    source: the LMDB's folder.
+    source: the database's folder.
     force_color, force_gray: how encoded images are decoded.
+    backend: DataParameter.LMDB or LEVELDB (with the package plyvel).
 
     Raises
     ------
-    CaffeError: no such LMDB, an empty one, or (on reading) a record that is not a Datum, naming its key.
+    CaffeError: no such database, an empty one, or (on reading) a record that is not a Datum, naming its key.
     """
 
-    def __init__(self, source: StrPath, force_color: bool = False, force_gray: bool = False) -> None:
+    def __init__(
+        self,
+        source: StrPath,
+        force_color: bool = False,
+        force_gray: bool = False,
+        backend: DataParameter.DB = DataParameter.LMDB,
+    ) -> None:
         self.source = str(source)
         self.force_color, self.force_gray = force_color, force_gray
-        self._env = open_lmdb(self.source)
-        self._transaction = self._env.begin(buffers=True)
-        self._count = self._transaction.stat()["entries"]
+        self._leveldb: LevelDB | None = None
+        if backend == DataParameter.LEVELDB:
+            self._leveldb = open_leveldb(self.source)
+            self._count = self._leveldb.entries
+        else:
+            self._environment = open_lmdb(self.source)
+            self._count = self._environment.stat()["entries"]
         if not self._count:
-            raise CaffeError(f"{source}: the LMDB has no records")
-        self._cursor = self._transaction.cursor()
-        self._at = -1
+            raise CaffeError(f"{source}: the database has no records")
+        self._sequence: Iterator[Record] = iter(())
+        self._next = self._count  # the number of the record that the sequence gives next; at first it is at its end
 
     def __len__(self) -> int:
         return self._count
 
-    def _decode(self, key: memoryview, value: memoryview) -> tuple[np.ndarray, int]:
+    def items(self) -> Iterator[Record]:
+        """All records (key, value) in order, not decoded; a memoryview is valid until the next one is taken."""
+        if self._leveldb is not None:
+            yield from self._leveldb.items()
+            return
+        with self._environment.begin(buffers=True) as transaction, transaction.cursor() as cursor:
+            yield from cursor
+
+    def decode(self, key: Buffer, value: Buffer) -> tuple[np.ndarray, int]:
+        """Image C×H×W and label of a record."""
         datum = Datum()
         try:
             datum.ParseFromString(bytes(value))
@@ -291,25 +390,25 @@ class DatumReader:
 
     def read(self, index: int) -> tuple[np.ndarray, int]:
         """Image C×H×W and label of record `index`; quick where records are read in order."""
-        if index == 0 or index < self._at:
-            self._cursor.first()
-            self._at = 0
-        while self._at < index:
-            self._cursor.next()
-            self._at += 1
-        return self._decode(*self._cursor.item())
+        if index < self._next:
+            self._sequence, self._next = self.items(), 0
+        record = next(islice(self._sequence, index - self._next, None), None)
+        if record is None:
+            raise CaffeError(f"{self.source}: has no record {index}; there were {self._count} when it was opened")
+        self._next = index + 1
+        return self.decode(*record)
 
     def keys(self) -> list[bytes]:
         """All keys in order."""
-        return [bytes(key) for key in self._transaction.cursor().iternext(values=False)]
+        return [bytes(key) for key, _ in self.items()]
 
     def read_all(self) -> tuple[np.ndarray, np.ndarray] | None:
         """All images N×C×H×W and labels N (int64), in key order; None where the images differ in size or kind."""
         first, _ = self.read(0)
         images = np.empty((self._count, *first.shape), first.dtype)
         labels = np.empty(self._count, np.int64)
-        for i, (key, value) in enumerate(self._transaction.cursor()):
-            image, labels[i] = self._decode(key, value)
+        for i, (key, value) in enumerate(self.items()):
+            image, labels[i] = self.decode(key, value)
             if image.shape != first.shape or image.dtype != first.dtype:
                 return None
             images[i] = image

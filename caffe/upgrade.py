@@ -186,15 +186,25 @@ def upgrade_net(net: NetParameter, source: str) -> bool:
         if complete:
             _info(36, "Successfully upgraded file specified using deprecated V0LayerParameter")
         else:
-            _problem("Warning: had one or more problems upgrading V0NetParameter (see above); continuing anyway.")
-        _warning(41, "V0 nets are deprecated; upgrade_net_proto_text and upgrade_net_proto_binary rewrite their files")
+            _problem(
+                "Warning: had one or more problems upgrading V0NetParameter to NetParameter (see above); "
+                "continuing anyway."
+            )
+        _warning(
+            41,
+            "Note that future Caffe releases will not support V0NetParameter; use upgrade_net_proto_text for "
+            "prototxt and upgrade_net_proto_binary for model weights to upgrade this and any other net protos to "
+            "the new format.",
+        )
     if any(_old_transforms(net)):
         _info(46, f"Attempting to upgrade input file specified using deprecated transformation parameters: {source}")
         for layer, settings, field in _old_transforms(net):
             setattr(layer.transform_param, field, getattr(settings, field))
             settings.ClearField(field)
         _info(49, "Successfully upgraded file specified using deprecated data transformation parameters.")
-        _warning(51, "Note that future Caffe releases will only support transform_param for transformation fields.")
+        _warning(
+            51, "Note that future Caffe releases will only support transform_param messages for transformation fields."
+        )
     if net.layers:
         _info(55, f"Attempting to upgrade input file specified using deprecated V1LayerParameter: {source}")
         for layer in net.layers:
@@ -381,6 +391,9 @@ def upgrade_solver(solver: SolverParameter, source: str) -> bool:
     _info(1086, f"Attempting to upgrade input file specified using deprecated 'solver_type' field (enum)': {source}")
     solver.type = _SOLVER_TYPES[solver.solver_type]
     solver.ClearField("solver_type")
-    _info(1093, "Successfully upgraded file specified using deprecated 'solver_type' field (enum) to 'type' (string).")
+    _info(
+        1093,
+        "Successfully upgraded file specified using deprecated 'solver_type' field (enum) to 'type' field (string).",
+    )
     _warning(1095, "Note that future Caffe releases will only support 'type' field (string) for a solver's type.")
     return True

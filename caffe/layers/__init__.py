@@ -1,6 +1,6 @@
 """The layer types, one module a family; importing this registers them all."""
 
-from . import activation, combine, data, loss, normalization, shape, vision
+from . import activation, combine, data, lookup, loss, normalization, pooling, recurrent, shape, vision
 from .base import LAYERS, Layer, make_layer
 
 __all__ = [
@@ -9,9 +9,12 @@ __all__ = [
     "activation",
     "combine",
     "data",
+    "lookup",
     "loss",
     "make_layer",
     "normalization",
+    "pooling",
+    "recurrent",
     "shape",
     "vision",
 ]

@@ -115,6 +115,8 @@ class Log(Layer):
 
     def setup(self, shapes: list[Shape]) -> None:
         self.log_base = _natural_log_of(self, self.param.log_param.base)
+        if self.log_base == 0:
+            self.error("base is 1; expected another number above 0, or -1 for e")
 
     def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
         p = self.param.log_param
@@ -127,6 +129,8 @@ class Power(Layer):
 
     def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
         p = self.param.power_param
+        if p.scale == 0 or p.power == 0:  # a constant, without the gradient 0 · ∞ where x is 0
+            return [torch.full_like(bottoms[0], p.shift, requires_grad=False) ** p.power]
         y = bottoms[0] * p.scale + p.shift
         return [y if p.power == 1 else y**p.power]
 
@@ -142,6 +146,8 @@ class Swish(Layer):
 @register("Threshold")
 class Threshold(Layer):
     """y = 1 for x > threshold, else 0. No gradient."""
+
+    differentiable = False
 
     def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
         return [(bottoms[0] > self.param.threshold_param.threshold).float()]

@@ -1,16 +1,21 @@
-"""Layers that join several bottoms into one top."""
+"""Layers that combine: several bottoms into one top, or the values of one bottom into fewer."""
 
 from __future__ import annotations
 
+import math
+
 import torch
 
-from ..proto.caffe_pb2 import EltwiseParameter
+from ..proto.caffe_pb2 import EltwiseParameter, ReductionParameter
 from .base import Layer, Shape, register
 
 
 @register("Eltwise")
 class Eltwise(Layer):
-    """PROD: y = Π x_i. SUM: y = Σ coeff_i · x_i (coeff 1 where not given). MAX: y = max x_i. All of one shape."""
+    """PROD: y = Π x_i. SUM: y = Σ coeff_i · x_i (coeff 1 where not given). MAX: y = max x_i. All of one shape.
+
+    The gradient of PROD is always computed as with `stable_prod_grad`, from the other factors.
+    """
 
     bottoms = (2, None)
 
@@ -18,8 +23,8 @@ class Eltwise(Layer):
         p = self.param.eltwise_param
         if p.coeff and len(p.coeff) != len(shapes):
             self.error(f"has {len(p.coeff)} coeff for {len(shapes)} bottoms; expected none or one a bottom")
-        if p.coeff and p.operation != EltwiseParameter.SUM:
-            self.error("coeff is for operation SUM")
+        if p.coeff and p.operation == EltwiseParameter.PROD:
+            self.error("has coeff with operation: PROD; expected none, coeff is for SUM")
 
     def top_shapes(self, shapes: list[Shape]) -> list[Shape]:
         for shape, name in zip(shapes, self.param.bottom, strict=True):
@@ -63,3 +68,25 @@ class Concat(Layer):
 
     def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
         return [torch.cat(bottoms, self.along)]
+
+
+@register("Reduction")
+class Reduction(Layer):
+    """y = coeff · Σ x over all axes from `axis` on; ASUM: Σ |x|, SUMSQ: Σ x², MEAN: the mean.
+
+    Bottom D0×…, top D0×…×D(axis−1), a scalar for axis 0.
+    """
+
+    def top_shapes(self, shapes: list[Shape]) -> list[Shape]:
+        return [shapes[0][: self.axis(self.param.reduction_param.axis, shapes[0])]]
+
+    def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
+        p, x = self.param.reduction_param, bottoms[0].float()
+        first = self.axis(p.axis, tuple(x.shape))
+        if p.operation == ReductionParameter.ASUM:
+            x = x.abs()
+        elif p.operation == ReductionParameter.SUMSQ:
+            x = x * x
+        y = x.sum(tuple(range(first, x.dim())))
+        mean = p.operation == ReductionParameter.MEAN
+        return [y * (p.coeff / max(math.prod(x.shape[first:]), 1) if mean else p.coeff)]

@@ -1,6 +1,9 @@
-"""Layers that normalise: batch normalisation, its learned scale, local response normalisation."""
+"""Layers that normalise (of batches, images, neighbours), and the learned scale and bias that follow them."""
 
 from __future__ import annotations
+
+import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +28,11 @@ class BatchNorm(Layer):
         zero = FillerParameter()
         for size in (channels, channels, 1):
             self.add_blob((size,), zero)
-        for blob, spec in zip(self.blobs, list(self.param.param) + [None] * 3, strict=False):
-            if spec is not None and spec.HasField("lr_mult") and spec.lr_mult != 0:
+        for spec in self.param.param:
+            # Caffe makes them 0 itself where all three are given, as files from before 2017 had to
+            if spec.lr_mult != 0 and len(self.param.param) != 3:
                 self.error(f"lr_mult is {spec.lr_mult}; expected 0, the running sums are not learned by the solver")
+        for blob in self.blobs:
             blob.lr_mult = 0.0
 
     def top_shapes(self, shapes: list[Shape]) -> list[Shape]:
@@ -55,15 +60,38 @@ class BatchNorm(Layer):
             mean_sum, var_sum, total = (blob.tensor() for blob in self.blobs)
             # momentum 1 leaves the batch's own mean and unbiased variance in these two
             mean, var = torch.zeros_like(mean_sum), torch.zeros_like(var_sum)
-            if flat.numel() == flat.shape[1]:
-                self.error(f"a batch of shape {tuple(x.shape)} has one value a channel: no variance to normalise by")
-            y = F.batch_norm(flat, mean, var, weight, bias, True, 1.0, eps)
+            if flat.numel() > flat.shape[1]:
+                y = F.batch_norm(flat, mean, var, weight, bias, True, 1.0, eps)
+            else:  # a channel's only value is its own mean: what is left of it is 0, and so is its gradient
+                y = F.batch_norm(flat - flat, mean, var, weight, bias, False, 0.0, eps)
+                mean = flat.detach().reshape(-1).float()
             with torch.no_grad():
                 fraction = self.param.batch_norm_param.moving_average_fraction
                 mean_sum.mul_(fraction).add_(mean)
                 var_sum.mul_(fraction).add_(var)
                 total.mul_(fraction).add_(1)
         return y.reshape(x.shape)
+
+
+def _covered(layer: Layer, axis: int, num_axes: int, x: Shape) -> Shape:
+    """The shape of a learned operand: `num_axes` axes of the bottom from `axis` on; −1 is all, 0 a scalar."""
+    first = layer.axis(axis, x)
+    if num_axes < -1 or first + num_axes > len(x):
+        layer.error(f"num_axes {num_axes} from axis {first} does not fit bottom {layer.param.bottom[0]!r} of shape {x}")
+    return x[first:] if num_axes == -1 else x[first : first + num_axes]
+
+
+def _spread(layer: Layer, axis: int, operand: Shape, x: Shape) -> Shape:
+    """The shape with which an operand that lies along the bottom's axes from `axis` on broadcasts against it."""
+    first = layer.axis(axis, x) if operand else 0
+    if x[first : first + len(operand)] != operand:
+        bottom = f"bottom {layer.param.bottom[0]!r} of shape {x} from axis {first} on"
+        layer.error(
+            f"{layer.param.bottom[1]!r} of shape {operand} does not fit {bottom}"
+            if len(layer.param.bottom) > 1
+            else f"a parameter of shape {operand} does not fit {bottom}"
+        )
+    return (1,) * first + operand + (1,) * (len(x) - first - len(operand))
 
 
 @register("Scale")
@@ -81,25 +109,13 @@ class Scale(Layer):
         if len(shapes) == 2:
             shape = shapes[1]
         else:
-            first = self.axis(p.axis, shapes[0])
-            if p.num_axes < -1 or first + p.num_axes > len(shapes[0]):
-                self.error(f"num_axes {p.num_axes} from axis {first} does not fit bottom shape {shapes[0]}")
-            shape = shapes[0][first:] if p.num_axes == -1 else shapes[0][first : first + p.num_axes]
+            shape = _covered(self, p.axis, p.num_axes, shapes[0])
             self.add_blob(shape, p.filler if p.HasField("filler") else FillerParameter(type="constant", value=1))
         if p.bias_term:
             self.add_blob(shape, p.bias_filler)
 
-    def _view(self, operand: Shape, x: Shape) -> Shape:
-        """The shape with which γ or β broadcasts against the bottom."""
-        if not operand:
-            return (1,) * len(x)
-        first = self.axis(self.param.scale_param.axis, x)
-        if x[first : first + len(operand)] != operand:
-            self.error(f"a scale of shape {operand} does not fit bottom shape {x} from axis {first} on")
-        return (1,) * first + operand + (1,) * (len(x) - first - len(operand))
-
     def top_shapes(self, shapes: list[Shape]) -> list[Shape]:
-        self._view(shapes[1] if len(shapes) == 2 else self.blobs[0].shape, shapes[0])
+        _spread(self, self.param.scale_param.axis, shapes[1] if len(shapes) == 2 else self.blobs[0].shape, shapes[0])
         return [shapes[0]]
 
     @property
@@ -114,9 +130,35 @@ class Scale(Layer):
     def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
         x = bottoms[0]
         operands = list(bottoms[1:]) + [blob.tensor() for blob in self.blobs]
-        view = self._view(tuple(operands[0].shape), tuple(x.shape))
+        view = _spread(self, self.param.scale_param.axis, tuple(operands[0].shape), tuple(x.shape))
         y = x * operands[0].view(view).to(x.dtype)
         return [y + operands[1].view(view).to(x.dtype) if len(operands) > 1 else y]
+
+
+@register("Bias")
+class Bias(Layer):
+    """y = x + β, β over `num_axes` axes of the bottom from `axis` on.
+
+    One bottom: β (initially 0) is a parameter. Two bottoms: β is the second, whose shape is that of the first from
+    `axis` on.
+    """
+
+    bottoms = (1, 2)
+
+    def setup(self, shapes: list[Shape]) -> None:
+        p = self.param.bias_param
+        if len(shapes) == 1:
+            self.add_blob(_covered(self, p.axis, p.num_axes, shapes[0]), p.filler)
+
+    def top_shapes(self, shapes: list[Shape]) -> list[Shape]:
+        _spread(self, self.param.bias_param.axis, shapes[1] if len(shapes) == 2 else self.blobs[0].shape, shapes[0])
+        return [shapes[0]]
+
+    def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
+        x = bottoms[0]
+        bias = bottoms[1] if len(bottoms) == 2 else self.blobs[0].tensor()
+        view = _spread(self, self.param.bias_param.axis, tuple(bias.shape), tuple(x.shape))
+        return [x + bias.view(view).to(x.dtype)]
 
 
 @register("LRN")
@@ -132,9 +174,54 @@ class LRN(Layer):
         if size % 2 == 0:
             self.error(f"local_size is {size}; expected an odd number")
 
+    def top_shapes(self, shapes: list[Shape]) -> list[Shape]:
+        if len(shapes[0]) != 4:
+            self.error(f"bottom {self.param.bottom[0]!r} has shape {shapes[0]}; expected N×C×H×W")
+        return [shapes[0]]
+
     def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
         p, x = self.param.lrn_param, bottoms[0]
         if p.norm_region == LRNParameter.ACROSS_CHANNELS:
             return [F.local_response_norm(x, p.local_size, p.alpha, p.beta, p.k)]
         mean = F.avg_pool2d(x * x, p.local_size, 1, (p.local_size - 1) // 2)
         return [x * (1 + p.alpha * mean) ** -p.beta]
+
+
+class _Normalized(torch.autograd.Function):
+    """Rows minus their mean, over their standard deviation + eps; the gradient is that of eps inside the deviation,
+    as Caffe computes it."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, eps: float) -> torch.Tensor:
+        y = rows - rows.mean(1, keepdim=True)
+        deviation = y.square().mean(1, keepdim=True).sqrt_().add_(eps)
+        y /= deviation
+        ctx.save_for_backward(y, deviation)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (diff,), (y, deviation) = gradients, ctx.saved_tensors
+        return (diff - diff.mean(1, keepdim=True) - y * (diff * y).mean(1, keepdim=True)) / deviation, None
+
+
+@register("MVN")
+class MVN(Layer):
+    """y = (x − mean) / (deviation + eps), mean and standard deviation of each channel of each image.
+
+    `across_channels`: of each image. `normalize_variance: false`: only the mean is taken away. Bottom of up to four
+    axes, top N×C×H×W, the missing axes 1.
+    """
+
+    def top_shapes(self, shapes: list[Shape]) -> list[Shape]:
+        if len(shapes[0]) > 4:
+            self.error(f"bottom {self.param.bottom[0]!r} has shape {shapes[0]}; expected at most N×C×H×W")
+        return [shapes[0] + (1,) * (4 - len(shapes[0]))]
+
+    def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
+        p, x = self.param.mvn_param, bottoms[0]
+        shape = self.top_shapes([tuple(x.shape)])[0]
+        lead = 1 if p.across_channels else 2
+        rows = x.float().reshape(math.prod(shape[:lead]), math.prod(shape[lead:]))
+        y = _Normalized.apply(rows, p.eps) if p.normalize_variance else rows - rows.mean(1, keepdim=True)
+        return [y.view(shape)]

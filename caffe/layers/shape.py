@@ -1,4 +1,4 @@
-"""Layers that only rearrange: flatten, reshape, slice, split."""
+"""Layers that pass values on as they are, in another shape, number or part; Silence none, Parameter its own."""
 
 from __future__ import annotations
 
@@ -6,28 +6,42 @@ import math
 
 import torch
 
+from ..proto.caffe_pb2 import FillerParameter
 from .base import Layer, Shape, register
+
+
+def _not_in_place(layer: Layer) -> None:
+    """Raise CaffeError where a top is the bottom, which then would have to have two shapes, or two readers."""
+    if layer.param.bottom[0] in layer.param.top:
+        layer.error(f"top {layer.param.bottom[0]!r} is its bottom; expected another name, it cannot work in place")
 
 
 @register("Flatten")
 class Flatten(Layer):
-    """The axes from `axis` to `end_axis` become one."""
+    """The axes from `axis` to `end_axis` become one; with end_axis right before axis, a new one of size 1 there."""
+
+    def setup(self, shapes: list[Shape]) -> None:
+        _not_in_place(self)
 
     def top_shapes(self, shapes: list[Shape]) -> list[Shape]:
         p, shape = self.param.flatten_param, shapes[0]
         first, last = self.axis(p.axis, shape), self.axis(p.end_axis, shape)
-        if first > last:
-            self.error(f"axis {p.axis} is behind end_axis {p.end_axis} for bottom shape {shape}")
+        if first > last + 1:
+            self.error(
+                f"axis {p.axis} is behind end_axis {p.end_axis} for bottom {self.param.bottom[0]!r} of shape {shape}"
+            )
         return [(*shape[:first], math.prod(shape[first : last + 1]), *shape[last + 1 :])]
 
     def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
-        p = self.param.flatten_param
-        return [bottoms[0].flatten(p.axis, p.end_axis)]
+        return [bottoms[0].reshape(self.top_shapes([tuple(bottoms[0].shape)])[0])]
 
 
 @register("Reshape")
 class Reshape(Layer):
     """The axes from `axis`, `num_axes` of them (−1: all), get the sizes of `shape`: 0 keeps a size, −1 infers one."""
+
+    def setup(self, shapes: list[Shape]) -> None:
+        _not_in_place(self)
 
     def top_shapes(self, shapes: list[Shape]) -> list[Shape]:
         p, shape = self.param.reshape_param, shapes[0]
@@ -99,8 +113,99 @@ class Split(Layer):
 
     tops = (1, None)
 
+    def setup(self, shapes: list[Shape]) -> None:
+        _not_in_place(self)
+
     def top_shapes(self, shapes: list[Shape]) -> list[Shape]:
         return [shapes[0]] * len(self.param.top)
 
     def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
         return [bottoms[0].view_as(bottoms[0]) for _ in self.param.top]
+
+
+@register("Tile")
+class Tile(Layer):
+    """The bottom `tiles` times, one after another along `axis`."""
+
+    def setup(self, shapes: list[Shape]) -> None:
+        if self.param.tile_param.tiles < 1:
+            self.error(f"tiles is {self.param.tile_param.tiles}; expected at least 1")
+
+    def top_shapes(self, shapes: list[Shape]) -> list[Shape]:
+        axis = self.axis(self.param.tile_param.axis, shapes[0])
+        return [(*shapes[0][:axis], shapes[0][axis] * self.param.tile_param.tiles, *shapes[0][axis + 1 :])]
+
+    def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
+        repeats = [1] * bottoms[0].dim()
+        repeats[self.param.tile_param.axis] = self.param.tile_param.tiles
+        return [bottoms[0].repeat(repeats)]
+
+
+@register("Crop")
+class Crop(Layer):
+    """The part of the first bottom, of the size of the second along all axes from `axis` on, that begins at `offset`.
+
+    One offset for all those axes (default 0), or one each. Only the second bottom's shape counts; no gradient to it.
+    """
+
+    bottoms = (2, 2)
+
+    def setup(self, shapes: list[Shape]) -> None:
+        p = self.param.crop_param
+        axes = len(shapes[0]) - self.axis(p.axis, shapes[0])
+        if len(p.offset) not in (0, 1, axes):
+            self.error(f"has {len(p.offset)} offset for {axes} axes from axis {p.axis} on; expected none, 1 or {axes}")
+
+    def _part(self, shape: Shape, like: Shape) -> list[tuple[int, int, int]]:
+        """Axis, begin and size along each axis that is cut."""
+        p, names = self.param.crop_param, self.param.bottom
+        first = self.axis(p.axis, shape)
+        offsets = list(p.offset) or [0]
+        part = []
+        for axis, offset in zip(range(first, len(shape)), offsets * (len(shape) - first), strict=False):
+            if axis >= len(like) or offset + like[axis] > shape[axis]:
+                bottoms = f"bottoms {names[0]!r} {shape} and {names[1]!r} {like}"
+                self.error(f"{bottoms}: offset {offset} and the second's size exceed the first's along axis {axis}")
+            part.append((axis, offset, like[axis]))
+        return part
+
+    def top_shapes(self, shapes: list[Shape]) -> list[Shape]:
+        part = self._part(shapes[0], shapes[1])
+        return [(*shapes[0][: part[0][0]], *(size for _, _, size in part))]
+
+    def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
+        y = bottoms[0]
+        for axis, begin, size in self._part(tuple(y.shape), tuple(bottoms[1].shape)):
+            y = y.narrow(axis, begin, size)
+        return [y]
+
+
+@register("Silence")
+class Silence(Layer):
+    """No top: it takes bottoms that nothing else reads, so that they are no outputs of the net. Their gradient is 0."""
+
+    bottoms = (1, None)
+    tops = (0, 0)
+
+    def top_shapes(self, shapes: list[Shape]) -> list[Shape]:
+        return []
+
+    def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
+        return []
+
+
+@register("Parameter")
+class ParameterLayer(Layer):
+    """y = a parameter of the shape `shape`, initially 0."""
+
+    bottoms = (0, 0)
+
+    def setup(self, shapes: list[Shape]) -> None:
+        self.add_blob(tuple(self.param.parameter_param.shape.dim), FillerParameter())
+
+    def top_shapes(self, shapes: list[Shape]) -> list[Shape]:
+        return [self.blobs[0].shape]
+
+    def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
+        tensor = self.blobs[0].tensor()
+        return [tensor.view_as(tensor)]

@@ -1,4 +1,4 @@
-"""Layers over images: convolution, inner product, pooling."""
+"""Layers that multiply by weights: convolution and its transpose, inner product; and im2col, convolution's windows."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from ..proto.caffe_pb2 import PoolingParameter
 from .base import Layer, Shape, register
+
+Sizes = tuple[int, ...]
 
 
 def _channels_last(x: torch.Tensor) -> torch.Tensor:
@@ -24,14 +25,127 @@ def _bias(layer: Layer) -> torch.Tensor | None:
     return layer.blobs[1].tensor() if len(layer.blobs) > 1 else None
 
 
-@register("Convolution")
-class Convolution(Layer):
-    """y = w ∗ x + b (cross-correlation), with stride, zero padding, dilation and groups.
+def _columns(x: torch.Tensor, kernel: Sizes, stride: Sizes, pad: Sizes, dilation: Sizes) -> torch.Tensor:
+    """N×C×D1×… → N×(C·K1·…)×E1×…: the values that each tap of the kernel sees."""
+    axes = len(kernel)
+    x = F.pad(x, [p for p in reversed(pad) for _ in range(2)])
+    for i, (size, step, gap) in enumerate(zip(kernel, stride, dilation, strict=True)):
+        x = x.unfold(2 + i, gap * (size - 1) + 1, step)[..., ::gap]
+    tops, taps = range(2, 2 + axes), range(2 + axes, 2 + 2 * axes)
+    return x.permute(0, 1, *taps, *tops).flatten(1, 1 + axes)
 
-    Bottom N×C×D1×…, top N×num_output×E1×… with E = floor((D + 2·pad − (dilation·(kernel − 1) + 1)) / stride) + 1;
-    1 to 3 spatial axes. Several bottoms share the weights, a top each. Parameters: weight
-    num_output×(C / group)×K1×…, bias num_output.
+
+def _convolve(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: Sizes,
+    pad: Sizes,
+    dilation: Sizes,
+    group: int,
+) -> torch.Tensor:
+    """Cross-correlation of N×C×D1×… over any number of axes; `weight` is O×(C / group)×K1×…."""
+    axes = weight.dim() - 2
+    if axes == 0:
+        return F.conv1d(x[..., None], weight[..., None], bias, groups=group)[..., 0]
+    if axes <= 3:
+        return (F.conv1d, F.conv2d, F.conv3d)[axes - 1](x, weight, bias, stride, pad, dilation, group)
+    columns = _columns(x, tuple(weight.shape[2:]), stride, pad, dilation)
+    y = weight.reshape(group, weight.shape[0] // group, -1) @ columns.flatten(2).unflatten(1, (group, -1))
+    y = y.reshape(x.shape[0], weight.shape[0], *columns.shape[2:])
+    return y if bias is None else y + bias.view(-1, *(1,) * axes)
+
+
+def _deconvolve(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: Sizes,
+    pad: Sizes,
+    dilation: Sizes,
+    group: int,
+) -> torch.Tensor:
+    """The transpose of `_convolve`; `weight` is C×(O / group)×K1×…."""
+    axes = weight.dim() - 2
+    if axes == 0:
+        return F.conv_transpose1d(x[..., None], weight[..., None], bias, groups=group)[..., 0]
+    if axes <= 3:
+        transpose = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[axes - 1]
+        return transpose(x, weight, bias, stride, pad, 0, group, dilation)
+    # the convolution of x, its values `stride` apart, with the turned kernel
+    apart = x.new_zeros(*x.shape[:2], *((size - 1) * step + 1 for size, step in zip(x.shape[2:], stride, strict=True)))
+    apart[(slice(None), slice(None), *(slice(None, None, step) for step in stride))] = x
+    turned = weight.flip(tuple(range(2, 2 + axes))).unflatten(0, (group, -1)).transpose(1, 2).flatten(0, 1)
+    reach = tuple(g * (k - 1) - p for g, k, p in zip(dilation, weight.shape[2:], pad, strict=True))
+    return _convolve(apart, turned, bias, (1,) * axes, reach, dilation, group)
+
+
+class _Windowed(Layer):
+    """What Convolution, Deconvolution and Im2col share: the settings of `convolution_param` for the axes behind
+    `axis`, the channels. The axes in front of it are lumped together, a batch of N.
+
+    Attributes
+    ----------
+    channel_axis: `axis`, counted from 0.
+    kernel, stride, pad, dilation: a number for each axis behind it.
     """
+
+    def setup(self, shapes: list[Shape]) -> None:
+        p = self.param.convolution_param
+        self.channel_axis = self.axis(p.axis, shapes[0])
+        axes = len(shapes[0]) - self.channel_axis - 1
+        self.kernel = self._per_axis("kernel_size", p.kernel_size, "kernel", axes, None)
+        self.stride = self._per_axis("stride", p.stride, "stride", axes, 1)
+        self.pad = self._per_axis("pad", p.pad, "pad", axes, 0)
+        self.dilation = self._per_axis("dilation", p.dilation, None, axes, 1)
+        for setting, values in (("kernel_size", self.kernel), ("stride", self.stride), ("dilation", self.dilation)):
+            if any(value < 1 for value in values):
+                self.error(f"{setting} is {values}; expected at least 1")
+
+    def _per_axis(
+        self, setting: str, values: Sequence[int], prefix: str | None, axes: int, default: int | None
+    ) -> Sizes:
+        p = self.param.convolution_param
+        if prefix and (p.HasField(f"{prefix}_h") or p.HasField(f"{prefix}_w")):
+            if axes != 2 or values:
+                self.error(f"{prefix}_h and {prefix}_w are for two spatial axes and exclude {setting}")
+            return (getattr(p, f"{prefix}_h"), getattr(p, f"{prefix}_w"))
+        if not values and axes:
+            if default is None:
+                self.error(f"{setting} is missing")
+            return (default,) * axes
+        if len(values) not in (1, axes):
+            self.error(f"{setting} is given {len(values)} times; expected 1 or {axes}")
+        return tuple(values) if len(values) == axes else (values[0],) * axes
+
+    @property
+    def extent(self) -> Sizes:
+        """How far the kernel reaches along each axis."""
+        return tuple(gap * (size - 1) + 1 for size, gap in zip(self.kernel, self.dilation, strict=True))
+
+    def window_counts(self, bottom: str, shape: Shape) -> Sizes:
+        """How many windows there are along each spatial axis of a bottom; CaffeError where there is none."""
+        settings = zip(shape[self.channel_axis + 1 :], self.extent, self.stride, self.pad, strict=True)
+        counts = tuple((size + 2 * pad - extent) // stride + 1 for size, extent, stride, pad in settings)
+        if any(count < 1 for count in counts):
+            self.error(f"bottom {bottom!r} of shape {shape} is smaller than the kernel {self.kernel}")
+        return counts
+
+    def batched(self, x: torch.Tensor) -> torch.Tensor:
+        """A bottom as N×C×D1×…."""
+        return (
+            x
+            if self.channel_axis == 1
+            else x.reshape(math.prod(x.shape[: self.channel_axis]), *x.shape[self.channel_axis :])
+        )
+
+    def unbatched(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """N×O×E1×… with the leading axes of the bottom again."""
+        return y if self.channel_axis == 1 else y.reshape(*x.shape[: self.channel_axis], *y.shape[1:])
+
+
+class _Convolution(_Windowed):
+    """What Convolution and Deconvolution share: weights, a top for each bottom."""
 
     bottoms = (1, None)
     tops = (1, None)
@@ -40,60 +154,31 @@ class Convolution(Layer):
         p = self.param.convolution_param
         if len(self.param.bottom) != len(self.param.top):
             self.error(f"has {len(self.param.bottom)} bottoms and {len(self.param.top)} tops; expected as many")
-        if self.axis(p.axis, shapes[0]) != 1:
-            self.error(f"axis {p.axis} is not supported; expected 1, the channels")
-        spatial = len(shapes[0]) - 2
-        if not 1 <= spatial <= 3:
-            self.error(f"bottom {self.param.bottom[0]!r} has shape {shapes[0]}; expected N×C and 1 to 3 spatial axes")
-        self.kernel = self._per_axis("kernel_size", p.kernel_size, "kernel", spatial, None)
-        self.stride = self._per_axis("stride", p.stride, "stride", spatial, 1)
-        self.pad = self._per_axis("pad", p.pad, "pad", spatial, 0)
-        self.dilation = self._per_axis("dilation", p.dilation, None, spatial, 1)
-        for setting, values in (("kernel_size", self.kernel), ("stride", self.stride), ("dilation", self.dilation)):
-            if min(values) < 1:
-                self.error(f"{setting} is {values}; expected at least 1")
-        channels = shapes[0][1]
+        super().setup(shapes)
+        self.group, self.channels = p.group, shapes[0][self.channel_axis]
         if p.num_output < 1:
             self.error(f"num_output is {p.num_output}; expected at least 1")
-        if p.group < 1 or channels % p.group or p.num_output % p.group:
-            self.error(f"group {p.group} does not divide {channels} channels and {p.num_output} outputs")
-        self.add_blob((p.num_output, channels // p.group, *self.kernel), p.weight_filler)
+        if p.group < 1 or self.channels % p.group or p.num_output % p.group:
+            self.error(f"group {p.group} does not divide {self.channels} channels and {p.num_output} outputs")
+        self.add_blob(self.weight_shape(), p.weight_filler)
         if p.bias_term:
             self.add_blob((p.num_output,), p.bias_filler)
-        self.group = p.group
-        self.convolve = (F.conv1d, F.conv2d, F.conv3d)[spatial - 1]
 
-    def _per_axis(
-        self, setting: str, values: Sequence[int], prefix: str | None, spatial: int, default: int | None
-    ) -> tuple[int, ...]:
-        p = self.param.convolution_param
-        if prefix and (p.HasField(f"{prefix}_h") or p.HasField(f"{prefix}_w")):
-            if spatial != 2 or values:
-                self.error(f"{prefix}_h and {prefix}_w are for two spatial axes and exclude {setting}")
-            return (getattr(p, f"{prefix}_h"), getattr(p, f"{prefix}_w"))
-        if not values:
-            if default is None:
-                self.error(f"{setting} is missing")
-            return (default,) * spatial
-        if len(values) not in (1, spatial):
-            self.error(f"{setting} is given {len(values)} times; expected 1 or {spatial}")
-        return tuple(values) if len(values) == spatial else (values[0],) * spatial
+    def weight_shape(self) -> Shape:
+        raise NotImplementedError
+
+    def output_sizes(self, bottom: str, shape: Shape) -> Sizes:
+        raise NotImplementedError
 
     def top_shapes(self, shapes: list[Shape]) -> list[Shape]:
         tops: list[Shape] = []
         for shape, bottom in zip(shapes, self.param.bottom, strict=True):
-            channels = self.blobs[0].shape[1] * self.param.convolution_param.group
-            if len(shape) != len(self.kernel) + 2 or shape[1] != channels:
-                self.error(f"bottom {bottom!r} has shape {shape}; expected {channels} channels")
-            sizes = tuple(
-                (size + 2 * pad - (dilation * (kernel - 1) + 1)) // stride + 1
-                for size, kernel, stride, pad, dilation in zip(
-                    shape[2:], self.kernel, self.stride, self.pad, self.dilation, strict=True
-                )
-            )
-            if min(sizes) < 1:
-                self.error(f"bottom {bottom!r} of shape {shape} is smaller than the kernel {self.kernel}")
-            tops.append((shape[0], self.blobs[0].shape[0], *sizes))
+            axes = self.channel_axis + 1 + len(self.kernel)
+            if len(shape) != axes or shape[self.channel_axis] != self.channels:
+                expected = f"{axes} axes and {self.channels} channels (axis {self.channel_axis})"
+                self.error(f"bottom {bottom!r} has shape {shape}; expected {expected}")
+            outputs = self.param.convolution_param.num_output
+            tops.append((*shape[: self.channel_axis], outputs, *self.output_sizes(bottom, shape)))
         return tops
 
     def operands(self) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -104,13 +189,85 @@ class Convolution(Layer):
 
     def apply(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """The top of one bottom."""
-        if x.dim() == 4:
-            x = _channels_last(x)
-        return self.convolve(x, weight, bias, self.stride, self.pad, self.dilation, self.group)
+        raise NotImplementedError
 
     def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
         weight, bias = self.operands()
         return [self.apply(x, weight, bias) for x in bottoms]
+
+
+@register("Convolution")
+class Convolution(_Convolution):
+    """y = w ∗ x + b (cross-correlation), with stride, zero padding, dilation and groups.
+
+    Bottom N×C×D1×…, top N×num_output×E1×… with E = floor((D + 2·pad − (dilation·(kernel − 1) + 1)) / stride) + 1; any
+    number of spatial axes, and of axes in front of the channels (`axis`). Several bottoms share the weights, a top
+    each. Parameters: weight num_output×(C / group)×K1×…, bias num_output. `force_nd_im2col` and `engine` choose
+    between Caffe's ways to compute the same.
+    """
+
+    def weight_shape(self) -> Shape:
+        return (self.param.convolution_param.num_output, self.channels // self.group, *self.kernel)
+
+    def output_sizes(self, bottom: str, shape: Shape) -> Sizes:
+        return self.window_counts(bottom, shape)
+
+    def apply(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        images = self.batched(x)
+        if images.dim() == 4:
+            images = _channels_last(images)
+        return self.unbatched(_convolve(images, weight, bias, self.stride, self.pad, self.dilation, self.group), x)
+
+
+@register("Deconvolution")
+class Deconvolution(_Convolution):
+    """The transpose of a Convolution with the same settings, plus b: each value of x adds its multiple of w to y.
+
+    Bottom N×C×D1×…, top N×num_output×E1×… with E = stride · (D − 1) + dilation · (kernel − 1) + 1 − 2 · pad; axes and
+    bottoms as in Convolution. Parameters: weight C×(num_output / group)×K1×…, bias num_output.
+    """
+
+    def weight_shape(self) -> Shape:
+        return (self.channels, self.param.convolution_param.num_output // self.group, *self.kernel)
+
+    def output_sizes(self, bottom: str, shape: Shape) -> Sizes:
+        settings = zip(shape[self.channel_axis + 1 :], self.extent, self.stride, self.pad, strict=True)
+        sizes = tuple(stride * (size - 1) + extent - 2 * pad for size, extent, stride, pad in settings)
+        if any(size < 1 for size in sizes):
+            self.error(f"pad {self.pad} leaves nothing of the top of bottom {bottom!r} of shape {shape}")
+        return sizes
+
+    def apply(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        images = self.batched(x)
+        if images.dim() == 4:
+            images = _channels_last(images)
+        return self.unbatched(_deconvolve(images, weight, bias, self.stride, self.pad, self.dilation, self.group), x)
+
+
+@register("Im2col")
+class Im2col(_Windowed):
+    """The values that each tap of a convolution's kernel sees, as channels.
+
+    Bottom N×C×D1×…, top N×(C·K1·…)×E1×…, E as in Convolution, whose settings these are; `axis` too.
+    """
+
+    def setup(self, shapes: list[Shape]) -> None:
+        super().setup(shapes)
+        if not self.kernel:
+            self.error(f"bottom {self.param.bottom[0]!r} has shape {shapes[0]}; expected axes behind the channels")
+
+    def top_shapes(self, shapes: list[Shape]) -> list[Shape]:
+        shape, axis = shapes[0], self.channel_axis
+        if len(shape) != axis + 1 + len(self.kernel):
+            self.error(
+                f"bottom {self.param.bottom[0]!r} has shape {shape}; expected {axis + 1 + len(self.kernel)} axes"
+            )
+        counts = self.window_counts(self.param.bottom[0], shape)
+        return [(*shape[:axis], shape[axis] * math.prod(self.kernel), *counts)]
+
+    def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
+        x = bottoms[0]
+        return [self.unbatched(_columns(self.batched(x), self.kernel, self.stride, self.pad, self.dilation), x)]
 
 
 @register("InnerProduct")
@@ -150,102 +307,3 @@ class InnerProduct(Layer):
 
     def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
         return [self.apply(bottoms[0], *self.operands())]
-
-
-@register("Pooling")
-class Pooling(Layer):
-    """Maximum or average over windows of a N×C×H×W bottom.
-
-    Top N×C×H'×W' with H' = ceil((H + 2·pad − kernel) / stride) + 1 (floor with `round_mode: FLOOR`), less the last
-    window where it would start in the padding. The average divides by the window's size inside the padded image.
-    """
-
-    def setup(self, shapes: list[Shape]) -> None:
-        p = self.param.pooling_param
-        if p.pool not in (PoolingParameter.MAX, PoolingParameter.AVE):
-            self.error(f"pool {PoolingParameter.PoolMethod.Name(p.pool)} is not supported; expected MAX or AVE")
-        if p.global_pooling and (p.HasField("kernel_size") or p.HasField("kernel_h") or p.HasField("kernel_w")):
-            self.error("global_pooling excludes a kernel size")
-        self.stride = self._pair("stride", "stride", 1)
-        self.pad = self._pair("pad", "pad", 0)
-        if p.global_pooling:
-            if self.pad != (0, 0) or self.stride != (1, 1):
-                self.error(f"global_pooling needs pad 0 and stride 1, not {self.pad} and {self.stride}")
-            return
-        self.kernel = self._pair("kernel_size", "kernel", 0)
-        if min(self.kernel) < 1 or min(self.stride) < 1:
-            self.error(f"kernel is {self.kernel} and stride {self.stride}; expected at least 1")
-        if any(pad >= kernel for pad, kernel in zip(self.pad, self.kernel, strict=True)):
-            self.error(f"pad {self.pad} is not smaller than the kernel {self.kernel}")
-
-    def _pair(self, setting: str, prefix: str, default: int) -> tuple[int, int]:
-        p = self.param.pooling_param
-        if p.HasField(f"{prefix}_h") or p.HasField(f"{prefix}_w"):
-            if p.HasField(setting):
-                self.error(f"{prefix}_h and {prefix}_w exclude {setting}")
-            return (getattr(p, f"{prefix}_h"), getattr(p, f"{prefix}_w"))
-        value = getattr(p, setting) if p.HasField(setting) else default
-        return (value, value)
-
-    def _windows(self, shape: Shape) -> list[int]:
-        """How many windows there are along H and W."""
-        counts = []
-        floor = self.param.pooling_param.round_mode == PoolingParameter.FLOOR
-        for size, kernel, stride, pad in zip(shape[2:], self.kernel, self.stride, self.pad, strict=True):
-            span = size + 2 * pad - kernel
-            count = (span // stride if floor else -(-span // stride)) + 1
-            if any(self.pad) and (count - 1) * stride >= size + pad:
-                count -= 1
-            counts.append(count)
-        return counts
-
-    def top_shapes(self, shapes: list[Shape]) -> list[Shape]:
-        shape = shapes[0]
-        if len(shape) != 4:
-            self.error(f"bottom {self.param.bottom[0]!r} has shape {shape}; expected N×C×H×W")
-        if self.param.pooling_param.global_pooling:
-            return [(shape[0], shape[1], 1, 1)]
-        counts = self._windows(shape)
-        if min(counts) < 1:
-            self.error(f"bottom {self.param.bottom[0]!r} of shape {shape} is smaller than the kernel {self.kernel}")
-        return [(shape[0], shape[1], *counts)]
-
-    def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
-        x = bottoms[0]
-        maximum = self.param.pooling_param.pool == PoolingParameter.MAX
-        if self.param.pooling_param.global_pooling:
-            return [x.amax((2, 3), keepdim=True) if maximum else x.mean((2, 3), keepdim=True)]
-        kernel, stride, pad = self.kernel, self.stride, self.pad
-        counts = self._windows(tuple(x.shape))
-        ends = [
-            (count - 1) * s + k - (size + 2 * p)
-            for count, s, k, size, p in zip(counts, stride, kernel, x.shape[2:], pad, strict=True)
-        ]
-        # torch rounds up by the same rule, for pad <= kernel / 2 and a kernel no smaller than the stride
-        if all(2 * p <= k and k >= s for p, k, s in zip(pad, kernel, stride, strict=True)):
-            ceil = max(ends) > 0
-            if not ceil or all(self._torch_ceil(i, x.shape[2 + i]) == counts[i] for i in (0, 1)):
-                if maximum:
-                    return [F.max_pool2d(x, kernel, stride, pad, ceil_mode=ceil)]
-                return [F.avg_pool2d(x, kernel, stride, pad, ceil_mode=ceil)]
-        return [self._pool_padded(x, ends, maximum)]
-
-    def _torch_ceil(self, i: int, size: int) -> int:
-        span = size + 2 * self.pad[i] - self.kernel[i]
-        count = -(-span // self.stride[i]) + 1
-        return count - 1 if (count - 1) * self.stride[i] >= size + self.pad[i] else count
-
-    def _pool_padded(self, x: torch.Tensor, ends: list[int], maximum: bool) -> torch.Tensor:
-        """The general case: pad first, so that every window is whole, then pool without padding.
-
-        A window beyond the image, where the stride is longer than the kernel, gives the least float or the average 0.
-        """
-        (top, left), (bottom, right) = self.pad, (max(self.pad[0] + ends[0], 0), max(self.pad[1] + ends[1], 0))
-        if maximum:
-            padded = F.pad(x, (left, right, top, bottom), value=torch.finfo(x.dtype).min)
-            return F.max_pool2d(padded, self.kernel, self.stride)
-        inside = torch.ones((1, 1, x.shape[2] + 2 * top, x.shape[3] + 2 * left), dtype=x.dtype, device=x.device)
-        inside = F.pad(inside, (0, max(ends[1], 0), 0, max(ends[0], 0)))
-        padded = F.pad(x, (left, right, top, bottom))
-        area = F.avg_pool2d(inside, self.kernel, self.stride, divisor_override=1).clamp(min=1)
-        return F.avg_pool2d(padded, self.kernel, self.stride, divisor_override=1) / area

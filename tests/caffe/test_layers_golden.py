@@ -10,18 +10,19 @@ import pytest
 import caffe
 from caffe.io import read_net_parameter
 
-# cases whose layer types are not part of the engine yet are not listed here
 CASES = [
-    "absval", "accuracy", "bnll", "clip", "elu", "elu_alpha", "exp", "log", "power", "swish", "threshold",
-    "batchnorm_test", "batchnorm_train", "concat", "convolution_basic", "convolution_depthwise",
-    "convolution_dilation", "convolution_group", "convolution_nobias", "convolution_pad_stride",
-    "convolution_pointwise", "dropout_test", "eltwise_max", "eltwise_prod", "eltwise_sum", "flatten", "flatten_axes",
-    "innerproduct", "innerproduct_axis2", "lenet_like", "lrn_across", "pooling_ave_2x2", "pooling_ave_3x3s1p1",
-    "pooling_ave_3x3s2", "pooling_ave_floor", "pooling_ave_global", "pooling_ave_k4s3p2", "pooling_max_2x2",
-    "pooling_max_3x3s1p1", "pooling_max_3x3s2", "pooling_max_3x3s2p1", "pooling_max_floor", "pooling_max_global",
-    "pooling_max_rect", "prelu", "relu", "relu_inplace", "relu_leaky", "reshape", "scale", "sigmoid", "slice",
-    "softmax", "softmaxloss", "softmaxloss_ignore", "softmaxloss_spatial_none", "softmaxloss_spatial_valid", "split",
-    "tanh",
+    "absval", "accuracy", "argmax_axis", "batch_reindex", "batchnorm_test", "batchnorm_train", "bias", "bnll", "clip",
+    "concat", "contrastiveloss", "convolution_basic", "convolution_depthwise", "convolution_dilation",
+    "convolution_group", "convolution_nobias", "convolution_pad_stride", "convolution_pointwise", "crop",
+    "deconvolution_basic", "deconvolution_stride_pad", "dropout_test", "eltwise_max", "eltwise_prod", "eltwise_sum",
+    "elu", "elu_alpha", "embed", "euclideanloss", "exp", "flatten", "flatten_axes", "hingeloss_l1", "im2col",
+    "infogainloss", "innerproduct", "innerproduct_axis2", "lenet_like", "log", "lrn_across", "multinomiallogisticloss",
+    "mvn", "parameter", "pooling_ave_2x2", "pooling_ave_3x3s1p1", "pooling_ave_3x3s2", "pooling_ave_floor",
+    "pooling_ave_global", "pooling_ave_k4s3p2", "pooling_max_2x2", "pooling_max_3x3s1p1", "pooling_max_3x3s2",
+    "pooling_max_3x3s2p1", "pooling_max_floor", "pooling_max_global", "pooling_max_rect", "power", "prelu",
+    "reduction_asum", "reduction_mean", "reduction_sum", "relu", "relu_inplace", "relu_leaky", "reshape", "rnn",
+    "scale", "sigmoid", "sigmoidceloss", "silence", "slice", "softmax", "softmaxloss", "softmaxloss_ignore",
+    "softmaxloss_spatial_none", "softmaxloss_spatial_valid", "split", "spp", "swish", "tanh", "threshold", "tile",
 ]  # fmt: skip
 
 
@@ -79,3 +80,7 @@ def run_case(folder: Path) -> int:
 @pytest.mark.parametrize("case", CASES)
 def test_layer_agrees_with_caffe(shared: Path, case: str) -> None:
     assert run_case(shared / "caffe_golden" / "layers" / case) > 0
+
+
+def test_every_case_is_run(shared: Path) -> None:
+    assert sorted(folder.name for folder in (shared / "caffe_golden" / "layers").iterdir()) == CASES

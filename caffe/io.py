@@ -204,7 +204,7 @@ def array_to_datum(array: np.ndarray, label: int | None = None) -> Datum:
 
 
 def decode_image(data: bytes, flags: int) -> np.ndarray:
-    """The image C×H×W in the bytes of an image file (PNG, JPEG, …): uint8, BGR where it has three channels.
+    """The image in the bytes of an image file (PNG, JPEG, …), as OpenCV has it: H×W or H×W×C, uint8, C in order BGR.
 
     Parameters
     ----------
@@ -223,6 +223,11 @@ def decode_image(data: bytes, flags: int) -> np.ndarray:
         raise CaffeError(f"its {len(data)} bytes are not an image")
     if image.dtype != np.uint8:
         raise CaffeError(f"the image is {image.dtype}; expected 8 bits a channel")
+    return image
+
+
+def planes(image: np.ndarray) -> np.ndarray:
+    """An image H×W or H×W×C as Caffe has it: C×H×W, contiguous."""
     return np.ascontiguousarray(image[None] if image.ndim == 2 else image.transpose(2, 0, 1))
 
 
@@ -237,7 +242,7 @@ def datum_to_array(datum: Datum, force_color: bool = False, force_gray: bool = F
             raise CaffeError("encoded Datum: force_color and force_gray are both set; expected one")
         mode = cv2.IMREAD_COLOR if force_color else cv2.IMREAD_GRAYSCALE if force_gray else cv2.IMREAD_UNCHANGED
         try:
-            return decode_image(datum.data, mode)
+            return planes(decode_image(datum.data, mode))
         except CaffeError as error:
             raise CaffeError(f"encoded Datum: {error}") from None
     shape = (datum.channels, datum.height, datum.width)

@@ -17,6 +17,7 @@ from google.protobuf import text_format
 from google.protobuf.message import DecodeError, Message
 
 from .errors import CaffeError
+from .proto import caffe_pb2  # noqa: F401 - scripts name messages as caffe.io.caffe_pb2.Datum
 from .proto.caffe_pb2 import BlobProto, DataParameter, Datum, NetParameter, SolverParameter
 from .upgrade import upgrade_net, upgrade_solver
 
@@ -105,9 +106,9 @@ def read_solver_parameter(path: StrPath) -> SolverParameter:
 
 def blob_shape(blob: BlobProto) -> tuple[int, ...]:
     """The shape that a message states; old files state it as num, channels, height, width."""
-    if blob.HasField("shape"):
-        return tuple(blob.shape.dim)
-    return (blob.num, blob.channels, blob.height, blob.width)
+    if any(blob.HasField(name) for name in ("num", "channels", "height", "width")):
+        return (blob.num, blob.channels, blob.height, blob.width)
+    return tuple(blob.shape.dim)  # a scalar's is empty, and not even set
 
 
 def _packed(blob: BlobProto, field: str, dtype: str) -> np.ndarray:
@@ -250,7 +251,7 @@ def datum_to_array(datum: Datum, force_color: bool = False, force_gray: bool = F
     if min(shape) < 1 or _product(shape) != values:
         raise CaffeError(f"Datum of shape {shape} with {values} values; expected {_product(shape)}")
     if dtype == np.uint8:
-        return np.frombuffer(datum.data, np.uint8).reshape(shape)
+        return np.frombuffer(datum.data, np.uint8).reshape(shape).copy()  # scripts write into it
     return np.fromiter(datum.float_data, np.float32, values).reshape(shape)
 
 
@@ -418,3 +419,14 @@ class DatumReader:
                 return None
             images[i] = image
         return images, labels
+
+
+# What pycaffe has in this module for images; at the end, since it uses the functions above.
+from .image_io import (  # noqa: E402, F401
+    Transformer,
+    arraylist_to_blobprotovecor_str,
+    blobprotovector_str_to_arraylist,
+    load_image,
+    oversample,
+    resize_image,
+)

@@ -1,12 +1,13 @@
-"""Caffe's compute_image_mean: the mean image of an LMDB of Datum.
+"""Caffe's compute_image_mean: the mean image of an LMDB or LevelDB of Datum.
 
-python -m caffe.tools.compute_image_mean [--backend lmdb] INPUT_DB [OUTPUT_FILE]
+python -m caffe.tools.compute_image_mean [--backend lmdb|leveldb] INPUT_DB [OUTPUT_FILE]
 
 OUTPUT_FILE is a .binaryproto; the mean of each channel is logged.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 
@@ -15,23 +16,24 @@ import numpy as np
 from caffe import log
 from caffe.errors import CaffeError
 from caffe.io import DatumReader, StrPath, save_mean
-from caffe.tools.convert_imageset import check_backend, run
-from caffe.tools.flags import FlagParser
+from caffe.proto.caffe_pb2 import DataParameter
+from caffe.tools.backends import backend
+from caffe.tools.flags import FlagParser, run
 
 BATCH_IMAGES = 256  # images summed in one step
 
 
-def compute_image_mean(source: StrPath) -> tuple[np.ndarray, int]:
-    """The mean image of an LMDB and the number of its images.
+def compute_image_mean(source: StrPath, kind: DataParameter.DB = DataParameter.LMDB) -> tuple[np.ndarray, int]:
+    """The mean image of a database of kind LMDB or LEVELDB, and the number of its images.
 
     The mean is float32 C×H×W in the images' own range (0..255 for bytes; encoded images are decoded as they were
     written, colour ones in OpenCV's order B, G, R). Sums of bytes are exact. Caffe adds in float32, which is exact
     up to 2^24, so that both give the same bits for up to 65,793 images.
 
-    Raises CaffeError for what is no LMDB of images, an empty one, and a record of another size than the first,
+    Raises CaffeError for what is no database of images, an empty one, and a record of another size than the first,
     naming its key.
     """
-    reader = DatumReader(source)
+    reader = DatumReader(source, backend=kind)
     first, _ = reader.read(0)
     total = np.zeros(first.shape, np.float64)
     for start in range(0, len(reader), BATCH_IMAGES):
@@ -45,35 +47,34 @@ def compute_image_mean(source: StrPath) -> tuple[np.ndarray, int]:
     return total.astype(np.float32) / np.float32(len(reader)), len(reader)
 
 
-def _parser() -> FlagParser:
-    parser = FlagParser("compute_image_mean", "Compute the mean image of an LMDB of Datum records.")
-    parser.flag("backend", "lmdb", "the database's kind: lmdb")
+def parser() -> FlagParser:
+    """The command line."""
+    parser = FlagParser("compute_image_mean", "Compute the mean image of a database of Datum records.")
+    parser.flag("backend", "lmdb", "the database's kind: lmdb, or leveldb (with the package plyvel)")
     parser.add_argument("input_db", metavar="INPUT_DB")
     parser.add_argument("output_file", metavar="OUTPUT_FILE", nargs="?")
     return parser
 
 
-def compute(arguments: Sequence[str] | None = None) -> int:
-    """Run the tool; returns the number of images. Raises CaffeError."""
-    options = _parser().parse(arguments)
-    check_backend(options.backend)
-    log.info("db_lmdb.cpp:35", f"Opened lmdb {options.input_db}")
+def compute(flags: argparse.Namespace) -> None:
+    """Run the tool."""
+    kind = backend(flags.backend)
+    log.info(f"db_{flags.backend}.cpp:35", f"Opened {flags.backend} {flags.input_db}")
     log.info("compute_image_mean.cpp:70", "Starting iteration")
-    mean, count = compute_image_mean(options.input_db)
+    mean, count = compute_image_mean(flags.input_db, kind)
     log.info("compute_image_mean.cpp:101", f"Processed {count} files.")
-    if options.output_file:
-        log.info("compute_image_mean.cpp:108", f"Write to {options.output_file}")
-        save_mean(options.output_file, mean)
+    if flags.output_file:
+        log.info("compute_image_mean.cpp:108", f"Write to {flags.output_file}")
+        save_mean(flags.output_file, mean)
     log.info("compute_image_mean.cpp:111", f"Number of channels: {len(mean)}")
     for channel, values in enumerate(mean):
         average = values.mean(dtype=np.float64)
         log.info("compute_image_mean.cpp:116", f"mean_value channel [{channel}]: {log.number(average)}")
-    return count
 
 
-def main() -> int:
-    """The command."""
-    return run(compute)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    return run(parser(), compute, arguments)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Caffe's convert_imageset: a list of images and labels to an LMDB of Datum.
+"""Caffe's convert_imageset: a list of images and labels to an LMDB or LevelDB of Datum.
 
 python -m caffe.tools.convert_imageset [FLAGS] ROOTFOLDER LISTFILE DB_NAME
 
@@ -8,6 +8,7 @@ LISTFILE has a line `FILE LABEL` for each image, FILE relative to ROOTFOLDER. A 
 
 from __future__ import annotations
 
+import argparse
 import os
 import random
 import sys
@@ -26,7 +27,8 @@ from caffe.database import write_lmdb
 from caffe.errors import CaffeError
 from caffe.io import StrPath
 from caffe.proto.caffe_pb2 import Datum
-from caffe.tools.flags import FlagParser
+from caffe.tools.backends import Writer, backend, writer
+from caffe.tools.flags import FlagParser, run
 
 BATCH_IMAGES = 128  # images a thread reads before it hands them over
 
@@ -196,15 +198,21 @@ def alike(records: Iterable[Record], first: Record | None = None) -> Iterator[Re
         yield record
 
 
-def write_imageset(path: StrPath, records: Iterable[Record], skip: Callable[[Record], None] | None = None) -> int:
-    """Write records to an LMDB at `path`, all or nothing; returns how many were written.
+def write_imageset(
+    path: StrPath,
+    records: Iterable[Record],
+    skip: Callable[[Record], None] | None = None,
+    write: Writer = write_lmdb,
+) -> int:
+    """Write records to a database at `path`, all or nothing; returns how many were written.
 
     Parameters
     ----------
-    path: the LMDB, which must not exist yet.
+    path: the database, which must not exist yet.
     records: as `read_images` yields them.
     skip: called with each record that has no datum, which is then left out; its number is left out of the keys
         too, as in Caffe. Without it such a record is a CaffeError that names the file.
+    write: what writes the database: an LMDB, or as `backends.writer` says.
     """
 
     def items() -> Iterator[tuple[bytes, bytes]]:
@@ -216,7 +224,7 @@ def write_imageset(path: StrPath, records: Iterable[Record], skip: Callable[[Rec
             else:
                 skip(record)
 
-    return write_lmdb(path, items())
+    return write(path, items())
 
 
 def _shape_text(shape: tuple[int, int, int]) -> str:
@@ -224,12 +232,13 @@ def _shape_text(shape: tuple[int, int, int]) -> str:
     return f"{channels} channel{'s' if channels != 1 else ''} of {width}x{height} pixels"
 
 
-def _parser() -> FlagParser:
-    parser = FlagParser("convert_imageset", "Convert a list of images to an LMDB of Datum records.")
+def parser() -> FlagParser:
+    """The command line."""
+    parser = FlagParser("convert_imageset", "Convert a list of images to a database of Datum records.")
     parser.flag("gray", False, "read images as grey ones")
     parser.flag("shuffle", False, "shuffle the list, by --seed")
     parser.flag("seed", 0, "the order of --shuffle: the same seed gives the same order")
-    parser.flag("backend", "lmdb", "the database's kind: lmdb")
+    parser.flag("backend", "lmdb", "the database's kind: lmdb, or leveldb (with the package plyvel)")
     parser.flag("resize_width", 0, "width in pixels that images are resized to, with --resize_height")
     parser.flag("resize_height", 0, "height in pixels that images are resized to, with --resize_width")
     parser.flag("check_size", False, "stop at an image whose size differs from the first one's")
@@ -241,39 +250,32 @@ def _parser() -> FlagParser:
     return parser
 
 
-def check_backend(backend: str) -> None:
-    """CaffeError for a database that this engine does not read and write."""
-    if backend != "lmdb":
-        raise CaffeError(f"--backend is {backend!r}; expected lmdb, the one database that is supported")
-
-
-def convert(arguments: Sequence[str] | None = None) -> int:
-    """Run the tool; returns the number of records. Raises CaffeError."""
-    options = _parser().parse(arguments)
-    check_backend(options.backend)
-    lines = read_list(options.listfile)
-    if options.shuffle:
+def convert(flags: argparse.Namespace) -> None:
+    """Run the tool."""
+    kind = backend(flags.backend)
+    lines = read_list(flags.listfile)
+    if flags.shuffle:
         log.info("convert_imageset.cpp:83", "Shuffling data")
-        lines = shuffled(lines, options.seed)
+        lines = shuffled(lines, flags.seed)
     log.info("convert_imageset.cpp:86", f"A total of {len(lines)} images.")
-    if options.encode_type and not options.encoded:
+    if flags.encode_type and not flags.encoded:
         log.info("convert_imageset.cpp:89", "encode_type specified, assuming encoded=true.")
-    resize = (max(0, options.resize_height), max(0, options.resize_width))
+    resize = (max(0, flags.resize_height), max(0, flags.resize_width))
     if (resize[0] > 0) != (resize[1] > 0):
         raise CaffeError(
             f"--resize_height is {resize[0]} and --resize_width {resize[1]}; expected both above 0, or neither"
         )
-    log.info("db_lmdb.cpp:35", f"Opened lmdb {options.db_name}")
+    log.info(f"db_{flags.backend}.cpp:35", f"Opened {flags.backend} {flags.db_name}")
     records = _logged(
         read_images(
-            options.rootfolder,
+            flags.rootfolder,
             lines,
-            cv2.IMREAD_GRAYSCALE if options.gray else cv2.IMREAD_COLOR,
+            cv2.IMREAD_GRAYSCALE if flags.gray else cv2.IMREAD_COLOR,
             resize,
-            options.encode_type if options.encoded or options.encode_type else None,
+            flags.encode_type if flags.encoded or flags.encode_type else None,
         )
     )
-    return write_imageset(options.db_name, alike(records) if options.check_size else records, _log_unreadable)
+    write_imageset(flags.db_name, alike(records) if flags.check_size else records, _log_unreadable, writer(kind))
 
 
 def _log_unreadable(record: Record) -> None:
@@ -291,24 +293,9 @@ def _logged(records: Iterator[Record]) -> Iterator[Record]:
         log.info("convert_imageset.cpp:150", f"Processed {count} files.")
 
 
-def run(tool: Callable[[], object]) -> int:
-    """Run a tool with its log on standard error; returns its exit code: 0, 1 for an error, 130 for Ctrl-C."""
-    handler = log.log_to()
-    try:
-        tool()
-    except (CaffeError, OSError) as error:
-        log.logger.error(str(error), extra={"place": "tool"})
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    finally:
-        log.stop_logging(handler)
-    return 0
-
-
-def main() -> int:
-    """The command."""
-    return run(convert)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    return run(parser(), convert, arguments)
 
 
 if __name__ == "__main__":

@@ -221,7 +221,7 @@ def save_csv_files(
             writer = csv.DictWriter(f, fieldnames=columns(rows), delimiter=delimiter, lineterminator="\n")
             if rows:
                 writer.writeheader()
-                writer.writerows(rows)
+                writer.writerows({**row, "NumIters": float(row["NumIters"])} for row in rows)  # 0.0, as Caffe's
         if verbose:
             print(f"Wrote {path}")
     return written
@@ -230,7 +230,7 @@ def save_csv_files(
 def main(arguments: list[str] | None = None) -> int:
     """The command: Caffe's arguments, exit code 1 with a message where the log cannot be read."""
     parser = argparse.ArgumentParser(
-        prog="python -m caffe.tools.parse_log",
+        prog="parse_log",
         description="Parse a Caffe training log into two CSV files, LOGFILE.train and LOGFILE.test.",
     )
     parser.add_argument("logfile_path", help="the log that caffe train wrote")

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from small_training import write_problem
 
 import caffe
 from caffe.io import blobproto_to_array, read_binary
-from caffe.proto.caffe_pb2 import NetParameter, SolverState
+from caffe.proto.caffe_pb2 import NetParameter, SolverState, V1LayerParameter
 from caffe.tools.caffe import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,9 +67,10 @@ def saved_weights(problem: Path, name: str, value: float) -> Path:
 
 @pytest.mark.parametrize("form", [["--solver={}"], ["-solver={}"], ["--solver", "{}"], ["-solver", "{}", "-gpu", ""]])
 def test_train(problem: Path, form: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    change(problem, "max_iter: 4")
+    change(problem, "max_iter: 4", "solver_mode: CPU")
     assert main(["train", *(part.format(problem) for part in form)]) == 0
     lines = capsys.readouterr().err
+    assert "\nW" not in lines
     assert re.search(r"^I\d{8} \d\d:\d\d:\d\d\.\d{6} \d+ caffe\.cpp:197\] Use CPU\.$", lines, re.MULTILINE)
     assert "] Starting Optimization\n" in lines
     assert "] Iteration 4, loss = " in lines
@@ -89,6 +91,32 @@ def test_finetuning_takes_the_weights_of_all_files(problem: Path) -> None:
     assert {float(value) for blob in trained["fc1"] for value in blob.ravel()} == {0.5}
 
 
+def test_the_command_lines_weights_replace_the_solvers(problem: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a = saved_weights(problem, "a.caffemodel", 0.25)
+    change(problem, "max_iter: 1", "base_lr: 0", 'weights: "nowhere.caffemodel"')
+    assert main(["train", f"--solver={problem}", f"--weights={a}"]) == 0
+    assert f"] Finetuning from {a}\n" in capsys.readouterr().err
+    trained = stored(problem.parent / "snap_iter_1.caffemodel")
+    assert {float(value) for blob in trained["fc1"] for value in blob.ravel()} == {0.25}
+
+
+def test_old_weights_finetune(problem: Path) -> None:
+    """V1 weights, as models of 2014 come."""
+    net = caffe.Net(str(problem.parent / "net.prototxt"), caffe.TRAIN)
+    old = NetParameter(name="old")
+    for name in ("fc1", "fc2"):
+        layer = old.layers.add(name=name, type=V1LayerParameter.INNER_PRODUCT)
+        for i, blob in enumerate(net.params[name]):
+            rows, columns = (1, 1, *blob.shape)[-2:]
+            layer.blobs.add(num=1, channels=1, height=rows, width=columns, data=[i + 0.5] * blob.count)
+    (problem.parent / "old.caffemodel").write_bytes(old.SerializeToString())
+    change(problem, "max_iter: 1", "base_lr: 0")
+    assert main(["train", f"--solver={problem}", f"--weights={problem.parent}/old.caffemodel"]) == 0
+    trained = stored(problem.parent / "snap_iter_1.caffemodel")
+    for name in ("fc1", "fc2"):
+        assert [set(blob.ravel().tolist()) for blob in trained[name]] == [{0.5}, {1.5}]
+
+
 def test_a_snapshot_resumes(problem: Path, capsys: pytest.CaptureFixture[str]) -> None:
     change(problem, "max_iter: 8", "snapshot: 5")
     assert main(["train", f"--solver={problem}"]) == 0
@@ -97,7 +125,8 @@ def test_a_snapshot_resumes(problem: Path, capsys: pytest.CaptureFixture[str]) -
     capsys.readouterr()
     assert main(["train", f"--solver={problem}", f"--snapshot={problem.parent}/snap_iter_5.solverstate"]) == 0
     lines = capsys.readouterr().err
-    assert f"] Restoring previous solver status from {problem.parent}/snap_iter_5.solverstate" in lines
+    resuming = f"] Resuming from {problem.parent}/snap_iter_5.solverstate\n"
+    assert lines.index(resuming) < lines.index("] Starting Optimization\n")
     assert re.findall(r"\] Iteration (\d+) \(", lines) == ["6"]
     resumed = stored(problem.parent / "snap_iter_8.caffemodel")
     assert straight.keys() == resumed.keys()
@@ -117,6 +146,72 @@ def test_level_stage_and_precision(problem: Path) -> None:
     for flags, kept in (([], False), (["--level=2"], False), (["--level=2", "--stage=less,more"], True)):
         assert main(["train", f"--solver={problem}", "--precision=bf16", *flags]) == 0
         assert ("extra" in stored(problem.parent / "snap_iter_1.caffemodel")) == kept
+
+
+@pytest.mark.skipif(CUDA, reason="there is a GPU here, so that it is used")
+def test_a_solver_that_asks_for_a_gpu_trains_without_one(problem: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for mode in ([], ["solver_mode: GPU"]):
+        change(problem, "max_iter: 1", *mode)
+        assert main(["train", f"--solver={problem}"]) == 0
+        warning, device = re.findall(r"^(\w)\S+ \S+ \d+ caffe\.cpp:\d+\] (.*)$", capsys.readouterr().err, re.MULTILINE)[
+            :2
+        ]
+        assert warning[0] == "W"
+        assert "GPU" in warning[1]
+        assert device == ("I", "Use CPU.")
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Two GPUs that are none: nets stay on the CPU. The devices that are chosen."""
+    chosen: list[str] = []
+    monkeypatch.setattr(caffe, "use_device", chosen.append)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", "Card {}".format)
+    return chosen
+
+
+@pytest.mark.parametrize(
+    ("flags", "settings", "used", "line"),
+    [
+        ([], [], "cuda:0", "Using GPUs 0"),
+        ([], ["device_id: 1"], "cuda:1", "Using GPUs 1"),
+        (["--gpu=1"], ["solver_mode: CPU"], "cuda:1", "Using GPUs 1"),
+        (["-gpu", "1,0"], [], "cuda:1", "Using GPUs 1, 0"),
+        (["-gpu", "all"], [], "cuda:0", "Using GPUs 0, 1"),
+    ],
+)
+def test_the_gpu_of_a_training(
+    problem: Path,
+    gpus: list[str],
+    flags: list[str],
+    settings: list[str],
+    used: str,
+    line: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    change(problem, "max_iter: 1", *settings)
+    assert main(["train", f"--solver={problem}", *flags]) == 0
+    text = capsys.readouterr().err
+    assert gpus == [used]
+    assert f"] {line}\n" in text
+    assert f"] GPU {used[-1]}: Card {used[-1]}\n" in text
+    assert f"\ndevice_id: {used[-1]}\n" in text
+    warnings = [line for line in text.splitlines() if line.startswith("W")]
+    if "," in line:
+        (warning,) = warnings
+        assert f"on GPU {used[-1]} alone" in warning
+        assert warning.endswith("multiply the net's batch_size, or the solver's iter_size, by 2")
+    else:
+        assert warnings == []
+
+
+def test_the_gpu_of_a_test(problem: Path, gpus: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["time", f"--model={problem.parent}/net.prototxt", "--iterations=1", "--gpu=1,0"]) == 0
+    assert gpus == ["cuda:1"]
+    lines = re.findall(r"caffe\.cpp:\d+\] (.*GPU.*)", capsys.readouterr().err)
+    assert lines == ["Not using GPU #0 for single-GPU function", "Use GPU with device ID 1", "GPU 1: Card 1"]
 
 
 class Training:
@@ -224,8 +319,52 @@ def test_time(problem: Path, flags: list[str], layers: str, capsys: pytest.Captu
 
 
 def test_device_query(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["device_query", "--gpu=all"]) == 0
+    text = capsys.readouterr().err
+    assert "] Querying GPUs all\n" in text
+    assert ("] Device id:                     0\n" if CUDA else "] No cuda device present.\n") in text
+
+
+class Driver:
+    """A CUDA driver whose attributes' values are 1000 for the device and 10 for the attribute."""
+
+    def cuDeviceGetAttribute(self, value: object, attribute: int, device: int) -> int:  # noqa: N802 (the driver's)
+        value._obj.value = 1000 * device + 10 * attribute  # type: ignore[attr-defined]
+        return 0
+
+
+def test_device_query_says_what_caffe_says(
+    gpus: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = SimpleNamespace(major=9, minor=0, name="Card", total_memory=123456789)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: card)
+    monkeypatch.setattr("ctypes.CDLL", lambda name: Driver())
+    assert main(["device_query", "-gpu", "1"]) == 0
+    lines = re.findall(r"common\.cpp:\d+\] (.*)", capsys.readouterr().err)
+    assert lines == [
+        "Device id:                     1",
+        "Major revision number:         9",
+        "Minor revision number:         0",
+        "Name:                          Card",
+        "Total global memory:           123456789",
+        "Total shared memory per block: 1080",
+        "Total registers per block:     1120",
+        "Warp size:                     1100",
+        "Maximum memory pitch:          1110",
+        "Maximum threads per block:     1010",
+        "Maximum dimension of block:    1020, 1030, 1040",
+        "Maximum dimension of grid:     1050, 1060, 1070",
+        "Clock rate:                    1130",
+        "Total constant memory:         1090",
+        "Texture alignment:             1140",
+        "Concurrent copy and execution: Yes",
+        "Number of multiprocessors:     1160",
+        "Kernel execution timeout:      Yes",
+    ]
     assert main(["device_query"]) == 0
-    assert ("Device id: 0" if CUDA else "No CUDA device") in capsys.readouterr().err
+    assert re.findall(r"Device id: +(\d)", capsys.readouterr().err) == ["0", "1"]
+    assert main(["device_query", "--gpu=2"]) == 1
+    assert "--gpu names 2; PyTorch finds 2 CUDA device(s)" in capsys.readouterr().err
 
 
 # What is refused
@@ -235,8 +374,8 @@ def test_device_query(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message"),
     [
         (["train"], "--solver is missing"),
-        (["test"], "--weights is missing"),
         (["test", "--weights=w"], "--model is missing"),
+        (["test", "--model=NET"], "--weights is missing"),
         (["time"], "--model is missing"),
         (["train", "--solver=nowhere.prototxt"], "nowhere.prototxt: No such file"),
         (["time", "--model=nowhere.prototxt"], "nowhere.prototxt: No such file"),
@@ -247,12 +386,17 @@ def test_device_query(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "--solver=SOLVER", "--sigint_effect=quit"], "--sigint_effect is 'quit'"),
         (["train", "--solver=SOLVER", "--precision=fp8"], "--precision is 'fp8'"),
         (["train", "--solver=SOLVER", "--gpu=first"], "--gpu is 'first'"),
+        (["time", "--model=NET", "--gpu=0,first"], "--gpu is '0,first'"),
         (["time", "--model=NET", "--phase=train"], "--phase is 'train'"),
         (["time", "--model=NET", "--iterations=0"], "--iterations is 0; expected at least 1"),
-        pytest.param(
-            ["train", "--solver=SOLVER", "--gpu=0"],
-            "GPU mode: PyTorch finds no CUDA device",
-            marks=pytest.mark.skipif(CUDA, reason="there is a GPU here"),
+        *(
+            pytest.param(
+                [*command, gpu],
+                "GPU mode: PyTorch finds no CUDA device",
+                marks=pytest.mark.skipif(CUDA, reason="there is a GPU here"),
+            )
+            for command in (["train", "--solver=SOLVER"], ["time", "--model=NET"])
+            for gpu in ("--gpu=0", "--gpu=all")
         ),
     ],
 )

@@ -13,7 +13,7 @@ from caffe.errors import CaffeError
 from caffe.io import load_mean
 from caffe.proto.caffe_pb2 import Datum
 from caffe.tools import compute_image_mean as tool
-from caffe.tools.convert_imageset import run
+from caffe.tools.backends import write_leveldb
 
 
 def database(path: Path, data: list[Datum]) -> Path:
@@ -27,16 +27,17 @@ def pixels(image: np.ndarray) -> Datum:
 
 
 @pytest.mark.parametrize("name", ["train_lmdb", "train_encoded_lmdb"])
-def test_the_same_file_as_caffe(shared: Path, tmp_path: Path, name: str) -> None:
+def test_the_same_file_as_caffe(shared: Path, tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]) -> None:
     golden = shared / "caffe_golden"
-    assert tool.compute([str(golden / name), str(tmp_path / "mean.binaryproto")]) == 160
+    assert tool.main([str(golden / name), str(tmp_path / "mean.binaryproto")]) == 0
+    assert "] Processed 160 files.\n" in capfd.readouterr().err
     assert (tmp_path / "mean.binaryproto").read_bytes() == (golden / "train_mean.binaryproto").read_bytes()
 
 
 def test_colour_images(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     images = np.random.default_rng(0).integers(0, 256, (700, 3, 4, 5), dtype=np.uint8)
     db = database(tmp_path / "db", [pixels(image) for image in images])
-    assert run(lambda: tool.compute(["-backend", "lmdb", str(db), str(tmp_path / "mean.binaryproto")])) == 0
+    assert tool.main(["-backend", "lmdb", str(db), str(tmp_path / "mean.binaryproto")]) == 0
     mean = load_mean(tmp_path / "mean.binaryproto")
     assert mean.dtype == np.float32
     np.testing.assert_array_equal(mean, (images.sum(0) / 700).astype(np.float32))
@@ -74,13 +75,21 @@ def test_what_is_no_database_of_images(tmp_path: Path, make: str, capfd: pytest.
         write_lmdb(tmp_path / "db", [])
     elif make == "other":
         write_lmdb(tmp_path / "db", [(b"key", b"\xff\xff\xff")])
-    assert run(lambda: tool.compute([str(tmp_path / "db"), str(tmp_path / "mean.binaryproto")])) == 1
+    assert tool.main([str(tmp_path / "db"), str(tmp_path / "mean.binaryproto")]) == 1
     error = capfd.readouterr().err.splitlines()[-1]
     assert error.startswith("E")
     assert str(tmp_path / "db") in error
     assert not (tmp_path / "mean.binaryproto").exists()
 
 
-def test_leveldb_is_an_error_that_says_what_is_supported(capfd: pytest.CaptureFixture[str]) -> None:
-    assert run(lambda: tool.compute(["--backend=leveldb", "db"])) == 1
-    assert "'leveldb'; expected lmdb" in capfd.readouterr().err
+def test_leveldb_has_the_same_mean(tmp_path: Path) -> None:
+    pytest.importorskip("plyvel")
+    images = np.random.default_rng(2).integers(0, 256, (9, 3, 4, 5), dtype=np.uint8)
+    write_leveldb(tmp_path / "db", ((b"%d" % i, pixels(image).SerializeToString()) for i, image in enumerate(images)))
+    assert tool.main(["--backend=leveldb", str(tmp_path / "db"), str(tmp_path / "mean.binaryproto")]) == 0
+    np.testing.assert_array_equal(load_mean(tmp_path / "mean.binaryproto"), (images.sum(0) / 9).astype(np.float32))
+
+
+def test_a_backend_that_is_none(capfd: pytest.CaptureFixture[str]) -> None:
+    assert tool.main(["--backend=hdf5", "db"]) == 1
+    assert "--backend is 'hdf5'; expected lmdb or leveldb" in capfd.readouterr().err

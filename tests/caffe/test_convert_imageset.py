@@ -18,6 +18,7 @@ from caffe.database import write_lmdb
 from caffe.errors import CaffeError
 from caffe.proto.caffe_pb2 import Datum
 from caffe.tools import convert_imageset as tool
+from caffe.tools.backends import write_leveldb
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -50,8 +51,13 @@ def images(tmp_path: Path) -> Path:
 
 def convert(images: Path, *flags: str, root: str | None = None) -> Path:
     db = images.parent / "db"
-    tool.convert([*flags, root or str(images), str(images.parent / "list.txt"), str(db)])
+    tool.convert(tool.parser().parse([*flags, root or str(images), str(images.parent / "list.txt"), str(db)]))
     return db
+
+
+def run(images: Path, *flags: str) -> int:
+    """The command; its exit code."""
+    return tool.main([*flags, str(images), str(images.parent / "list.txt"), str(images.parent / "db")])
 
 
 @pytest.mark.parametrize(
@@ -61,7 +67,8 @@ def convert(images: Path, *flags: str, root: str | None = None) -> Path:
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_the_same_bytes_as_caffe(shared: Path, tmp_path: Path, split: str, database: str, flags: list[str]) -> None:
     golden = shared / "caffe_golden"
-    tool.convert(["--gray", *flags, f"{golden}/images/", f"{golden}/images/{split}.txt", str(tmp_path / "db")])
+    arguments = ["--gray", *flags, f"{golden}/images/", f"{golden}/images/{split}.txt", str(tmp_path / "db")]
+    assert tool.main(arguments) == 0
     assert records(tmp_path / "db") == records(golden / database.format(split))
 
 
@@ -134,7 +141,7 @@ def test_unreadable_files_are_logged_and_left_out(images: Path, capfd: pytest.Ca
     with open(images.parent / "list.txt", "a") as f:
         f.write("missing.png 1\nempty.png 2\nb.png 4\n")
     (images / "empty.png").touch()
-    assert tool.run(lambda: convert(images)) == 0
+    assert run(images) == 0
     assert list(data(images.parent / "db")) == ["00000001_a/two words.png", "00000002_b.png", "00000005_b.png"]
     errors = [line for line in capfd.readouterr().err.splitlines() if "Could not open or find file" in line]
     assert [line[0] for line in errors] == ["E"] * 3
@@ -152,7 +159,7 @@ def test_check_size_names_the_image(images: Path) -> None:
 
 def test_a_database_is_not_overwritten(images: Path, capfd: pytest.CaptureFixture[str]) -> None:
     before = records(convert(images))
-    assert tool.run(lambda: convert(images, "--gray")) == 1
+    assert run(images, "--gray") == 1
     assert "exists already" in capfd.readouterr().err
     assert records(images.parent / "db") == before
 
@@ -205,25 +212,53 @@ def test_flags_that_are_off(images: Path, flags: list[str]) -> None:
 )
 def test_wrong_command_lines_exit_with_1(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        tool.convert(arguments)
+        tool.main(arguments)
     assert caught.value.code == 1
     assert "usage: convert_imageset" in capfd.readouterr().err
 
 
 def test_flags_may_follow_the_arguments(images: Path) -> None:
-    tool.convert([str(images), str(images.parent / "list.txt"), "--gray", str(images.parent / "db")])
+    assert tool.main([str(images), str(images.parent / "list.txt"), "--gray", str(images.parent / "db")]) == 0
     assert data(images.parent / "db")["00000002_b.png"].channels == 1
 
 
 @pytest.mark.parametrize(
     ("flag", "message"),
-    [("--backend=leveldb", "--backend is 'leveldb'; expected lmdb"), ("--resize_width=5", "expected both above 0")],
+    [("--backend=hdf5", "--backend is 'hdf5'; expected lmdb"), ("--resize_width=5", "expected both above 0")],
 )
 def test_what_is_not_supported(images: Path, flag: str, message: str, capfd: pytest.CaptureFixture[str]) -> None:
-    assert tool.run(lambda: convert(images, flag)) == 1
+    assert run(images, flag) == 1
     error = capfd.readouterr().err.splitlines()[-1]
     assert error.startswith("E")
     assert message in error
+
+
+def test_leveldb_holds_the_same_records(images: Path, tmp_path: Path) -> None:
+    plyvel = pytest.importorskip("plyvel")
+    expected = records(convert(images, "--gray"))
+    os.rename(images.parent / "db", images.parent / "as_lmdb")
+    assert run(images, "--gray", "-backend", "leveldb") == 0
+    with plyvel.DB(str(images.parent / "db")) as database:
+        assert list(database) == expected
+    assert run(images, "--gray", "-backend", "leveldb") == 1  # it exists
+    assert sorted(os.listdir(images.parent)) == ["as_lmdb", "db", "list.txt", "my images"]
+
+
+def test_leveldb_is_all_or_nothing(images: Path) -> None:
+    pytest.importorskip("plyvel")
+    draw(images / "b.png", height=11)
+    with pytest.raises(CaffeError, match=r"b\.png has 3 channels"):
+        convert(images, "--backend=leveldb", "--check_size")
+    assert sorted(os.listdir(images.parent)) == ["list.txt", "my images"]
+    with pytest.raises(CaffeError, match="expected keys that ascend"):
+        write_leveldb(images.parent / "db", [(b"2", b""), (b"1", b"")])
+    assert sorted(os.listdir(images.parent)) == ["list.txt", "my images"]
+
+
+def test_leveldb_without_its_package(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "plyvel", None)
+    with pytest.raises(CaffeError, match=r"needs the package plyvel: pip install 'face-emotion-net\[leveldb\]'"):
+        convert(images, "--backend=leveldb")
 
 
 def test_large_databases_grow_and_stay_small_on_disk(tmp_path: Path) -> None:

@@ -314,8 +314,8 @@ def test_the_same_net_as_written_today(old: str, current: str) -> None:
 def test_every_type_of_v1() -> None:
     """A type's name is what it was, in other letters, but for SOFTMAX_LOSS."""
     today = """AbsVal Accuracy ArgMax BNLL Concat ContrastiveLoss Convolution Data Deconvolution Dropout DummyData
-        Eltwise EuclideanLoss Exp Flatten HDF5Data HDF5Output HingeLoss Im2col ImageData InfogainLoss InnerProduct LRN MVN
-        MemoryData MultinomialLogisticLoss Pooling Power ReLU Sigmoid SigmoidCrossEntropyLoss Silence Slice Softmax
+        Eltwise EuclideanLoss Exp Flatten HDF5Data HDF5Output HingeLoss Im2col ImageData InfogainLoss InnerProduct LRN
+        MVN MemoryData MultinomialLogisticLoss Pooling Power ReLU Sigmoid SigmoidCrossEntropyLoss Silence Slice Softmax
         Split TanH Threshold WindowData"""
     expected = {name.upper(): name for name in today.split()} | {"SOFTMAXLOSS": "SoftmaxWithLoss", "NONE": ""}
     names = {name.replace("_", ""): name for name in V1LayerParameter.LayerType.keys()}  # noqa: SIM118 (an enum)

@@ -1,13 +1,40 @@
 """Caffe's interface and semantics, computed by PyTorch: what `import caffe` gives a script written for pycaffe."""
 
-from . import io
-from .context import current_device, set_device, set_mode_cpu, set_mode_gpu, set_random_seed, use_device
+from . import coord_map, io, log
+from .classifier import Classifier
+from .context import (
+    current_device,
+    has_nccl,
+    set_device,
+    set_mode_cpu,
+    set_mode_gpu,
+    set_multiprocess,
+    set_random_seed,
+    set_solver_count,
+    set_solver_rank,
+    solver_count,
+    solver_rank,
+    use_device,
+)
+from .detector import Detector
 from .errors import CaffeError
 from .layers import LAYERS, Layer
+from .log import init_log
 from .net import Net
 from .net_spec import NetSpec, layers, params, to_proto
 from .proto.caffe_pb2 import TEST, TRAIN
-from .solver import SGDSolver, Solver, get_solver
+from .solver import Solver
+from .solvers import (
+    AdaDeltaSolver,
+    AdaGradSolver,
+    AdamSolver,
+    NesterovSolver,
+    RMSPropSolver,
+    SGDSolver,
+    get_solver,
+)
+
+__version__ = "1.0.0"  # of Caffe, whose interface this is: scripts ask for it
 
 
 def layer_type_list() -> list[str]:
@@ -18,22 +45,39 @@ def layer_type_list() -> list[str]:
 __all__ = [
     "TEST",
     "TRAIN",
+    "AdaDeltaSolver",
+    "AdaGradSolver",
+    "AdamSolver",
     "CaffeError",
+    "Classifier",
+    "Detector",
     "Layer",
+    "NesterovSolver",
     "Net",
     "NetSpec",
+    "RMSPropSolver",
     "SGDSolver",
     "Solver",
+    "__version__",
+    "coord_map",
     "current_device",
     "get_solver",
+    "has_nccl",
+    "init_log",
     "io",
     "layer_type_list",
     "layers",
+    "log",
     "params",
     "set_device",
     "set_mode_cpu",
     "set_mode_gpu",
+    "set_multiprocess",
     "set_random_seed",
+    "set_solver_count",
+    "set_solver_rank",
+    "solver_count",
+    "solver_rank",
     "to_proto",
     "use_device",
 ]

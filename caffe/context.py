@@ -108,3 +108,37 @@ def _cpu_flag(*flags: str) -> bool:
     except FileNotFoundError:  # not Linux: no way to know, so the safe answer
         return False
     return any(flag in present for flag in flags)
+
+
+# Training by several processes, a GPU each, as pycaffe does with NCCL: here there is always one.
+
+
+def has_nccl() -> bool:
+    """Whether several GPUs can train together: no."""
+    return False
+
+
+def solver_count() -> int:
+    """How many processes train together: 1."""
+    return 1
+
+
+def solver_rank() -> int:
+    """This process's number among them: 0."""
+    return 0
+
+
+def set_solver_count(count: int) -> None:
+    """Raises CaffeError for any number of processes but 1."""
+    if count != 1:
+        raise CaffeError(f"set_solver_count: {count} processes cannot train together; expected 1")
+
+
+def set_solver_rank(rank: int) -> None:
+    """Raises CaffeError for any number but 0."""
+    if rank != 0:
+        raise CaffeError(f"set_solver_rank: {rank} is no number of a process where there is one; expected 0")
+
+
+def set_multiprocess(multiprocess: bool) -> None:
+    """Accepted from scripts that say how they would run on several GPUs; one process trains either way."""

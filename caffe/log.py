@@ -46,6 +46,12 @@ def log_to(stream: TextIO | None = None) -> logging.Handler:
     return handler
 
 
+def init_log(level: int = 0) -> None:
+    """Send the log to standard error from a level on: 0 all, 1 warnings, 2 errors; pycaffe's."""
+    log_to()
+    logger.setLevel({0: logging.INFO, 1: logging.WARNING}.get(level, logging.ERROR))
+
+
 def stop_logging(handler: logging.Handler) -> None:
     """Undo `log_to`."""
     logger.removeHandler(handler)

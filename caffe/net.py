@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import context, log
+from . import context, hdf5, log
 from .blob import Blob, Parameter
 from .errors import CaffeError
 from .folding import Folded, InferencePlan
@@ -113,9 +113,12 @@ class Net:
 
     Parameters
     ----------
-    network: path of a prototxt, or a NetParameter.
-    args: pycaffe's forms: `Net(network, phase)`, `Net(network, weights, phase)`, and the keywords `phase`, `weights`
-        (path of a .caffemodel), `level` (int), `stages` (list of str).
+    network_file: path of a prototxt, or a NetParameter.
+    args: pycaffe's forms: `Net(network_file, phase, level, stages, weights)`, of which all behind the phase may be
+        left out, and `Net(network_file, weights, phase)`.
+    phase: caffe.TRAIN or caffe.TEST.
+    level, stages: the rest of the state that `include` and `exclude` rules look at: an int and a list of str.
+    weights: path of a .caffemodel or .caffemodel.h5.
     precision: `fp32` (default), `bf16`, `fp16` or `auto`: in what convolutions and inner products are computed.
     seed: of the fillers and random layers; default: `caffe.set_random_seed`'s, else from the system.
 
@@ -126,7 +129,7 @@ class Net:
 
     def __init__(
         self,
-        network: str | os.PathLike[str] | NetParameter,
+        network_file: str | os.PathLike[str] | NetParameter,
         *args: Any,
         phase: int | None = None,
         weights: str | os.PathLike[str] | None = None,
@@ -135,14 +138,18 @@ class Net:
         precision: str = "fp32",
         seed: int | None = None,
     ) -> None:
-        if len(args) == 2:
+        network = network_file
+        if len(args) == 2 and not isinstance(args[0], int):
             weights, phase = args
-        elif len(args) == 1:
-            (phase,) = args
-        elif args:
+        elif len(args) > 4:
             raise CaffeError(
-                f"Net: {len(args) + 1} positional arguments; expected (network, phase) or (network, weights, phase)"
+                f"Net: {len(args) + 1} positional arguments; expected (network_file, phase, level, stages, weights) "
+                "or (network_file, weights, phase)"
             )
+        else:
+            given = dict(zip(("phase", "level", "stages", "weights"), args, strict=False))
+            phase, level = given.get("phase", phase), given.get("level", level)
+            stages, weights = given.get("stages", stages), given.get("weights", weights)
         if phase not in (TRAIN, TEST):
             raise CaffeError(f"Net: phase is {phase!r}; expected caffe.TRAIN or caffe.TEST")
         if isinstance(network, NetParameter):
@@ -156,6 +163,10 @@ class Net:
         param.state.stage.extend(stages or [])
         self.source = "" if isinstance(network, NetParameter) else str(network)
         self.param = filter_net(param)
+        self.debug_info = self.param.debug_info
+        self._hooks: dict[str, list[Callable[[int], Any]]] = {
+            f"{when}_{which}": [] for when in ("before", "after") for which in ("forward", "backward")
+        }
         self.phase = phase
         self.device = context.current_device()
         self.precision = precision
@@ -194,6 +205,8 @@ class Net:
                 memory += self.blobs[blob].count
             log.info("net.cpp:139", f"Memory required for data: {4 * memory}")
         self.inputs = [top for layer in self.layers if layer.type == "Input" for top in layer.param.top]
+        self.top_names = OrderedDict((layer.name, list(layer.param.top)) for layer in self.layers)
+        self.bottom_names = OrderedDict((layer.name, list(layer.param.bottom)) for layer in self.layers)
         self.outputs = sorted(available)  # Caffe keeps them in a set: its logs and pycaffe have the names in order
         self._mark_backward()
         for name in self.outputs:
@@ -426,6 +439,18 @@ class Net:
         """
         end = len(self.layers) - 1 if end is None else end
         gradient = self.needs_backward if gradient is None else gradient
+        if not self._observed("forward"):
+            return self._compute_blobs(start, end, gradient, fuse)
+        loss = torch.zeros((), device=self.device)
+        for number in range(start, end + 1):
+            self._call_hooks("before_forward", number)
+            loss = loss + self._compute_blobs(number, number, gradient, fuse=False)
+            if self.debug_info:
+                self._log_forward(number)
+            self._call_hooks("after_forward", number)
+        return loss
+
+    def _compute_blobs(self, start: int, end: int, gradient: bool, fuse: bool) -> torch.Tensor:
         values: Tensors = {}
         if start == 0:
             self._graph, self._values, self._walked = None, {}, set()
@@ -501,10 +526,25 @@ class Net:
         keep: whether another backward pass may follow on the same forward pass.
         """
         start = len(self.layers) - 1 if start is None else start
-        if not self.needs_backward:
-            return
-        if self._graph is None:
+        if self.needs_backward and self._graph is None:
             raise CaffeError("backward: there is no forward pass to go back through; expected forward before it")
+        if not self._observed("backward"):
+            self._propagate(start, end, blob_diffs, keep)
+            return
+        for number in range(start, end - 1, -1):
+            self._call_hooks("before_backward", number)
+            self._propagate(number, number, blob_diffs=True, keep=True)
+            if self.debug_info:
+                self._log_backward(number)
+            self._call_hooks("after_backward", number)
+        if self.debug_info:
+            self._log_parameters()
+        if not keep:
+            self._graph = None
+
+    def _propagate(self, start: int, end: int, blob_diffs: bool, keep: bool) -> None:
+        if self._graph is None:
+            return
         numbers = [number for number in range(end, start + 1) if number in self._graph]
         if self._walked.intersection(numbers):  # another round begins
             self._walked = set()
@@ -590,6 +630,75 @@ class Net:
         names = self.inputs if end is None else list(self.layers[last].param.bottom)
         return {name: self.blobs[name].diff for name in [*names, *(diffs or [])]}
 
+    def forward_all(self, blobs: Iterable[str] | None = None, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        """Forward passes over inputs of any number of rows, in batches of the net's size; pycaffe's.
+
+        Parameters and result are `forward`'s, but with all rows; the last batch is filled up with zeros.
+        """
+        names = [*self.outputs, *(blobs or [])]
+        parts = [
+            {name: out[name][:count].copy() for name in names}
+            for batch, count in self._batches(inputs)
+            for out in [self.forward(blobs, None, None, **batch)]
+        ]
+        return {name: np.concatenate([part[name] for part in parts]) for name in names}
+
+    def forward_backward_all(
+        self, blobs: Iterable[str] | None = None, diffs: Iterable[str] | None = None, **arrays: np.ndarray
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Forward and backward passes over any number of rows, in batches of the net's size; pycaffe's.
+
+        Parameters
+        ----------
+        blobs, diffs: names of blobs whose values and whose diffs to return beside the outputs' and the inputs'.
+        arrays: for the input blobs their values, for the output blobs their diffs.
+
+        Returns
+        -------
+        The values and the diffs, by name, with all rows.
+        """
+        names, diff_names = [*self.outputs, *(blobs or [])], [*self.inputs, *(diffs or [])]
+        values: list[dict[str, np.ndarray]] = []
+        gradients: list[dict[str, np.ndarray]] = []
+        for batch, count in self._batches(arrays):
+            out = self.forward(blobs, None, None, **{name: batch[name] for name in batch if name in self.inputs})
+            values.append({name: out[name][:count].copy() for name in names})
+            back = self.backward(diffs, None, None, **{name: batch[name] for name in batch if name not in self.inputs})
+            gradients.append({name: back[name][:count].copy() for name in diff_names})
+        return (
+            {name: np.concatenate([part[name] for part in values]) for name in names},
+            {name: np.concatenate([part[name] for part in gradients]) for name in diff_names},
+        )
+
+    def _batches(self, arrays: dict[str, np.ndarray]) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+        """The arrays in pieces of the net's batch size, and how many rows of each piece are real."""
+        sizes = {len(array) for array in arrays.values()}
+        if len(sizes) != 1 or sizes == {0}:
+            raise CaffeError(f"arrays of {sorted(sizes) or 'no'} rows; expected one number of rows, 1 or more, for all")
+        total, size = sizes.pop(), self.blobs[next(iter(arrays))].shape[0]
+        for first in range(0, total, size):
+            count = min(size, total - first)
+            batch = {name: np.asarray(array[first : first + count], np.float32) for name, array in arrays.items()}
+            if count < size:
+                batch = {
+                    name: np.concatenate([array, np.zeros((size - count, *array.shape[1:]), np.float32)])
+                    for name, array in batch.items()
+                }
+            yield batch, count
+
+    def set_input_arrays(self, data: np.ndarray, labels: np.ndarray) -> None:
+        """Let the net's first layer, a MemoryData layer, read these rows; pycaffe's.
+
+        Parameters
+        ----------
+        data: N×C×H×W, float32; N is a multiple of the layer's batch size.
+        labels: N values.
+        """
+        layer: Any = self.layers[0]
+        if layer.type != "MemoryData":
+            layer.error("set_input_arrays needs a MemoryData layer as the net's first")
+        layer.set_input_arrays(data, labels)
+
     def reshape(self) -> None:
         """Carry the input blobs' shapes through all layers, as after `net.blobs['data'].reshape(…)`."""
         for layer in self.layers:
@@ -597,6 +706,69 @@ class Net:
                 shapes = layer.top_shapes([self.blobs[b].shape for b in layer.param.bottom])
                 for top, shape in zip(layer.param.top, shapes, strict=True):
                     self.blobs[top].set_shape(shape)
+
+    # Looking at a pass layer by layer
+
+    def before_forward(self, hook: Callable[[int], Any]) -> None:
+        """Call `hook` with each layer's number before its forward pass; pycaffe's, like the next three.
+
+        While there is a hook the layers run one by one, and what it writes into blobs counts.
+        """
+        self._hooks["before_forward"].append(hook)
+
+    def after_forward(self, hook: Callable[[int], Any]) -> None:
+        """Call `hook` with each layer's number after its forward pass."""
+        self._hooks["after_forward"].append(hook)
+
+    def before_backward(self, hook: Callable[[int], Any]) -> None:
+        """Call `hook` with each layer's number before its backward pass."""
+        self._hooks["before_backward"].append(hook)
+
+    def after_backward(self, hook: Callable[[int], Any]) -> None:
+        """Call `hook` with each layer's number after its backward pass."""
+        self._hooks["after_backward"].append(hook)
+
+    def _observed(self, which: str) -> bool:
+        return self.debug_info or bool(self._hooks[f"before_{which}"] or self._hooks[f"after_{which}"])
+
+    def _call_hooks(self, when: str, number: int) -> None:
+        for hook in self._hooks[when]:
+            hook(number)
+
+    def _log_forward(self, number: int) -> None:
+        """`debug_info`: the mean magnitude of a layer's tops and parameters."""
+        layer = self.layers[number]
+        for top in layer.param.top:
+            size = _magnitude(self.blobs[top].tensor())
+            log.info("net.cpp:584", f"    [Forward] Layer {layer.name}, top blob {top} data: {size}")
+        for i, blob in enumerate(layer.blobs):
+            size = _magnitude(blob.tensor())
+            log.info("net.cpp:596", f"    [Forward] Layer {layer.name}, param blob {blob.name or i} data: {size}")
+
+    def _log_backward(self, number: int) -> None:
+        """`debug_info`: the mean magnitude of the diffs of a layer's bottoms and parameters."""
+        layer = self.layers[number]
+        if not self.layer_needs_backward[number]:
+            return
+        for bottom in layer.param.bottom:
+            if self.blobs[bottom].has_diff:
+                size = _magnitude(self.blobs[bottom].diff_tensor())
+                log.info("net.cpp:611", f"    [Backward] Layer {layer.name}, bottom blob {bottom} diff: {size}")
+        for i, blob in enumerate(layer.blobs):
+            if blob.lr_mult != 0:
+                size = _magnitude(blob.diff_tensor())
+                log.info("net.cpp:621", f"    [Backward] Layer {layer.name}, param blob {i} diff: {size}")
+
+    def _log_parameters(self) -> None:
+        """`debug_info`: the norms of all parameters and their diffs."""
+        sides = ([p.tensor().detach() for p in self._learnable], [p.diff_tensor() for p in self._learnable])
+
+        def norms(order: int) -> str:
+            lengths = [[torch.linalg.vector_norm(tensor, order) for tensor in side] for side in sides]
+            return ", ".join(log.number(float(torch.linalg.vector_norm(torch.stack(n), order))) for n in lengths)
+
+        totals = f"L1 norm = ({norms(1)}); L2 norm = ({norms(2)})"
+        log.info("net.cpp:562", f"    [Backward] All net params (data, diff): {totals}")
 
     def clear_param_diffs(self) -> None:
         """Make the gradients of all parameters 0."""
@@ -607,6 +779,36 @@ class Net:
     def learnable_params(self) -> list[Parameter]:
         """All parameters once each, in the order of the layers: the order of a .solverstate's history."""
         return self._learnable
+
+    # The numbers that pycaffe scripts of all years look at
+
+    @property
+    def _layer_names(self) -> list[str]:
+        return list(self.layer_dict)
+
+    @property
+    def _blob_names(self) -> list[str]:
+        return list(self.blobs)
+
+    @property
+    def _inputs(self) -> list[int]:
+        return [self._blob_names.index(name) for name in self.inputs]
+
+    @property
+    def _outputs(self) -> list[int]:
+        return [self._blob_names.index(name) for name in self.outputs]
+
+    def _top_ids(self, layer: int) -> list[int]:
+        return [self._blob_names.index(name) for name in self.layers[layer].param.top]
+
+    def _bottom_ids(self, layer: int) -> list[int]:
+        return [self._blob_names.index(name) for name in self.layers[layer].param.bottom]
+
+    def _forward(self, start: int, end: int) -> float:
+        return float(self.compute(start, end, fuse=False))
+
+    def _backward(self, start: int, end: int) -> None:
+        self.propagate(start, end)
 
     # Weights
 
@@ -623,14 +825,20 @@ class Net:
             if legacy and array.size == blob.count and array.shape[4 - len(blob.shape) :] == blob.shape:
                 array = array.reshape(blob.shape)
             if array.shape != blob.shape:
-                layer.error(f"{source}: parameter {i} has shape {array.shape}; expected {blob.shape}")
+                layer.error(
+                    f"{source}: parameter {i} has shape {array.shape}; expected {blob.shape} (to learn this "
+                    "layer from scratch instead, give it another name)"
+                )
             blob.data[...] = array
 
     def copy_from(self, weights: str | os.PathLike[str]) -> None:
-        """Copy parameters from a .caffemodel, by layer name; layers that this net lacks are passed over.
+        """Copy parameters from a .caffemodel(.h5), by layer name; layers that this net lacks are passed over.
 
         Raises CaffeError where a layer's parameters differ in number or shape, naming both; nothing is copied then.
         """
+        if str(weights).endswith(".h5"):
+            self.load_hdf5(weights)
+            return
         source = read_net_binary(weights)
         if not source.layer:
             raise CaffeError(f"{weights}: holds no layer; expected a .caffemodel")
@@ -668,15 +876,48 @@ class Net:
                 out.blobs.append(array_to_blobproto(blob.data, blob.diff if diff else None))
         return proto
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a .caffemodel, all or nothing."""
-        replace_bytes(path, self.to_proto().SerializeToString())
+    def save(self, path: str | os.PathLike[str], write_diff: bool = False) -> None:
+        """Write a .caffemodel, all or nothing, and if asked for with the gradients."""
+        replace_bytes(path, self.to_proto(write_diff).SerializeToString())
+
+    def _owned_elsewhere(self) -> set[tuple[str, int]]:
+        """(layer, i) of the parameters that an earlier layer owns."""
+        seen: set[int] = set()
+        shared = set()
+        for layer in self.layers:
+            shared |= {(layer.name, i) for i, blob in enumerate(layer.blobs) if id(blob) in seen}
+            seen |= {id(blob) for blob in layer.blobs}
+        return shared
+
+    def save_hdf5(self, path: str | os.PathLike[str], write_diff: bool = False) -> None:
+        """Write a .caffemodel.h5, all or nothing, and if asked for with the gradients; pycaffe's."""
+        shared = self._owned_elsewhere()
+        hdf5.write_weights(
+            path,
+            {
+                layer.name: [None if (layer.name, i) in shared else blob.data for i, blob in enumerate(layer.blobs)]
+                for layer in self.layers
+            },
+            {layer.name: [blob.diff for blob in layer.blobs] for layer in self.layers} if write_diff else None,
+        )
+
+    def load_hdf5(self, path: str | os.PathLike[str]) -> None:
+        """Copy parameters from a .caffemodel.h5 by layer name, as `copy_from` does from a .caffemodel; pycaffe's."""
+        shapes = {layer.name: [blob.shape for blob in layer.blobs] for layer in self.layers}
+        for name, arrays in hdf5.read_weights(path, shapes, self._owned_elsewhere()).items():
+            for i, array in arrays.items():
+                self.layer_dict[name].blobs[i].data[...] = array
 
     # The state that a resumed run needs beside the parameters
 
     def states(self) -> dict[str, dict[str, Any]]:
         """Each layer's state (`position`, `random_state`) by name, for the layers that have one."""
         return {layer.name: state for layer in self.layers if (state := layer.state())}
+
+
+def _magnitude(tensor: torch.Tensor) -> str:
+    """The mean of the absolute values, as a log line has it."""
+    return log.number(float(tensor.detach().float().abs().mean()) if tensor.numel() else 0.0)
 
 
 def _shape_line(blob: Blob) -> str:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 
-from . import context, log
+from . import context, hdf5, log
 from .blob import Parameter
 from .errors import CaffeError
 from .io import (
@@ -24,8 +25,7 @@ from .io import (
 )
 from .net import Net
 from .proto.caffe_pb2 import TEST, TRAIN, NetParameter, NetState, SolverParameter, SolverState
-
-SOLVERS: dict[str, type[Solver]] = {}
+from .upgrade import upgrade_solver
 
 
 def learning_rate(param: SolverParameter, iteration: int) -> float:
@@ -85,6 +85,7 @@ class Solver:
     def __init__(self, param: str | os.PathLike[str] | SolverParameter) -> None:
         self.param = SolverParameter()
         self.param.CopyFrom(param if isinstance(param, SolverParameter) else read_solver_parameter(param))
+        upgrade_solver(self.param, "solver")
         log.info("solver.cpp:45", f"Initializing solver from parameters: \n{self.param}")
         self.iter = 0
         self.requested: str | None = None
@@ -97,6 +98,9 @@ class Solver:
             context.set_random_seed(self.param.random_seed)
         self.net = self._make_train_net()
         self.test_nets = self._make_test_nets()
+        for weights in (name.strip() for names in self.param.weights for name in names.split(",")):
+            for net in (self.net, *self.test_nets):
+                net.copy_from(weights)
         self._check_settings()
         self.history: list[torch.Tensor] = []
         for _ in range(self.histories):
@@ -178,8 +182,10 @@ class Solver:
             raise CaffeError(f"solver: iter_size is {p.iter_size}; expected at least 1")
         if p.snapshot and not p.snapshot_prefix:
             raise CaffeError("solver: snapshot is set without a snapshot_prefix")
-        if p.snapshot_format != SolverParameter.BINARYPROTO:
-            raise CaffeError("solver: snapshot_format HDF5 is not supported; expected BINARYPROTO")
+
+    def _refuse_momentum(self) -> None:
+        if self.param.momentum:
+            raise CaffeError(f"solver: momentum is {log.number(self.param.momentum)}; {self.type} has none, expected 0")
 
     # Training
 
@@ -195,6 +201,7 @@ class Solver:
             for on_start, _ in self._callbacks:
                 on_start()
             display = bool(p.display) and self.iter % p.display == 0
+            self.net.debug_info = self.net.param.debug_info or (display and p.debug_info)
             loss = torch.zeros((), device=self.net.device)
             for _ in range(p.iter_size):
                 loss = loss + self.net.compute(gradient=True).detach()
@@ -212,6 +219,10 @@ class Solver:
             if request == "stop":
                 self.requested = "stop"
                 break
+
+    def share_weights(self, net: Net) -> None:
+        """Let `net` use the training net's parameters, by layer name; pycaffe's."""
+        net.share_with(self.net)
 
     def add_callback(self, on_start: Callable[[], None], on_gradients: Callable[[], None]) -> None:
         """Call `on_start` before each iteration's forward pass and `on_gradients` before its update; pycaffe's."""
@@ -264,8 +275,8 @@ class Solver:
             )
             torch._foreach_mul_(diffs, limit / norm)
 
-    def _gradient(self, parameter: Parameter) -> torch.Tensor:
-        """The diff, divided by iter_size, plus the weight decay's part: the diff itself is changed."""
+    def _regularize(self, parameter: Parameter) -> None:
+        """Divide the diff by iter_size, and add the weight decay's part to it."""
         p, diff = self.param, parameter.diff_tensor()
         if p.iter_size > 1:
             diff.mul_(1 / p.iter_size)
@@ -273,10 +284,24 @@ class Solver:
         if decay:
             data = parameter.tensor().detach()
             diff.add_(data if p.regularization_type == "L2" else data.sign(), alpha=decay)
-        return diff
 
     def _update(self, i: int, parameter: Parameter, rate: float) -> None:
-        raise CaffeError(f"solver type {self.type!r} has no update rule")
+        """Turn the diff of parameter number `i` into the update, in place, and subtract it from the values."""
+        self._regularize(parameter)
+        diff = parameter.diff_tensor()
+        self.compute_update(diff, self.history[i :: len(self.net.learnable_params)], rate)
+        parameter.tensor().detach().sub_(diff)
+
+    def compute_update(self, diff: torch.Tensor, history: list[torch.Tensor], rate: float) -> None:
+        """The update rule: turn a parameter's gradient into what is subtracted from the parameter, in place.
+
+        Parameters
+        ----------
+        diff: the gradient; becomes the update.
+        history: the rule's memory of this parameter, `histories` tensors of its shape.
+        rate: the learning rate times the parameter's lr_mult.
+        """
+        raise CaffeError(f"solver type {self.type!r} has no update rule; expected a solver that caffe.get_solver makes")
 
     def solve(self, resume_file: str | os.PathLike[str] | None = None) -> None:
         """Train until max_iter (or a `stop` request), from a .solverstate if given, and snapshot at the end."""
@@ -337,20 +362,32 @@ class Solver:
     # Snapshots
 
     def snapshot(self) -> str:
-        """Write PREFIX_iter_N.caffemodel and then PREFIX_iter_N.solverstate; returns the latter's path."""
+        """Write PREFIX_iter_N.caffemodel and then PREFIX_iter_N.solverstate; returns the latter's path.
+
+        With `snapshot_format: HDF5` both are HDF5 files, and their names end in `.h5`.
+        """
         prefix = f"{self.param.snapshot_prefix}_iter_{self.iter}"
         Path(prefix).parent.mkdir(parents=True, exist_ok=True)
-        model, state_file = f"{prefix}.caffemodel", f"{prefix}.solverstate"
-        log.info("solver.cpp:464", f"Snapshotting to binary proto file {model}")
-        replace_bytes(model, self.net.to_proto(self.param.snapshot_diff).SerializeToString())
-        state = SolverState(iter=self.iter, learned_net=model, current_step=self._current_step())
-        state.history.extend(array_to_blobproto(h.detach().cpu().numpy()) for h in self.history)
-        for net, prefix_name in self._stateful_nets():
-            for layer, values in net.states().items():
-                state.layer_state.add(layer=prefix_name + layer, **values)
-        state.loss_window.extend(float(loss) for loss in self._losses)
-        log.info("sgd_solver.cpp:284", f"Snapshotting solver state to binary proto file {state_file}")
-        replace_bytes(state_file, state.SerializeToString())
+        hdf5_format = self.param.snapshot_format == SolverParameter.HDF5
+        ending, kind = (".h5", "HDF5 file") if hdf5_format else ("", "binary proto file")
+        model, state_file = f"{prefix}.caffemodel{ending}", f"{prefix}.solverstate{ending}"
+        log.info("solver.cpp:464", f"Snapshotting to {kind} {model}")
+        (self.net.save_hdf5 if hdf5_format else self.net.save)(model, self.param.snapshot_diff)
+        layer_states = {
+            prefix_name + layer: values
+            for net, prefix_name in self._stateful_nets()
+            for layer, values in net.states().items()
+        }
+        state = hdf5.State(
+            iteration=self.iter,
+            learned_net=model,
+            current_step=self._current_step(),
+            history=[history.detach().cpu().numpy() for history in self.history],
+            layer_states=layer_states,
+            loss_window=[float(loss) for loss in self._losses],
+        )
+        log.info("sgd_solver.cpp:284", f"Snapshotting solver state to {kind} {state_file}")
+        (hdf5.write_state if hdf5_format else _write_state)(state_file, state)
         for callback in self.on_snapshot:
             callback(self, state_file)
         return state_file
@@ -365,39 +402,29 @@ class Solver:
         return [(self.net, ""), *((net, f"test{i}/") for i, net in enumerate(self.test_nets))]
 
     def restore(self, state_file: str | os.PathLike[str]) -> None:
-        """Go on from a .solverstate: ours continues as if never stopped; Caffe's own has no data position.
+        """Go on from a .solverstate(.h5): ours continues as if never stopped; Caffe's own has no data position.
 
-        Raises CaffeError where the file, or the .caffemodel that it names, is missing or does not fit the net.
+        Raises CaffeError where the file, or the weights that it names, are missing or do not fit the net.
         """
-        if not str(state_file).endswith(".solverstate"):
-            raise CaffeError(f"{state_file}: expected a .solverstate")
-        state = read_binary(state_file, SolverState())
-        if len(state.history) != len(self.history):
-            raise CaffeError(
-                f"{state_file}: has {len(state.history)} histories; this solver and net need {len(self.history)}"
-            )
-        arrays = []
-        for i, (proto, history) in enumerate(zip(state.history, self.history, strict=True)):
-            try:
-                array = blobproto_to_array(proto)
-            except CaffeError as error:
-                raise CaffeError(f"{state_file}: history {i}: {error}") from None
-            if array.size != history.numel():
-                raise CaffeError(f"{state_file}: history {i} has shape {array.shape}; expected {tuple(history.shape)}")
-            arrays.append(array.reshape(tuple(history.shape)))
+        shapes = [tuple(history.shape) for history in self.history]
+        if str(state_file).endswith(".solverstate"):
+            state = _read_state(state_file, shapes)
+        elif str(state_file).endswith(".solverstate.h5"):
+            state = hdf5.read_state(state_file, shapes)
+        else:
+            raise CaffeError(f"{state_file}: expected a .solverstate or a .solverstate.h5")
         if state.learned_net:
             self.net.copy_from(self._find_model(state.learned_net, state_file))
-        for array, history in zip(arrays, self.history, strict=True):
+        for array, history in zip(state.history, self.history, strict=True):
             history.copy_(torch.from_numpy(array))
-        self.iter = state.iter
+        self.iter = state.iteration
         self._losses.clear()
         self._losses.extend(torch.tensor(loss) for loss in state.loss_window)
-        saved = {entry.layer: entry for entry in state.layer_state}
         for net, prefix in self._stateful_nets():
             for layer in net.layers:
-                entry = saved.get(prefix + layer.name)
-                if entry is not None and layer.state():
-                    layer.set_state({"position": entry.position, "random_state": entry.random_state})
+                values = state.layer_states.get(prefix + layer.name)
+                if values is not None and layer.state():
+                    layer.set_state(dict(values))
 
     @staticmethod
     def _find_model(learned_net: str, state_file: str | os.PathLike[str]) -> Path:
@@ -408,50 +435,36 @@ class Solver:
         raise CaffeError(f"{state_file}: its weights {learned_net} are neither there nor beside it")
 
 
-class SGDSolver(Solver):
-    """Stochastic gradient descent: V ← momentum · V + rate · (∇w + decay · w); w ← w − V."""
-
-    type = "SGD"
-
-    def _update(self, i: int, parameter: Parameter, rate: float) -> None:
-        p, history = self.param, self.history[i]
-        decay = p.weight_decay * parameter.decay_mult
-        if rate and p.iter_size == 1 and p.momentum and (p.regularization_type == "L2" or not decay):
-            # one pass over the memory: torch's momentum buffer takes the gradient times the rate, then a step of 1
-            torch._fused_sgd_(
-                [parameter.tensor().detach()],
-                [parameter.diff_tensor()],
-                [history],
-                weight_decay=rate * decay,
-                momentum=p.momentum,
-                lr=1.0,
-                dampening=0.0,
-                nesterov=False,
-                maximize=False,
-                is_first_step=False,
-                grad_scale=torch.full((), 1 / rate, device=history.device),
-            )
-            return
-        history.mul_(p.momentum).add_(self._gradient(parameter), alpha=rate)
-        parameter.tensor().detach().sub_(history)
-
-
-for _solver in (SGDSolver,):
-    SOLVERS[_solver.type] = _solver
-
-
-def get_solver(param: str | os.PathLike[str] | SolverParameter) -> Solver:
-    """The solver of the type that a solver prototxt names (default SGD)."""
-    message = param if isinstance(param, SolverParameter) else read_solver_parameter(param)
-    name = message.type
-    if message.HasField("solver_type"):
-        name = SolverParameter.SolverType.Name(message.solver_type)
-        name = next((known for known in SOLVERS if known.upper() == name), name)
-    if name not in SOLVERS:
-        raise CaffeError(f"solver type {name!r} is not known; expected one of {', '.join(SOLVERS)}")
-    return SOLVERS[name](message)
-
-
 def _output(name: str, value: float, weight: float) -> str:
     line = f"{name} = {log.number(value)}"
     return f"{line} (* {log.number(weight)} = {log.number(weight * value)} loss)" if weight else line
+
+
+def _write_state(path: str, state: hdf5.State) -> None:
+    """Write a .solverstate."""
+    proto = SolverState(iter=state.iteration, learned_net=state.learned_net, current_step=state.current_step)
+    proto.history.extend(map(array_to_blobproto, state.history))
+    for layer, values in state.layer_states.items():
+        proto.layer_state.add(layer=layer, **values)
+    proto.loss_window.extend(state.loss_window)
+    replace_bytes(path, proto.SerializeToString())
+
+
+def _read_state(path: str | os.PathLike[str], shapes: Sequence[tuple[int, ...]]) -> hdf5.State:
+    """Read a .solverstate whose history has these shapes."""
+    proto = read_binary(path, SolverState())
+    if len(proto.history) != len(shapes):
+        raise CaffeError(f"{path}: has {len(proto.history)} histories; this solver and net need {len(shapes)}")
+    history = []
+    for i, (blob, shape) in enumerate(zip(proto.history, shapes, strict=True)):
+        try:
+            array = blobproto_to_array(blob)
+        except CaffeError as error:
+            raise CaffeError(f"{path}: history {i}: {error}") from None
+        if array.size != math.prod(shape):
+            raise CaffeError(f"{path}: history {i} has shape {array.shape}; expected {shape}")
+        history.append(array.reshape(shape))
+    states = {
+        entry.layer: {"position": entry.position, "random_state": entry.random_state} for entry in proto.layer_state
+    }
+    return hdf5.State(proto.iter, proto.learned_net, proto.current_step, history, states, list(proto.loss_window))

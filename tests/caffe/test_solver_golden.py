@@ -12,7 +12,25 @@ import caffe
 from caffe.io import blobproto_to_array, read_binary, read_solver_parameter
 from caffe.proto.caffe_pb2 import NetParameter, SolverState
 
-SOLVERS = ["sgd_clip", "sgd_exp", "sgd_fixed", "sgd_inv", "sgd_multistep", "sgd_poly", "sgd_step"]
+SOLVERS = [
+    "adagrad",
+    "adam",
+    "nesterov",
+    "rmsprop",
+    "sgd_clip",
+    "sgd_exp",
+    "sgd_fixed",
+    "sgd_inv",
+    "sgd_multistep",
+    "sgd_poly",
+    "sgd_step",
+]
+# What rounding alone decides where an update divides the gradient by its own size: the bias in front of a batch norm,
+# whose gradient is 0 but for rounding, and the running mean, which contains that bias.
+UNDETERMINED = {case: ("final/conv1/1", "final/bn1/0") for case in ("adagrad", "adam", "rmsprop")}
+# In iteration 7 of this case the two highest values of a pooling window are 4e-8 apart (computed in float64): which of
+# them takes the gradient is a matter of rounding too, and later parameters are as far apart as this.
+TOLERANCE = {"rmsprop": 4e-3}
 TRANSFORMS = ["center_crop", "encoded", "mean", "mean_value_scale", "plain", "wraps_around"]
 
 
@@ -25,9 +43,9 @@ def golden(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return copy
 
 
-def assert_parameters_close(ours: np.ndarray, theirs: np.ndarray, what: str) -> None:
+def assert_parameters_close(ours: np.ndarray, theirs: np.ndarray, what: str, tolerance: float = 1e-3) -> None:
     assert ours.shape == theirs.shape, what
-    assert np.abs(ours - theirs).max() <= 1e-3 * np.abs(theirs).max(), what
+    assert np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max(), what
 
 
 @pytest.mark.parametrize("case", SOLVERS)
@@ -42,11 +60,12 @@ def test_solver_agrees_with_caffe(golden: Path, case: str) -> None:
     np.testing.assert_allclose(losses, values["loss"].ravel(), rtol=1e-3)
     compared = 0
     for key in values.files:
-        if key.startswith("final/"):
+        if key.startswith("final/") and key not in UNDETERMINED.get(case, ()):
             _, layer, i = key.split("/")
-            assert_parameters_close(solver.net.params[layer][int(i)].data, values[key], key)
+            ours = solver.net.params[layer][int(i)].data
+            assert_parameters_close(ours, values[key], key, TOLERANCE.get(case, 1e-3))
             compared += 1
-    assert compared >= 9
+    assert compared >= 7
     means = solver.test()
     np.testing.assert_allclose(means["accuracy"][0], np.mean(values["test_accuracy"]), atol=1e-6)
     np.testing.assert_allclose(means["loss"][0], np.mean(values["test_loss"]), rtol=2e-3)

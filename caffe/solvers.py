@@ -1,0 +1,150 @@
+"""The update rules: SGD, Nesterov, AdaGrad, RMSProp, AdaDelta, Adam; and the solver of the type that a prototxt names.
+
+In their formulas g is the gradient with the weight decay's part, r the learning rate times the parameter's lr_mult,
+and the update is what is subtracted from the parameter.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+
+import torch
+
+from .blob import Parameter
+from .errors import CaffeError
+from .io import read_solver_parameter
+from .proto.caffe_pb2 import SolverParameter
+from .solver import Solver
+from .upgrade import upgrade_solver
+
+
+class SGDSolver(Solver):
+    """Stochastic gradient descent with momentum: V ← momentum · V + r · g; the update is V."""
+
+    type = "SGD"
+
+    def _update(self, i: int, parameter: Parameter, rate: float) -> None:
+        p = self.param
+        decay = p.weight_decay * parameter.decay_mult
+        if not (rate and p.iter_size == 1 and p.momentum and (p.regularization_type == "L2" or not decay)):
+            super()._update(i, parameter, rate)
+            return
+        # one pass over the memory: torch's momentum buffer takes the gradient times the rate, then a step of 1
+        history = self.history[i]
+        torch._fused_sgd_(
+            [parameter.tensor().detach()],
+            [parameter.diff_tensor()],
+            [history],
+            weight_decay=rate * decay,
+            momentum=p.momentum,
+            lr=1.0,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+            is_first_step=False,
+            grad_scale=torch.full((), 1 / rate, device=history.device),
+        )
+
+    def compute_update(self, diff: torch.Tensor, history: list[torch.Tensor], rate: float) -> None:
+        (velocity,) = history
+        diff.copy_(velocity.mul_(self.param.momentum).add_(diff, alpha=rate))
+
+
+class NesterovSolver(Solver):
+    """Nesterov's accelerated gradient (1983): V' ← momentum · V + r · g; the update is V' + momentum · (V' − V)."""
+
+    type = "Nesterov"
+
+    def compute_update(self, diff: torch.Tensor, history: list[torch.Tensor], rate: float) -> None:
+        (velocity,), momentum = history, self.param.momentum
+        before = velocity.clone()
+        velocity.mul_(momentum).add_(diff, alpha=rate)
+        torch.mul(velocity, 1 + momentum, out=diff).sub_(before, alpha=momentum)
+
+
+class AdaGradSolver(Solver):
+    """Duchi et al. 2011: H ← H + g²; the update is r · g / (√H + delta)."""
+
+    type = "AdaGrad"
+
+    def _check_settings(self) -> None:
+        super()._check_settings()
+        self._refuse_momentum()
+
+    def compute_update(self, diff: torch.Tensor, history: list[torch.Tensor], rate: float) -> None:
+        (squares,) = history
+        squares.addcmul_(diff, diff)
+        diff.div_(squares.sqrt().add_(self.param.delta)).mul_(rate)
+
+
+class RMSPropSolver(Solver):
+    """Tieleman and Hinton 2012: H ← rms_decay · H + (1 − rms_decay) · g²; the update is r · g / (√H + delta)."""
+
+    type = "RMSProp"
+
+    def _check_settings(self) -> None:
+        super()._check_settings()
+        self._refuse_momentum()
+        if not 0 <= self.param.rms_decay < 1:
+            raise CaffeError(f"solver: rms_decay is {self.param.rms_decay}; expected at least 0 and less than 1")
+
+    def compute_update(self, diff: torch.Tensor, history: list[torch.Tensor], rate: float) -> None:
+        (squares,), decay = history, self.param.rms_decay
+        squares.mul_(decay).addcmul_(diff, diff, value=1 - decay)
+        diff.div_(squares.sqrt().add_(self.param.delta)).mul_(rate)
+
+
+class AdaDeltaSolver(Solver):
+    """Zeiler 2012: H ← m · H + (1 − m) · g²; u = g · √((U + delta) / (H + delta)); U ← m · U + (1 − m) · u².
+
+    The update is r · u; m is `momentum`. In the history all H come before all U.
+    """
+
+    type = "AdaDelta"
+    histories = 2
+
+    def compute_update(self, diff: torch.Tensor, history: list[torch.Tensor], rate: float) -> None:
+        (squares, updates), p = history, self.param
+        squares.mul_(p.momentum).addcmul_(diff, diff, value=1 - p.momentum)
+        diff.mul_((updates + p.delta).div_(squares + p.delta).sqrt_())
+        updates.mul_(p.momentum).addcmul_(diff, diff, value=1 - p.momentum)
+        diff.mul_(rate)
+
+
+class AdamSolver(Solver):
+    """Kingma and Ba 2015: M ← β₁ · M + (1 − β₁) · g; V ← β₂ · V + (1 − β₂) · g².
+
+    The update is r · √(1 − β₂ᵗ) / (1 − β₁ᵗ) · M / (√V + delta) in iteration t, counted from 1; β₁ is `momentum`, β₂
+    `momentum2`. In the history all M come before all V.
+    """
+
+    type = "Adam"
+    histories = 2
+
+    def compute_update(self, diff: torch.Tensor, history: list[torch.Tensor], rate: float) -> None:
+        (mean, squares), p = history, self.param
+        mean.mul_(p.momentum).add_(diff, alpha=1 - p.momentum)
+        squares.mul_(p.momentum2).addcmul_(diff, diff, value=1 - p.momentum2)
+        steps = self.iter + 1
+        correction = math.sqrt(1 - p.momentum2**steps) / (1 - p.momentum**steps)
+        torch.div(mean, squares.sqrt().add_(p.delta), out=diff).mul_(rate * correction)
+
+
+SOLVERS: dict[str, type[Solver]] = {
+    solver.type: solver
+    for solver in (SGDSolver, NesterovSolver, AdaGradSolver, RMSPropSolver, AdaDeltaSolver, AdamSolver)
+}
+
+
+def get_solver(param: str | os.PathLike[str] | SolverParameter) -> Solver:
+    """The solver of the type that a solver prototxt names (default SGD).
+
+    Raises CaffeError for a type that is none of them, and for what the solver refuses.
+    """
+    message = SolverParameter()
+    message.CopyFrom(param if isinstance(param, SolverParameter) else read_solver_parameter(param))
+    upgrade_solver(message, "solver")
+    if message.type not in SOLVERS:
+        raise CaffeError(f"solver type {message.type!r} is not known; expected one of {', '.join(SOLVERS)}")
+    return SOLVERS[message.type](message)

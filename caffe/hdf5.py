@@ -1,4 +1,4 @@
-"""Caffe's HDF5 files: weights (`.caffemodel.h5`) and solver states (`.solverstate.h5`), as numpy arrays in and out.
+"""Caffe's HDF5 files: weights (`.caffemodel.h5`), solver states (`.solverstate.h5`) and rows of data, as numpy arrays.
 
 A weights file holds parameter I of a layer as the data set `/data/LAYER/I`, and its gradient, where asked for, as
 `/diff/LAYER/I`. A state holds `/iter`, `/learned_net`, `/current_step` and the update rule's memory `/history/I`.
@@ -195,7 +195,61 @@ def _loss_window(path: StrPath, file: h5py.File) -> list[float]:
     return _vector(path, file, "loss_window", "f").tolist() if "loss_window" in file else []
 
 
+# Rows of data
+
+
+def look_at_rows(path: StrPath, names: Sequence[str]) -> tuple[int, list[Shape]]:
+    """How many rows the data sets of these names have, and each one's shape of a row.
+
+    Raises CaffeError naming the file and the data set: not an HDF5 file, a data set that is missing, not of numbers,
+    without rows, or with another number of rows than the first, or one that claims far more than the file can hold.
+    """
+    with _reading(path) as file:
+        datasets = [_dataset(path, file, name, "fiu", "numbers") for name in names]
+        most = MOST_COMPRESSION * os.path.getsize(path) + MOST_STATE_BYTES
+        for name, dataset in zip(names, datasets, strict=True):
+            if not dataset.shape or not len(dataset):
+                _fail(path, file, name, f"has shape {dataset.shape}; expected rows")
+            if len(dataset) != len(datasets[0]):
+                _fail(path, file, name, f"has {len(dataset)} rows; /{names[0]} has {len(datasets[0])}")
+            if dataset.size * 4 > most:
+                _fail(path, file, name, f"has shape {dataset.shape}, far more than is in the file")
+        return len(datasets[0]), [dataset.shape[1:] for dataset in datasets]
+
+
+def read_rows(path: StrPath, names: Sequence[str]) -> list[np.ndarray]:
+    """The whole data sets of these names as float32, with the checks of `look_at_rows`."""
+    rows, shapes = look_at_rows(path, names)
+    with _reading(path) as file:
+        return [_array(path, file, name, (rows, *shape)) for name, shape in zip(names, shapes, strict=True)]
+
+
+def clear_rows(path: StrPath) -> None:
+    """Make an HDF5 file without any rows, in place of what is there."""
+    with _replacing(path):
+        pass
+
+
+def append_rows(path: StrPath, arrays: Mapping[str, np.ndarray]) -> None:
+    """Add rows, float32, to the data sets of these names; those that the file lacks are made.
+
+    Raises CaffeError where the file cannot be written, or has rows of another shape.
+    """
+    with _writing(path, path, "a") as file:
+        for name, array in arrays.items():
+            if name not in file:
+                file.create_dataset(name, data=array, dtype=np.float32, maxshape=(None, *array.shape[1:]))
+                continue
+            dataset = file[name]
+            if dataset.shape[1:] != array.shape[1:]:
+                _fail(path, file, name, f"has rows of shape {dataset.shape[1:]}; these have {array.shape[1:]}")
+            dataset.resize(len(dataset) + len(array), axis=0)
+            dataset[-len(array) :] = array
+
+
 # What the files are made of
+
+MOST_COMPRESSION = 1100  # deflate makes a thousandth of zeros; what claims more is no honest file
 
 
 def _is_path(name: str) -> bool:
@@ -208,17 +262,27 @@ def _fail(path: StrPath, parent: h5py.Group, name: str, message: str) -> NoRetur
 
 
 @contextmanager
+def _writing(path: StrPath, target: StrPath, mode: str) -> Iterator[h5py.File]:
+    """The HDF5 file `path`; errors name `target`."""
+    try:
+        with h5py.File(path, mode) as file:
+            yield file
+    except (OSError, RuntimeError, ValueError) as error:  # what h5py raises where HDF5 fails
+        raise CaffeError(f"{target}: cannot be written ({error})") from error
+
+
+@contextmanager
 def _replacing(path: StrPath) -> Iterator[h5py.File]:
     """A new HDF5 file that takes the place of `path` when all is written."""
     path = Path(path)
     partial = path.with_name(f".partial.{path.name}")
     try:
-        with h5py.File(partial, "w") as file:
+        with _writing(partial, path, "w") as file:
             yield file
-        os.replace(partial, path)
-    except (OSError, RuntimeError, ValueError) as error:  # what h5py raises where HDF5 fails
-        partial.unlink(missing_ok=True)
-        raise CaffeError(f"{path}: cannot be written ({error})") from error
+        try:
+            os.replace(partial, path)
+        except OSError as error:
+            raise CaffeError(f"{path}: cannot be written ({error})") from error
     except BaseException:
         partial.unlink(missing_ok=True)
         raise

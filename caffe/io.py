@@ -327,7 +327,8 @@ def open_leveldb(source: StrPath) -> LevelDB:
     folder = Path(os.path.realpath(source))
     try:
         # LevelDB makes files in any folder that it is given: look before it is asked
-        stat = Path(folder, "CURRENT").stat()
+        Path(folder, "CURRENT").stat()
+        stat = folder.stat()
     except OSError as error:
         hint = "; it is an LMDB: expected `backend: LMDB`" if Path(folder, "data.mdb").exists() else ""
         raise CaffeError(f"{source}: not a LevelDB that can be opened (CURRENT: {error.strerror}){hint}") from None

@@ -1,6 +1,19 @@
 """The layer types, one module a family; importing this registers them all."""
 
-from . import activation, combine, data, lookup, loss, normalization, pooling, recurrent, shape, vision
+from . import (
+    activation,
+    combine,
+    data,
+    data_files,
+    data_hdf5,
+    lookup,
+    loss,
+    normalization,
+    pooling,
+    recurrent,
+    shape,
+    vision,
+)
 from .base import LAYERS, Layer, make_layer
 
 __all__ = [
@@ -9,6 +22,8 @@ __all__ = [
     "activation",
     "combine",
     "data",
+    "data_files",
+    "data_hdf5",
     "lookup",
     "loss",
     "make_layer",

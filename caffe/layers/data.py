@@ -1,18 +1,25 @@
-"""Layers without bottoms that feed a net: Input, and Data, which reads an LMDB of Datum records."""
+"""Layers without bottoms that feed a net: Input, DummyData, MemoryData, and Data, which reads a database of Datum."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 
+from .. import log
 from ..errors import CaffeError
-from ..io import DatumReader, load_mean
-from ..proto.caffe_pb2 import DataParameter, TransformationParameter
+from ..filler import FILLERS, fill
+from ..io import DatumReader, datum_to_array, planes
+from ..proto.caffe_pb2 import Datum, FillerParameter
 from .base import Layer, RandomLayer, Shape, register
+from .prefetch import DECODERS, Batch, PrefetchingLayer, decode_all, stack, tensors
+from .transform import Transformer
 
-# a data set above this is read from the LMDB batch by batch instead of being kept in memory
+# a data set above this is read from the database batch by batch instead of being kept in memory
 RESIDENT_BYTES = 4 << 30
 
 
@@ -33,102 +40,223 @@ class Input(Layer):
         return given * len(self.param.top) if len(given) == 1 else given
 
 
-class Transformer:
-    """What `transform_param` asks for, on whole batches: crop and mirror, minus the mean, times the scale.
+@register("DummyData")
+class DummyData(RandomLayer):
+    """Tops filled by `data_filler`: anew for each forward pass, but once where the filler is `constant`.
 
-    y = (x − mean) · scale, then crop (random in TRAIN, centre in TEST), then mirror (TRAIN or TEST, half of the
-    images). The mean is one image (mean_file) or one value a channel (mean_value).
-    """
-
-    def __init__(self, layer: Layer, param: TransformationParameter, shape: Shape, device: torch.device) -> None:
-        self.crop, self.mirror, self.scale = int(param.crop_size), param.mirror, param.scale
-        self.random_crop = layer.training
-        channels, height, width = shape
-        if self.crop > min(height, width):
-            layer.error(f"crop_size {self.crop} is larger than the images of {height}×{width}")
-        self.mean: torch.Tensor | None = None
-        if param.mean_file and param.mean_value:
-            layer.error("mean_file and mean_value are both given; expected one")
-        if param.mean_file:
-            try:
-                mean = load_mean(param.mean_file)
-            except CaffeError as error:
-                layer.error(str(error))
-            if mean.shape != shape:
-                layer.error(f"{param.mean_file}: the mean's shape is {mean.shape}; the images' is {shape}")
-            self.mean = torch.from_numpy(mean).to(device)
-        elif param.mean_value:
-            if len(param.mean_value) not in (1, channels):
-                layer.error(f"has {len(param.mean_value)} mean_value; expected 1 or {channels}, one a channel")
-            values = torch.tensor(list(param.mean_value), device=device)
-            self.mean = values.view(-1, 1, 1).expand(shape).contiguous()
-
-    def output_shape(self, shape: Shape) -> Shape:
-        return (shape[0], self.crop, self.crop) if self.crop else shape
-
-    def __call__(self, images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-        """N×C×H×W of uint8 or float32 → float32 N×C×H'×W'."""
-        count, _, height, width = images.shape
-        if self.crop and self.random_crop:
-            y = torch.randint(height - self.crop + 1, (count,), generator=random).to(images.device)
-            x = torch.randint(width - self.crop + 1, (count,), generator=random).to(images.device)
-            # a view of every possible window; indexing it copies just the chosen ones
-            windows = images.unfold(2, self.crop, 1).unfold(3, self.crop, 1)
-            out = windows[torch.arange(count, device=images.device), :, y, x].float()
-            if self.mean is not None:
-                out -= self.mean.unfold(1, self.crop, 1).unfold(2, self.crop, 1)[:, y, x].transpose(0, 1)
-        else:
-            window: tuple[Any, ...] = (Ellipsis,)
-            if self.crop:
-                top, left = (height - self.crop) // 2, (width - self.crop) // 2
-                window = (Ellipsis, slice(top, top + self.crop), slice(left, left + self.crop))
-            out = images[window].to(torch.float32, copy=True)
-            if self.mean is not None:
-                out -= self.mean[window]
-        if self.scale != 1:
-            out = out * self.scale
-        if self.mirror:
-            flipped = torch.randint(2, (count,), generator=random).to(images.device).bool()
-            out = torch.where(flipped[:, None, None, None], out.flip(3), out)
-        return out
-
-
-@register("Data")
-class Data(RandomLayer):
-    """Batches of `batch_size` records of an LMDB, in its order, from the first again behind the last.
-
-    Tops: the images, batch_size×C×H×W after `transform_param`, and if asked for the labels, batch_size. The whole
-    data set is decoded once and kept on the net's device, where it fits.
+    One filler for all tops, one a top, or none (zeros); one shape for all or one a top, as `shape` or in its older
+    form `num`, `channels`, `height`, `width`. What a user writes into a constant top stays there.
     """
 
     bottoms = (0, 0)
-    tops = (1, 2)
+    tops = (1, None)
     differentiable = False
 
     @property
     def random_device(self) -> torch.device:
-        return torch.device("cpu")  # a few numbers a batch, the same on every device
+        return torch.device("cpu")  # where the fillers compute
 
     def setup(self, shapes: list[Shape]) -> None:
-        p = self.param.data_param
-        if p.backend != DataParameter.LMDB:
-            self.error("backend LEVELDB is not supported; expected `backend: LMDB` (convert_imageset writes one)")
+        p = self.param.dummy_data_param
+        legacy = {name: list(getattr(p, name)) for name in ("num", "channels", "height", "width")}
+        if any(legacy.values()):
+            if p.shape:
+                self.error("has `shape` and its older form num, channels, height, width; expected one of the two")
+            sizes = [self._one_a_top(name, values) for name, values in legacy.items()]
+            self.output_shapes = [tuple(map(int, shape)) for shape in zip(*sizes, strict=True)]
+        else:
+            self.output_shapes = self._one_a_top("shape", [tuple(shape.dim) for shape in p.shape])
+        if any(size < 0 for shape in self.output_shapes for size in shape):
+            self.error(f"a size is negative in {self.output_shapes}")
+        fillers = list(p.data_filler) or [FillerParameter(type="constant", value=0)]
+        self.fillers: list[FillerParameter] = self._one_a_top("data_filler", fillers)
+        for filler in self.fillers:
+            if filler.type not in FILLERS:
+                self.error(f"filler type {filler.type!r} is not known; expected one of {', '.join(sorted(FILLERS))}")
+        self.constants = [
+            self._fill(shape, filler) if filler.type == "constant" else None
+            for shape, filler in zip(self.output_shapes, self.fillers, strict=True)
+        ]
+
+    def _one_a_top(self, name: str, values: list[Any]) -> list[Any]:
+        count = len(self.param.top)
+        if len(values) not in (1, count):
+            self.error(f"has {len(values)} {name} for {count} tops; expected 1 or one a top")
+        return values * count if len(values) == 1 else values
+
+    def _fill(self, shape: Shape, filler: FillerParameter) -> torch.Tensor:
+        try:
+            return fill(shape, filler, self.random).to(self.device)
+        except CaffeError as error:
+            self.error(str(error))
+
+    def top_shapes(self, shapes: list[Shape]) -> list[Shape]:
+        return self.output_shapes
+
+    def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [
+            self._fill(shape, filler) if constant is None else constant
+            for shape, filler, constant in zip(self.output_shapes, self.fillers, self.constants, strict=True)
+        ]
+
+
+@register("MemoryData")
+class MemoryData(RandomLayer):
+    """Batches of `batch_size` rows of arrays that the program hands over, from the first again behind the last.
+
+    Tops: the images, batch_size×channels×height×width, and the labels, batch_size. Arrays come as they are
+    (`set_input_arrays`) or as images that `transform_param` is done to (`add_datums`, `add_images`).
+    """
+
+    bottoms = (0, 0)
+    tops = (2, 2)
+    differentiable = False
+
+    @property
+    def random_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def setup(self, shapes: list[Shape]) -> None:
+        p = self.param.memory_data_param
+        self.image_shape = (p.channels, p.height, p.width)
+        self.batch_size = p.batch_size
+        if min(self.batch_size, *self.image_shape) < 1:
+            self.error(
+                f"batch_size, channels, height and width are {(self.batch_size, *self.image_shape)}; "
+                "expected at least 1 each"
+            )
+        try:
+            self.transform = Transformer(self.param.transform_param, self.training, torch.device("cpu"))
+        except CaffeError as error:
+            self.error(str(error))
+        self.position = 0
+        self._rows: tuple[np.ndarray, np.ndarray] | None = None
+        self._unread = False  # rows that were added and not yet read to their end
+
+    def top_shapes(self, shapes: list[Shape]) -> list[Shape]:
+        return [(self.batch_size, *self.image_shape), (self.batch_size,)]
+
+    def set_input_arrays(self, data: np.ndarray, labels: np.ndarray) -> None:
+        """Read these rows from now on; pycaffe's, by `net.set_input_arrays`. No transformation is done to them.
+
+        Parameters
+        ----------
+        data: N×channels×height×width; N is a multiple of batch_size. The array is not copied: what is written into
+            it later is read.
+        labels: N or N×1×1×1.
+
+        Raises
+        ------
+        CaffeError: an array that is not float32 in C order, or of another shape.
+        """
+        for name, array in (("data", data), ("labels", labels)):
+            if array.dtype != np.float32 or not array.flags.c_contiguous:
+                order = "in C order" if array.flags.c_contiguous else "not in C order"
+                self.error(f"set_input_arrays: {name} is {array.dtype}, {order}; expected float32 in C order")
+        if data.ndim != 4 or data.shape[1:] != self.image_shape:
+            self.error(f"set_input_arrays: data has shape {data.shape}; expected (N, {str(self.image_shape)[1:]}")
+        if labels.shape not in ((len(data),), (len(data), 1, 1, 1)):
+            self.error(f"set_input_arrays: labels has shape {labels.shape}; expected {(len(data),)}, one a row of data")
+        self._check_count("set_input_arrays", len(data))
+        if self.param.HasField("transform_param"):
+            log.warning("memory_data_layer.cpp:92", "MemoryData does not transform array data")
+        self._rows, self.position = (data, labels.reshape(-1)), 0
+
+    def add_datums(self, datums: Sequence[Datum]) -> None:
+        """Transform these images and read them, with their labels, from now on; as many as a multiple of batch_size.
+
+        Raises CaffeError for an image that is none or does not fit, and while rows added before are not yet read.
+        """
+        self._check_unread("add_datums")
+        p = self.param.transform_param
+        try:
+            images = [datum_to_array(datum, p.force_color, p.force_gray) for datum in datums]
+        except CaffeError as error:
+            self.error(f"add_datums: {error}")
+        self._add("add_datums", images, [datum.label for datum in datums])
+
+    def add_images(self, images: Sequence[np.ndarray], labels: Sequence[int]) -> None:
+        """The same for images as OpenCV has them: H×W or H×W×C, uint8 or float32, BGR; one label each."""
+        self._check_unread("add_images")
+        if len(images) != len(labels):
+            self.error(f"add_images: {len(images)} images and {len(labels)} labels; expected one label an image")
+        for image in images:
+            if image.dtype not in (np.uint8, np.float32) or image.ndim not in (2, 3):
+                self.error(
+                    f"add_images: an image is {image.dtype} of shape {image.shape}; "
+                    "expected uint8 or float32, H×W or H×W×C"
+                )
+        self._add("add_images", [planes(image) for image in images], labels)
+
+    def _add(self, what: str, images: list[np.ndarray], labels: Sequence[int]) -> None:
+        self._check_count(what, len(images))
+        try:
+            for image in images:
+                if (shape := self.transform.output_shape(image.shape)) != self.image_shape:
+                    raise CaffeError(f"an image has shape {shape} when transformed; expected {self.image_shape}")
+            rows = self.transform(tensors(stack(images), torch.device("cpu")), self.random)
+        except CaffeError as error:
+            self.error(f"{what}: {error}")
+        self._rows, self.position = (rows.numpy(), np.array(labels, np.float32)), 0
+        self._unread = True
+
+    def _check_unread(self, what: str) -> None:
+        if self._unread:
+            self.error(f"{what}: the rows that were added before are not yet read to their end")
+
+    def _check_count(self, what: str, count: int) -> None:
+        if not count or count % self.batch_size:
+            self.error(f"{what}: has {count} rows; expected a multiple of batch_size {self.batch_size}")
+
+    def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
+        if self._rows is None:
+            self.error("has no data yet; expected net.set_input_arrays(data, labels) before the forward pass")
+        start, stop = self.position, self.position + self.batch_size
+        self.position = stop % len(self._rows[0])
+        self._unread = self._unread and self.position > 0
+        return [torch.tensor(array[start:stop], device=self.device) for array in self._rows]
+
+    def state(self) -> dict[str, Any]:
+        return {"position": self.position, **super().state()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state)
+        self.position = int(state["position"])
+        if self._rows is not None:
+            self.position %= len(self._rows[0])
+
+
+@register("Data")
+class Data(PrefetchingLayer[Batch]):
+    """Batches of `batch_size` records of an LMDB or LevelDB, in its order, from the first again behind the last.
+
+    Tops: the images, batch_size×C×H×W after `transform_param`, and if asked for the labels, batch_size. The whole
+    data set is decoded once and kept on the net's device, where it fits; else batches are read ahead. With
+    `rand_skip` the first batch begins at one of the first so many records, at random. Images of several sizes need
+    a crop_size, or a batch_size of 1, and then the top changes its shape with them.
+    """
+
+    tops = (1, 2)
+
+    def setup(self, shapes: list[Shape]) -> None:
+        p, transform = self.param.data_param, self.param.transform_param
         if p.batch_size < 1:
             self.error(f"batch_size is {p.batch_size}; expected at least 1")
-        transform = self.param.transform_param
         try:
-            self.reader = DatumReader(p.source, transform.force_color or p.force_encoded_color, transform.force_gray)
-            first, _ = self.reader.read(0)
+            color = transform.force_color or p.force_encoded_color
+            self.reader = DatumReader(p.source, color, transform.force_gray, p.backend)
+            if p.rand_skip:
+                self.position = int(torch.randint(p.rand_skip, (), generator=self.random)) % len(self)
+            first, _ = self.reader.read(self.position)
             self.images: torch.Tensor | None = None
             resident = self.reader.read_all() if first.nbytes * len(self.reader) <= RESIDENT_BYTES else None
             if resident is not None:
                 self.images = torch.from_numpy(resident[0]).to(self.device)
                 self.labels = torch.from_numpy(resident[1]).to(self.device, torch.float32)
+            self.transform = Transformer(transform, self.training, self.device)
+            self.output_shape = (p.batch_size, *self.transform.output_shape(first.shape))
         except CaffeError as error:
             self.error(str(error))
-        self.position = 0
-        self.transform = Transformer(self, transform, first.shape, self.device)
-        self.output_shape = (p.batch_size, *self.transform.output_shape(first.shape))
 
     def __len__(self) -> int:
         """Number of records."""
@@ -137,31 +265,37 @@ class Data(RandomLayer):
     def top_shapes(self, shapes: list[Shape]) -> list[Shape]:
         return [self.output_shape, (self.output_shape[0],)][: len(self.param.top)]
 
+    def batches(self, position: int) -> Iterator[Batch]:
+        records = self._records(position)
+        with ThreadPoolExecutor(DECODERS) as pool:
+            while True:
+                raw = [(bytes(key), bytes(value)) for key, value in islice(records, self.param.data_param.batch_size)]
+                decoded = decode_all(pool, lambda record: self.reader.decode(*record), raw)
+                yield stack([image for image, _ in decoded]), np.array([label for _, label in decoded], np.float32)
+
+    def _records(self, position: int) -> Iterator[tuple[Any, Any]]:
+        yield from islice(self.reader.items(), position, None)
+        while True:
+            yield from self.reader.items()
+
     def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
         batch, start = self.param.data_param.batch_size, self.position
-        self.position = (start + batch) % len(self)
+        images: torch.Tensor | list[torch.Tensor]
         if self.images is None:
-            images, labels = self._read(start, batch)
+            read, numbers = self.next_batch()
+            images, labels = tensors(read, self.device), torch.from_numpy(numbers).to(self.device)
         elif start + batch <= len(self):
             images, labels = self.images[start : start + batch], self.labels[start : start + batch]
         else:
             rows = torch.arange(start, start + batch, device=self.device) % len(self)
             images, labels = self.images[rows], self.labels[rows]
-        # copies: what a user writes into the tops must not reach the data set that is kept here
-        return [self.transform(images, self.random), labels.clone()][: len(self.param.top)]
-
-    def _read(self, start: int, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """A batch straight from the LMDB, for a data set that is too large to keep."""
-        records = [self.reader.read((start + i) % len(self)) for i in range(batch)]
-        for image, _ in records:
-            if image.shape != records[0][0].shape:
-                self.error(f"images of shape {image.shape} and {records[0][0].shape} in one batch; expected one shape")
-        images = torch.from_numpy(np.stack([image for image, _ in records])).to(self.device)
-        return images, torch.tensor([float(label) for _, label in records], device=self.device)
-
-    def state(self) -> dict[str, Any]:
-        return {"position": self.position, **super().state()}
+        self.position = (start + batch) % len(self)
+        try:
+            # copies: what a user writes into the tops must not reach the data set that is kept here
+            return [self.transform(images, self.random), labels.clone()][: len(self.param.top)]
+        except CaffeError as error:
+            self.error(str(error))
 
     def set_state(self, state: dict[str, Any]) -> None:
         super().set_state(state)
-        self.position = int(state["position"]) % len(self)
+        self.position %= len(self)

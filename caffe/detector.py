@@ -25,6 +25,7 @@ from .proto.caffe_pb2 import TEST
 SELECTIVE_SEARCH = "selective_search_ijcv_with_python"
 
 StrPath = str | os.PathLike[str]
+Window = Sequence[int] | np.ndarray
 
 
 class Detector(Net):
@@ -78,7 +79,7 @@ class Detector(Net):
             mean = mean[np.argsort(self.transformer.channel_swap[name])]
         self.crop_mean = mean.transpose(1, 2, 0) / self.transformer.raw_scale.get(name, 1)
 
-    def crop(self, im: np.ndarray, window: Sequence[int]) -> np.ndarray:
+    def crop(self, im: np.ndarray, window: Window) -> np.ndarray:
         """A window of an image, with the context that `configure_crop` set.
 
         Parameters
@@ -123,7 +124,7 @@ class Detector(Net):
         crop[pad[0] : pad[0] + extent[0], pad[1] : pad[1] + extent[1]] = resize_image(seen, extent)
         return crop
 
-    def detect_windows(self, images_windows: Iterable[tuple[StrPath, Iterable[Sequence[int]]]]) -> list[dict[str, Any]]:
+    def detect_windows(self, images_windows: Iterable[tuple[StrPath, Iterable[Window]]]) -> list[dict[str, Any]]:
         """Classify windows.
 
         Parameters

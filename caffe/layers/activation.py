@@ -147,8 +147,6 @@ class Swish(Layer):
 class Threshold(Layer):
     """y = 1 for x > threshold, else 0. No gradient."""
 
-    differentiable = False
-
     def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
         return [(bottoms[0] > self.param.threshold_param.threshold).float()]
 

@@ -49,9 +49,7 @@ class ArgMax(Layer):
     @torch.no_grad()
     def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
         p, x = self.param.argmax_param, bottoms[0].float()
-        rows = x.flatten(1) if self.along is None else x.movedim(self.along, -1)
-        if self.along is None and x.dim() == 1:
-            rows = x[:, None]
+        rows = x.reshape(x.shape[0], math.prod(x.shape[1:])) if self.along is None else x.movedim(self.along, -1)
         # turned round, the last of equal values is the first, which is the one that max and a stable sort give
         turned = rows.flip(-1)
         if p.top_k == 1:

@@ -7,223 +7,16 @@ random directions.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
+from layer_checks import backward, check_gradient, close
 from small_nets import input_layer, net_of, normal, one_layer, run
 
 import caffe
 
-FLOAT_MIN = np.finfo(np.float32).min
-quick = settings(max_examples=40, deadline=None, derandomize=True)
-
-
-def close(ours: np.ndarray, reference: np.ndarray, tolerance: float = 1e-5) -> None:
-    assert ours.shape == reference.shape
-    np.testing.assert_allclose(ours, reference, rtol=tolerance, atol=tolerance)
-
-
-def backward(net: caffe.Net, **diffs: np.ndarray) -> None:
-    net.clear_param_diffs()
-    net.backward(**diffs)
-
-
-def check_gradient(net: caffe.Net, *inputs: np.ndarray, step: float = 1e-2, tolerance: float = 2e-3) -> None:
-    """Backward's gradients of every input and parameter against differences of Σ w · y along random directions."""
-    names = [f"x{i}" for i in range(len(inputs))]
-    weights = {name: normal(*value.shape, seed=7) for name, value in run(net, *inputs).items()}
-    backward(net, **weights)
-    blobs = [net.blobs[name] for name in names]
-    blobs += [blob for blob in net.learnable_params if blob.lr_mult]
-    gradients = [blob.diff.copy() for blob in blobs]
-
-    def value() -> float:
-        return sum(float((out.astype(np.float64) * weights[name]).sum()) for name, out in net.forward().items())
-
-    for seed, (blob, gradient) in enumerate(zip(blobs, gradients, strict=True)):
-        direction = np.sign(normal(*blob.shape, seed=100 + seed))
-        before = blob.data.copy()
-        blob.data[...] = before + step * direction
-        above = value()
-        blob.data[...] = before - step * direction
-        slope = (above - value()) / (2 * step)
-        blob.data[...] = before
-        expected = float((gradient.astype(np.float64) * direction).sum())
-        scale = max(float(np.abs(gradient).sum()), 1.0)
-        assert abs(slope - expected) <= tolerance * scale, (blob, slope, expected)
-
-
-# Pooling
-
-
-def windows(size: int, kernel: int, stride: int, pad: int, clip: bool, floor: bool) -> list[tuple[int, int, int]]:
-    """Caffe's windows along an axis: first element, one past the last, and the extent that an average divides by."""
-    count = (math.floor if floor else math.ceil)((size + 2 * pad - kernel) / stride) + 1
-    if clip and (count - 1) * stride >= size + pad:
-        count -= 1
-    found = []
-    for i in range(count):
-        start = i * stride - pad
-        end = min(start + kernel, size + pad)
-        found.append((max(start, 0), min(end, size), end - start))
-    return found
-
-
-def pool(x: np.ndarray, diff_of: int, kernel: tuple, stride: tuple, pad: tuple, maximum: bool, floor: bool) -> tuple:
-    """Caffe's pooling, forward, and backward for a top diff of `normal(seed=diff_of)`."""
-    rows, columns = (
-        windows(x.shape[2 + i], kernel[i], stride[i], pad[i], clip=max(pad) > 0, floor=floor) for i in (0, 1)
-    )
-    top = np.zeros((*x.shape[:2], len(rows), len(columns)))
-    diff, bottom_diff = normal(*top.shape, seed=diff_of), np.zeros(x.shape)
-    for n, c, i, j in np.ndindex(top.shape):
-        (top_row, bottom_row, height), (left, right, width) = rows[i], columns[j]
-        window = x[n, c, top_row:bottom_row, left:right]
-        if not window.size:  # beyond the image: the stride is longer than the kernel
-            top[n, c, i, j] = FLOAT_MIN if maximum else 0
-        elif maximum:
-            top[n, c, i, j] = window.max()
-            y, z = np.unravel_index(window.argmax(), window.shape)
-            bottom_diff[n, c, top_row + y, left + z] += diff[n, c, i, j]
-        else:
-            top[n, c, i, j] = window.sum(dtype=np.float64) / (height * width)
-            bottom_diff[n, c, top_row:bottom_row, left:right] += diff[n, c, i, j] / (height * width)
-    return top, diff, bottom_diff
-
-
-axis_settings = st.tuples(
-    st.integers(1, 11),  # size
-    st.integers(1, 5),  # kernel
-    st.integers(1, 4),  # stride
-    st.integers(0, 4),  # pad
-)
-
-
-@quick
-@given(vertical=axis_settings, horizontal=axis_settings, maximum=st.booleans(), floor=st.booleans())
-def test_pooling(vertical: tuple, horizontal: tuple, maximum: bool, floor: bool) -> None:
-    for size, kernel, _, pad in (vertical, horizontal):
-        assume(pad < kernel <= size + 2 * pad)
-    (height, width), kernel, stride, pad = zip(vertical, horizontal, strict=True)
-    net = one_layer(
-        f'type: "Pooling" pooling_param {{ pool: {"MAX" if maximum else "AVE"} '
-        f"kernel_h: {kernel[0]} kernel_w: {kernel[1]} stride_h: {stride[0]} stride_w: {stride[1]} "
-        f"pad_h: {pad[0]} pad_w: {pad[1]} {'round_mode: FLOOR' if floor else ''} }}",
-        (2, 3, height, width),
-    )
-    x = np.random.default_rng(1).permutation(2 * 3 * height * width).reshape(2, 3, height, width) / 10 - 9
-    x = x.astype(np.float32)  # no two are equal: the maximum is one element
-    top, diff, bottom_diff = pool(x, 2, kernel, stride, pad, maximum, floor)
-    close(run(net, x)["y"], top)
-    backward(net, y=diff)
-    close(net.blobs["x0"].diff, bottom_diff)
-
-
-def test_of_equal_maxima_the_first_takes_the_gradient() -> None:
-    net = one_layer('type: "Pooling" pooling_param { kernel_size: 2 stride: 2 }', (1, 1, 2, 2))
-    run(net, np.ones((1, 1, 2, 2)))
-    backward(net, y=np.full((1, 1, 1, 1), 3.0))
-    assert net.blobs["x0"].diff.ravel().tolist() == [3, 0, 0, 0]
-
-
-# Convolution and inner product
-
-
-def convolve(
-    x: np.ndarray, w: np.ndarray, b: np.ndarray | None, stride: tuple, pad: tuple, dilation: tuple, group: int
-) -> np.ndarray:
-    """Cross-correlation over any number of axes, tap by tap."""
-    padded = np.pad(x.astype(np.float64), [(0, 0), (0, 0), *((p, p) for p in pad)])
-    kernel = w.shape[2:]
-    sizes = [
-        (n - (d * (k - 1) + 1)) // s + 1 for n, k, s, d in zip(padded.shape[2:], kernel, stride, dilation, strict=True)
-    ]
-    out = np.zeros((x.shape[0], w.shape[0], *sizes))
-    inputs, outputs = w.shape[1], w.shape[0] // group
-    for tap in np.ndindex(kernel):
-        cut = tuple(
-            slice(t * d, t * d + s * (n - 1) + 1, s) for t, d, s, n in zip(tap, dilation, stride, sizes, strict=True)
-        )
-        seen = padded[(slice(None), slice(None), *cut)]
-        for g in range(group):
-            part = np.einsum(
-                "nc...,oc->no...",
-                seen[:, g * inputs : (g + 1) * inputs],
-                w[(slice(g * outputs, (g + 1) * outputs), slice(None), *tap)],
-            )
-            out[:, g * outputs : (g + 1) * outputs] += part
-    return out if b is None else out + b.reshape(1, -1, *[1] * len(sizes))
-
-
-@quick
-@given(
-    kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
-    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    pad=st.tuples(st.integers(0, 3), st.integers(0, 3)),
-    dilation=st.integers(1, 3),
-    group=st.sampled_from([1, 2, 4]),
-    channels=st.integers(1, 3),
-    outputs=st.integers(1, 2),
-    bias=st.booleans(),
-)
-def test_convolution(
-    kernel: tuple, stride: tuple, pad: tuple, dilation: int, group: int, channels: int, outputs: int, bias: bool
-) -> None:
-    assume(all(dilation * (k - 1) + 1 <= n + 2 * p for k, n, p in zip(kernel, (7, 8), pad, strict=True)))
-    net = one_layer(
-        f'type: "Convolution" convolution_param {{ num_output: {group * outputs} group: {group} '
-        f"kernel_h: {kernel[0]} kernel_w: {kernel[1]} stride_h: {stride[0]} stride_w: {stride[1]} "
-        f"pad_h: {pad[0]} pad_w: {pad[1]} dilation: {dilation} bias_term: {str(bias).lower()} "
-        'weight_filler { type: "xavier" } bias_filler { type: "gaussian" } }',
-        (2, group * channels, 7, 8),
-    )
-    assert net.params["layer"][0].shape == (group * outputs, channels, *kernel)
-    x, parameters = normal(2, group * channels, 7, 8), [blob.data for blob in net.params["layer"]]
-    b = parameters[1] if bias else None
-    close(run(net, x)["y"], convolve(x, parameters[0], b, stride, pad, (dilation, dilation), group))
-    check_gradient(net, x)
-
-
-@pytest.mark.parametrize("sizes", [(9,), (5, 4, 6)])
-def test_convolution_over_one_and_three_axes(sizes: tuple[int, ...]) -> None:
-    axes = len(sizes)
-    fields = "".join(
-        f"{field}: {value} "
-        for i in range(axes)
-        for field, value in (("kernel_size", 2 + i % 2), ("stride", 1 + i % 2), ("pad", i), ("dilation", 2 - i % 2))
-    )
-    net = one_layer(
-        f'type: "Convolution" convolution_param {{ num_output: 3 {fields} weight_filler {{ type: "xavier" }} }}',
-        (2, 4, *sizes),
-    )
-    x, w = normal(2, 4, *sizes), net.params["layer"][0].data
-    assert w.shape == (3, 4, *[2 + i % 2 for i in range(axes)])
-    reference = convolve(
-        x,
-        w,
-        None,
-        tuple(1 + i % 2 for i in range(axes)),
-        tuple(range(axes)),
-        tuple(2 - i % 2 for i in range(axes)),
-        1,
-    )
-    close(run(net, x)["y"], reference)
-
-
-def test_convolution_of_two_bottoms_with_the_same_weights() -> None:
-    net = one_layer(
-        'type: "Convolution" convolution_param { num_output: 2 kernel_size: 3 weight_filler { type: "xavier" } }',
-        (1, 2, 5, 6),
-        (3, 2, 4, 4),
-        tops=("y0", "y1"),
-    )
-    inputs = normal(1, 2, 5, 6), normal(3, 2, 4, 4, seed=1)
-    out, w = run(net, *inputs), net.params["layer"][0].data
-    for i, x in enumerate(inputs):
-        close(out[f"y{i}"], convolve(x, w, None, (1, 1), (0, 0), (1, 1), 1))
-    check_gradient(net, *inputs)
+# Inner product
 
 
 @pytest.mark.parametrize("transpose", [False, True])
@@ -507,125 +300,281 @@ def test_dropout_ratio_out_of_range(ratio: float) -> None:
         one_layer(f'type: "Dropout" dropout_param {{ dropout_ratio: {ratio} }}', (2, 3))
 
 
-# Loss and accuracy
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
 
 
-def loss_net(settings: str, scores: tuple[int, ...], labels: tuple[int, ...], tops: str = 'top: "loss"') -> caffe.Net:
-    return net_of(
-        input_layer("scores", *scores)
-        + input_layer("labels", *labels)
-        + f'layer {{ name: "loss" type: "SoftmaxWithLoss" bottom: "scores" bottom: "labels" {tops} {settings} }}'
-    )
+def bent(above: np.ndarray, below: np.ndarray, x: np.ndarray) -> np.ndarray:
+    return np.where(x > 0, above, below)
 
 
-@pytest.mark.parametrize("ignore", [None, 2, -1, 255])
+@pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize(
-    ("setting", "kind"),
+    ("layer", "value", "slope"),
     [
-        ("", "VALID"),
-        ("normalization: VALID", "VALID"),
-        ("normalization: FULL", "FULL"),
-        ("normalization: BATCH_SIZE", "BATCH_SIZE"),
-        ("normalization: NONE", "NONE"),
-        ("normalize: true", "VALID"),
-        ("normalize: false", "BATCH_SIZE"),
+        ('"ReLU" relu_param { negative_slope: 0.3 }', lambda x: bent(x, 0.3 * x, x), lambda x: bent(1, 0.3, x)),
+        ('"ReLU" relu_param { negative_slope: -0.5 engine: CUDNN }',
+         lambda x: bent(x, -0.5 * x, x), lambda x: bent(1, -0.5, x)),
+        ('"ELU" elu_param { alpha: 0.7 }',
+         lambda x: bent(x, 0.7 * np.expm1(x), x), lambda x: bent(1, 0.7 * np.exp(x), x)),
+        ('"Clip" clip_param { min: -0.5 max: 0.8 }', lambda x: np.clip(x, -0.5, 0.8), lambda x: abs(x - 0.15) <= 0.65),
+        ('"Exp"', np.exp, np.exp),
+        ('"Exp" exp_param { base: 2 scale: -1.5 shift: 0.5 }',
+         lambda x: 2 ** (0.5 - 1.5 * x), lambda x: -1.5 * np.log(2) * 2 ** (0.5 - 1.5 * x)),
+        ('"Exp" exp_param { base: 1 }', np.ones_like, np.zeros_like),
+        ('"Log" log_param { scale: 0.5 shift: 4 }', lambda x: np.log(4 + 0.5 * x), lambda x: 0.5 / (4 + 0.5 * x)),
+        ('"Log" log_param { base: 10 shift: 5 }', lambda x: np.log10(5 + x), lambda x: 1 / (5 + x) / np.log(10)),
+        ('"Power"', np.array, np.ones_like),
+        ('"Power" power_param { scale: -2 shift: 1 }', lambda x: 1 - 2 * x, lambda x: np.full_like(x, -2)),
+        ('"Power" power_param { power: 2 shift: 1 }', lambda x: (1 + x) ** 2, lambda x: 2 * (1 + x)),
+        ('"Power" power_param { power: 3 scale: 0.5 }', lambda x: (x / 2) ** 3, lambda x: 3 / 2 * (x / 2) ** 2),
+        ('"Power" power_param { power: -0.5 scale: 0.5 shift: 5 }',
+         lambda x: (5 + x / 2) ** -0.5, lambda x: -0.25 * (5 + x / 2) ** -1.5),
+        ('"Power" power_param { power: 0 }', np.ones_like, np.zeros_like),
+        ('"Power" power_param { power: 0.5 scale: 0 shift: 4 }', lambda x: np.full_like(x, 2), np.zeros_like),
+        ('"Power" power_param { power: 0.5 scale: 0 }', np.zeros_like, np.zeros_like),
+        ('"Swish" swish_param { beta: 1.7 }', lambda x: x * sigmoid(1.7 * x),
+         lambda x: sigmoid(1.7 * x) * (1 + 1.7 * x * sigmoid(-1.7 * x))),
+        ('"Sigmoid" sigmoid_param { engine: CAFFE }', sigmoid, lambda x: sigmoid(x) * sigmoid(-x)),
+        ('"TanH"', np.tanh, lambda x: 1 - np.tanh(x) ** 2),
+        ('"AbsVal"', np.abs, np.sign),
+        ('"BNLL"', lambda x: np.logaddexp(x, 0), sigmoid),
+        ('"Threshold" threshold_param { threshold: 0.4 }', lambda x: x > 0.4, np.zeros_like),
+    ],
+)  # fmt: skip
+def test_activation(layer: str, value: Callable, slope: Callable, in_place: bool) -> None:
+    x = normal(3, 4, 5)
+    x.reshape(-1)[:4] = [0, -0.5, 3, -3]
+    # what stands in front keeps the input apart, so that a layer in place has one to change
+    net = net_of(
+        input_layer("x0", *x.shape)
+        + 'layer { name: "front" type: "Power" bottom: "x0" top: "x" } '
+        + f'layer {{ name: "layer" bottom: "x" top: "{"x" if in_place else "y"}" type: {layer} }}'
+    )
+    (out,) = run(net, x).values()
+    double = x.astype(np.float64)
+    close(out, np.float64(value(double)))
+    diff = normal(*x.shape, seed=1)
+    net.blobs[net.outputs[0]].diff[...] = diff
+    net.backward()
+    close(net.blobs["x0"].diff, slope(double) * diff)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        ('"Log" log_param { base: 1 }', "base is 1"),
+        ('"Log" log_param { base: -2 }', "base is -2"),
+        ('"Exp" exp_param { base: 0 }', "base is 0"),
     ],
 )
-@pytest.mark.parametrize("axis", [1, 2])
-def test_softmax_loss(ignore: int | None, setting: str, kind: str, axis: int) -> None:
-    scores_shape = [5, 2, 3]
-    scores_shape.insert(axis, 4)
-    labels_shape = (5, 2, 3)
-    scores = 3 * normal(*scores_shape)
-    labels = np.random.default_rng(3).integers(0, 4, labels_shape)
-    if ignore is not None:
-        labels[1::2, 0] = ignore
-    extra = "" if ignore is None else f"ignore_label: {ignore}"
-    net = loss_net(
-        f"softmax_param {{ axis: {axis} }} loss_param {{ {setting} {extra} }} loss_weight: 0.5 loss_weight: 0",
-        tuple(scores_shape),
-        labels_shape,
-        tops='top: "loss" top: "prob"',
-    )
-    net.blobs["scores"].data[...] = scores
-    net.blobs["labels"].data[...] = labels
-    net.forward()
-    powers = np.exp(scores.astype(np.float64))
-    prob = powers / powers.sum(axis, keepdims=True)
-    valid = np.ones(labels_shape, bool) if ignore is None else labels != ignore
-    own = np.take_along_axis(prob, np.expand_dims(np.where(valid, labels, 0), axis), axis).squeeze(axis)
-    normalizer = {"VALID": valid.sum(), "FULL": valid.size, "NONE": 1}.get(kind, math.prod(scores_shape[:axis]))
-    close(net.blobs["loss"].data, np.array(-np.log(own)[valid].sum() / normalizer))
-    close(net.blobs["prob"].data, prob)
-    net.backward()
-    one_hot = np.moveaxis(np.eye(4)[np.where(valid, labels, 0)], -1, axis)
-    close(net.blobs["scores"].diff, 0.5 * (prob - one_hot) * np.expand_dims(valid, axis) / normalizer)
+def test_bases_without_a_logarithm(layer: str, message: str) -> None:
+    with pytest.raises(caffe.CaffeError, match=rf"layer 'layer'.*{message}"):
+        one_layer(f"type: {layer}", (2, 3))
 
 
-def test_softmax_loss_of_nothing_but_ignored_labels() -> None:
-    net = loss_net("loss_param { ignore_label: 1 }", (2, 3), (2,))
-    net.blobs["scores"].data[...] = normal(2, 3)
-    net.blobs["labels"].data[...] = 1
-    assert float(net.forward()["loss"]) == 0
-    net.backward()
-    assert not net.blobs["scores"].diff.any()
+# Layers with values of their own
 
 
-def test_softmax_loss_of_a_hopeless_score_is_finite() -> None:
-    net = loss_net("", (1, 2), (1,))
-    net.blobs["scores"].data[...] = [[1000, -1000]]
-    net.blobs["labels"].data[...] = 1
-    assert float(net.forward()["loss"]) == pytest.approx(-math.log(np.finfo(np.float32).tiny))
-    net.backward()
-    assert net.blobs["scores"].diff.tolist() == [[1, -1]]
+@pytest.mark.parametrize(
+    ("axis", "num_axes", "operand"),
+    [(0, 1, (2, 1, 1, 1)), (1, 1, (3, 1, 1)), (1, 2, (3, 4, 1)), (-2, -1, (4, 5)), (0, -1, (2, 3, 4, 5)), (1, 0, ())],
+)
+def test_bias(axis: int, num_axes: int, operand: tuple[int, ...]) -> None:
+    layer = f'type: "Bias" bias_param {{ axis: {axis} num_axes: {num_axes} filler {{ type: "gaussian" }} }}'
+    net, x = one_layer(layer, (2, 3, 4, 5)), normal(2, 3, 4, 5)
+    (bias,) = net.params["layer"]
+    assert bias.shape == tuple(n for n in operand if n > 1)
+    close(run(net, x)["y"], x + bias.data.reshape(operand))
+    check_gradient(net, x)
 
 
-@pytest.mark.parametrize("kind", ["SoftmaxWithLoss", "Accuracy"])
-@pytest.mark.parametrize("label", [-1, 3, -100, 1e9])
-def test_label_out_of_range(kind: str, label: float) -> None:
-    net = one_layer(f'type: "{kind}"', (2, 3), (2,))
-    with pytest.raises(caffe.CaffeError, match=r"layer 'layer'.*a label in 'x1' is outside 0\.\.2"):
-        run(net, normal(2, 3), np.array([1, label]))
+def test_bias_starts_as_the_identity() -> None:
+    x = normal(2, 3, 4)
+    assert np.array_equal(run(one_layer('type: "Bias"', x.shape), x)["y"], x)
 
 
-@pytest.mark.parametrize("kind", ["SoftmaxWithLoss", "Accuracy"])
-def test_wrong_count_of_labels(kind: str) -> None:
-    with pytest.raises(caffe.CaffeError, match=r"'x1' of shape \(3,\) holds 3 labels; 'x0' of shape \(4, 5\) needs 4"):
-        one_layer(f'type: "{kind}"', (4, 5), (3,))
+@pytest.mark.parametrize(("axis", "shape"), [(0, (2, 3)), (1, (3,)), (2, (4, 5)), (3, ()), (-1, (5,))])
+def test_bias_by_a_second_bottom(axis: int, shape: tuple[int, ...]) -> None:
+    net = one_layer(f'type: "Bias" bias_param {{ axis: {axis} }}', (2, 3, 4, 5), shape)
+    x, bias = normal(2, 3, 4, 5), normal(*shape, seed=1)
+    lead = axis % 4 if shape else 0
+    close(run(net, x, bias)["y"], x + bias.reshape((1,) * lead + shape + (1,) * (4 - lead - len(shape))))
+    check_gradient(net, x, bias)
+    assert not net.params
 
 
-def accuracy(scores: np.ndarray, labels: np.ndarray, top_k: int) -> np.ndarray:
-    """Caffe's rule, row by row: a hit if fewer than top_k other scores are at least the label's."""
-    hits = []
-    for row, label in zip(scores, labels, strict=True):
-        better = sum(1 for i, score in enumerate(row) if i != label and score >= row[label])
-        hits.append(better < top_k)
-    return np.array(hits)
+def test_parameter() -> None:
+    net = net_of('layer { name: "layer" type: "Parameter" top: "y" parameter_param { shape { dim: 2 dim: 3 } } }')
+    assert not net.forward()["y"].any()
+    net.params["layer"][0].data[...] = normal(2, 3)
+    assert np.array_equal(net.forward()["y"], normal(2, 3))
+    backward(net, y=normal(2, 3, seed=1))
+    assert np.array_equal(net.params["layer"][0].diff, normal(2, 3, seed=1))
 
 
-@pytest.mark.parametrize("top_k", [1, 2, 4])
-@pytest.mark.parametrize("ignore", [None, 2])
-def test_accuracy_with_ties(top_k: int, ignore: int | None) -> None:
-    random = np.random.default_rng(5)
-    scores = random.integers(0, 3, (60, 4)).astype(np.float32)  # of three values, so most rows have ties
-    labels = random.integers(0, 4, 60)
-    labels[labels == 3] = 0  # a class without labels
-    extra = "" if ignore is None else f"ignore_label: {ignore}"
+# Mean and variance of images
+
+
+@pytest.mark.parametrize("across", [False, True])
+@pytest.mark.parametrize("variance", [False, True])
+@pytest.mark.parametrize("eps", [1e-9, 0.3])
+def test_mvn(across: bool, variance: bool, eps: float) -> None:
     net = one_layer(
-        f'type: "Accuracy" accuracy_param {{ top_k: {top_k} {extra} }}', (60, 4), (60,), tops=("all", "each")
+        f'type: "MVN" mvn_param {{ across_channels: {str(across).lower()} '
+        f"normalize_variance: {str(variance).lower()} eps: {eps} }}",
+        (2, 3, 4, 5),
     )
-    out = run(net, scores, labels)
-    hits = accuracy(scores, labels, top_k)
-    counted = np.ones(60, bool) if ignore is None else labels != ignore
-    close(out["all"], np.array(hits[counted].mean()))
-    for k in range(4):
-        own = counted & (labels == k)
-        assert out["each"][k] == pytest.approx(hits[own].mean() if own.any() else 0)
-    if top_k == 1:
-        assert 0 < hits.sum() < (scores.argmax(1) == labels).sum(), "no tie decides: the test says nothing"
+    x, axes = 2 + 3 * normal(2, 3, 4, 5), (1, 2, 3) if across else (2, 3)
+    centred = x - x.mean(axes, keepdims=True, dtype=np.float64)
+    deviation = centred.std(axes, keepdims=True) + eps if variance else 1
+    y = centred / deviation
+    close(run(net, x)["y"], y)
+    diff = normal(2, 3, 4, 5, seed=1)
+    backward(net, y=diff)
+    slope = (diff * y).mean(axes, keepdims=True) if variance else 0
+    close(net.blobs["x0"].diff, (diff - diff.mean(axes, keepdims=True) - y * slope) / deviation)
+    if eps < 0.1:  # with a large one Caffe's gradient is not quite the slope
+        check_gradient(net, x)
 
 
-def test_accuracy_along_an_axis() -> None:
-    scores, labels = normal(3, 2, 5, 4), np.random.default_rng(1).integers(0, 5, (3, 2, 4))
-    net = one_layer('type: "Accuracy" accuracy_param { axis: 2 }', scores.shape, labels.shape)
-    close(run(net, scores, labels)["y"], np.array((scores.argmax(2) == labels).mean()))
+def test_mvn_of_fewer_axes_and_of_a_constant() -> None:
+    net, x = one_layer('type: "MVN" mvn_param { across_channels: true }', (4, 6)), normal(4, 6)
+    assert net.blobs["y"].shape == (4, 6, 1, 1)
+    close(run(net, x)["y"][..., 0, 0], (x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True))
+    assert not run(net, np.ones((4, 6)))["y"].any()
+    backward(net, y=normal(4, 6, 1, 1))
+    assert np.isfinite(net.blobs["x0"].diff).all()
+
+
+def test_batch_norm_of_one_value_a_channel() -> None:
+    """Caffe's variance is 0 there and not corrected for its single value."""
+    net = one_layer('type: "BatchNorm" batch_norm_param { moving_average_fraction: 0.5 }', (1, 3), phase=caffe.TRAIN)
+    for _ in range(2):
+        assert run(net, np.array([[1, 2, 3]]))["y"].tolist() == [[0, 0, 0]]
+    assert [blob.data.tolist() for blob in net.params["layer"]] == [[1.5, 3, 4.5], [0, 0, 0], [1.5]]
+    backward(net, y=normal(1, 3))
+    assert not net.blobs["x0"].diff.any()
+
+
+def test_batch_norm_with_three_old_learning_rates() -> None:
+    """Files from before 2017 give all three parameters a rate, which Caffe sets to 0; others must be 0."""
+    net = one_layer(f'type: "BatchNorm" {3 * "param { lr_mult: 1 } "}', (4, 3), phase=caffe.TRAIN)
+    assert [blob.lr_mult for blob in net.params["layer"]] == [0, 0, 0]
+    one_layer('type: "BatchNorm" param { lr_mult: 0 }', (4, 3), phase=caffe.TRAIN)
+    for params in ("param { lr_mult: 1 }", "param { decay_mult: 0 }"):
+        with pytest.raises(caffe.CaffeError, match=r"layer 'layer'.*lr_mult is 1.0; expected 0"):
+            one_layer(f'type: "BatchNorm" {params}', (4, 3))
+
+
+# Sums, tiles and parts
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, -1])
+@pytest.mark.parametrize(
+    ("operation", "reference"),
+    [
+        ("SUM", lambda rows: rows.sum(-1)),
+        ("ASUM", lambda rows: np.abs(rows).sum(-1)),
+        ("SUMSQ", lambda rows: (rows**2).sum(-1)),
+        ("MEAN", lambda rows: rows.mean(-1)),
+    ],
+)
+def test_reduction(axis: int, operation: str, reference: Callable) -> None:
+    net = one_layer(
+        f'type: "Reduction" reduction_param {{ operation: {operation} axis: {axis} coeff: -2.5 }}', (2, 3, 4)
+    )
+    x = normal(2, 3, 4)
+    rows = x.reshape(*x.shape[: axis % 3], -1).astype(np.float64)
+    close(run(net, x)["y"], np.array(-2.5 * reference(rows)))
+    check_gradient(net, x, step=1e-3)
+
+
+def test_reduction_as_a_loss_and_at_0() -> None:
+    net = one_layer('type: "Reduction" reduction_param { operation: ASUM } loss_weight: 3', (2, 2))
+    run(net, np.array([[0, -2], [5, 0]]))
+    net.backward()
+    assert net.blobs["x0"].diff.tolist() == [[0, -3], [3, 0]]
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_tile(axis: int) -> None:
+    net, x = one_layer(f'type: "Tile" tile_param {{ axis: {axis} tiles: 3 }}', (2, 3, 4)), normal(2, 3, 4)
+    assert np.array_equal(run(net, x)["y"], np.concatenate([x] * 3, axis))
+    diff = normal(*net.blobs["y"].shape, seed=1)
+    backward(net, y=diff)
+    close(net.blobs["x0"].diff, sum(np.split(diff, 3, axis)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "like", "part"),
+    [
+        ("", (9, 9, 3, 2), np.s_[:, :, :3, :2]),
+        ("offset: 1", (9, 9, 3, 2), np.s_[:, :, 1:4, 1:3]),
+        ("offset: 1 offset: 3", (9, 9, 3, 2), np.s_[:, :, 1:4, 3:5]),
+        ("axis: 1 offset: 1 offset: 0 offset: 2", (9, 2, 4, 3), np.s_[:, 1:3, :, 2:5]),
+        ("axis: -1 offset: 2", (9, 9, 9, 1), np.s_[:, :, :, 2:3]),
+        ("axis: 0", (1, 3, 2, 2), np.s_[:1, :3, :2, :2]),
+    ],
+)
+def test_crop(settings: str, like: tuple[int, ...], part: tuple[slice, ...]) -> None:
+    net, x = one_layer(f'type: "Crop" crop_param {{ {settings} }}', (2, 3, 4, 5), like), normal(2, 3, 4, 5)
+    assert np.array_equal(run(net, x, np.zeros(like))["y"], x[part])
+    diff = normal(*net.blobs["y"].shape, seed=1)
+    backward(net, y=diff)
+    expected = np.zeros(x.shape)
+    expected[part] = diff
+    assert np.array_equal(net.blobs["x0"].diff, expected)
+    assert not net.blobs["x1"].diff.any()
+
+
+def test_silence() -> None:
+    net = net_of(
+        input_layer("x", 2, 3)
+        + 'layer { name: "slice" type: "Slice" bottom: "x" top: "a" top: "b" slice_param { slice_point: 1 } } '
+        'layer { name: "silence" type: "Silence" bottom: "b" bottom: "x" } '
+        'layer { name: "sum" type: "Reduction" bottom: "a" top: "y" loss_weight: 1 }'
+    )
+    assert net.outputs == ["y"]
+    net.forward()
+    net.backward()
+    assert net.blobs["x"].diff.tolist() == [[1, 0, 0], [1, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("axis", "end_axis", "shape"),
+    [(1, -1, (2, 60)), (0, 1, (6, 4, 5)), (2, 2, (2, 3, 4, 5)), (-3, -2, (2, 12, 5)), (2, 1, (2, 3, 1, 4, 5))],
+)
+def test_flatten(axis: int, end_axis: int, shape: tuple[int, ...]) -> None:
+    net = one_layer(f'type: "Flatten" flatten_param {{ axis: {axis} end_axis: {end_axis} }}', (2, 3, 4, 5))
+    x = normal(2, 3, 4, 5)
+    assert np.array_equal(run(net, x)["y"], x.reshape(shape))
+    backward(net, y=normal(*shape, seed=1))
+    assert np.array_equal(net.blobs["x0"].diff, normal(*shape, seed=1).reshape(x.shape))
+
+
+@pytest.mark.parametrize("kind", ["Flatten", "Reshape", "Split"])
+def test_layers_that_cannot_work_in_place(kind: str) -> None:
+    with pytest.raises(caffe.CaffeError, match=rf"layer 'layer' \({kind}\): top 'x0' is its bottom"):
+        one_layer(f'type: "{kind}"', (2, 3), tops=("x0",))
+
+
+def test_eltwise_maximum_takes_coefficients_that_do_nothing() -> None:
+    net = one_layer('type: "Eltwise" eltwise_param { operation: MAX coeff: 2 coeff: 3 }', (2, 3), (2, 3))
+    a, b = normal(2, 3), normal(2, 3, seed=1)
+    assert np.array_equal(run(net, a, b)["y"], np.maximum(a, b))
+    with pytest.raises(caffe.CaffeError, match=r"layer 'layer'.*coeff with operation: PROD"):
+        one_layer('type: "Eltwise" eltwise_param { operation: PROD coeff: 2 coeff: 3 }', (2, 3), (2, 3))
+
+
+@pytest.mark.parametrize("stable", ["true", "false"])
+def test_gradient_of_a_product_with_a_factor_of_0(stable: str) -> None:
+    net = one_layer(f'type: "Eltwise" eltwise_param {{ operation: PROD stable_prod_grad: {stable} }}', *[(1, 2)] * 3)
+    run(net, np.array([[0, 2]]), np.array([[3, 5]]), np.array([[4, 7]]))
+    backward(net, y=np.ones((1, 2)))
+    assert [net.blobs[f"x{i}"].diff.tolist() for i in range(3)] == [[[12, 35]], [[0, 14]], [[0, 10]]]
+
+
+def test_concat_dim_of_one_bottom() -> None:
+    net = one_layer('type: "Concat" concat_param { concat_dim: 0 }', (2, 3))
+    assert np.array_equal(run(net, normal(2, 3))["y"], normal(2, 3))

@@ -15,6 +15,8 @@ from .. import log
 from ..proto.caffe_pb2 import FillerParameter
 from .base import Layer, Shape, register
 
+aten = torch.ops.aten
+
 
 class _RNNSteps(torch.autograd.Function):
     """h_t = tanh(z_t + W · (cont_t · h_(t−1))), all steps: z T×N×D, W D×D, cont T×N×1, h_0 N×D → h T×N×D."""
@@ -32,13 +34,12 @@ class _RNNSteps(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         states, past, weight, cont = ctx.saved_tensors
-        slopes = 1 - states * states
-        diffs = torch.empty_like(slopes)
-        carried = torch.zeros_like(slopes[0])
-        steps = (gradients[0].unbind(), slopes.unbind(), diffs.unbind(), cont.unbind())
-        for given, slope, diff, keep in reversed(list(zip(*steps, strict=True))):
-            torch.mul(carried.add_(given), slope, out=diff)
-            carried = (diff @ weight).mul_(keep)
+        diffs = torch.empty_like(states)
+        dh = torch.zeros_like(states[0])
+        steps = (gradients[0].unbind(), states.unbind(), diffs.unbind(), cont.unbind())
+        for given, state, diff, keep in reversed(list(zip(*steps, strict=True))):
+            aten.tanh_backward(dh.add_(given), state, grad_input=diff)  # dh · (1 − h²)
+            dh = (diff @ weight).mul_(keep)
         return diffs, diffs.flatten(0, 1).t() @ past.flatten(0, 1), None, None
 
 
@@ -57,10 +58,10 @@ class _LSTMSteps(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         size = weight.shape[1]
         acts = z.clone(memory_format=torch.contiguous_format)  # the gates' values take the place of their inputs
-        states = z.new_empty(3, *z.shape[:2], size)
-        past, cells, hidden = states
-        before, turned = c, weight.t()
-        steps = (acts.unbind(), past.unbind(), cells.unbind(), hidden.unbind(), cont.unbind())
+        past, hidden = z.new_empty(2, *z.shape[:2], size)
+        cells = torch.cat([c[None], past])  # the first before all steps, the others still to be computed
+        turned = weight.t()
+        steps = (acts.unbind(), past.unbind(), cells.unbind()[1:], hidden.unbind(), cont.unbind())
         for gates, kept, cell, out, keep in zip(*steps, strict=True):
             torch.mul(h, keep, out=kept)
             gates.addmm_(kept, turned)
@@ -69,21 +70,26 @@ class _LSTMSteps(torch.autograd.Function):
             i, f, o, g = gates.split(size, 1)
             torch.mul(f.mul_(keep), c, out=cell).addcmul_(i, g)
             h, c = torch.tanh(cell, out=out).mul_(o), cell
-        ctx.save_for_backward(acts, cells, past, before, weight, cont)
+        ctx.save_for_backward(acts, cells, past, weight, cont)
+        cells = cells[1:]
         ctx.mark_non_differentiable(cells)
         return hidden, cells
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        acts, cells, past, before, weight, cont = ctx.saved_tensors
+        acts, cells, past, weight, cont = ctx.saved_tensors
         size = weight.shape[1]
         i, f, o, g = acts.split(size, 2)
-        bent, earlier = cells.tanh(), torch.cat([before[None], cells[:-1]])
+        bent = cells[1:].tanh()
         # what a step's diff of c (of h, for the output gate) is multiplied by to give that of each gate's input
-        slopes = torch.stack([g * i * (1 - i), earlier * f * (1 - f), bent * o * (1 - o), i * (1 - g * g)], 2)
-        through = o * (1 - bent * bent)
+        slopes = acts.new_empty(*acts.shape[:2], 4, size)
+        aten.sigmoid_backward(g, i, grad_input=slopes[:, :, 0])  # g · i · (1 − i)
+        aten.sigmoid_backward(cells[:-1], f, grad_input=slopes[:, :, 1])
+        aten.sigmoid_backward(bent, o, grad_input=slopes[:, :, 2])
+        aten.tanh_backward(i, g, grad_input=slopes[:, :, 3])  # i · (1 − g²)
+        through = aten.tanh_backward(o, bent)
         diffs = torch.empty_like(slopes)
-        dh, dc = torch.zeros_like(before), torch.zeros_like(before)
+        dh, dc = torch.zeros_like(past[0]), torch.zeros_like(past[0])
         steps = (gradients[0].unbind(), slopes.unbind(), through.unbind(), f.unbind(), cont.unbind(), diffs.unbind())
         for given, slope, passing, forget, keep, diff in reversed(list(zip(*steps, strict=True))):
             dh.add_(given)

@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from .layers.activation import ReLU
 from .layers.base import Layer
 from .layers.normalization import BatchNorm, Scale
-from .layers.vision import Convolution, InnerProduct
+from .layers.vision import Convolution, InnerProduct, channels_last
 
 
 class Folded:
     """A Convolution or InnerProduct and up to three layers behind it, as one: y = relu(w' ∗ x + b').
 
-    w' = γ/σ · w and b' = γ/σ · (b − μ) + β, a channel; in `dtype`, where one is given, and in the layout that is
-    fastest.
+    w' = γ/σ · w and b' = γ/σ · (b − μ) + β, a channel; in `dtype`, where one is given. On a CPU oneDNN computes it in
+    one call, with weights that are brought into its own order once rather than in every call.
     """
 
     def __init__(
@@ -51,8 +51,50 @@ class Folded:
         self.weight = weight.to(kept)
         self.bias = shift.to(kept) if shift.any() else None
         self.slope = None if relu is None else relu.param.relu_param.negative_slope
+        image = isinstance(layer, InnerProduct) or weight.dim() == 4
+        self._one_dnn = weight.device.type == "cpu" and image and torch.backends.mkldnn.is_available()
+        self._packed: dict[bool, torch.Tensor] = {}
+
+    def _activation(self) -> tuple[str, list[float], str]:
+        """ReLU as oneDNN is told of it."""
+        if self.slope is None:
+            return "none", [], ""
+        return ("leaky_relu", [self.slope], "") if self.slope else ("relu", [], "")
+
+    def _pack(self, x: torch.Tensor) -> torch.Tensor:
+        """The weights in the order that oneDNN wants for such inputs: one for a single row, another for batches.
+
+        Where it would have yet another for this very shape, it reorders them in the call.
+        """
+        single = x.shape[0] == 1
+        if single not in self._packed:
+            layer, weight = self.layer, self.weight.contiguous()
+            if isinstance(layer, Convolution):
+                pad, stride, dilation = list(layer.pad), list(layer.stride), list(layer.dilation)
+                packed = torch.ops.aten.mkldnn_reorder_conv2d_weight(
+                    weight.to_mkldnn(), pad, stride, dilation, layer.group, list(x.shape)
+                )
+            else:
+                packed = torch.ops.mkldnn._reorder_linear_weight(weight, x.shape[0])
+            self._packed[single] = packed
+        return self._packed[single]
+
+    def _by_one_dnn(self, x: torch.Tensor) -> torch.Tensor:
+        layer, x = self.layer, x.to(self.weight.dtype)
+        if isinstance(layer, Convolution):
+            images = channels_last(layer.batched(x))
+            place = layer.pad, layer.stride, layer.dilation, layer.group
+            packed = self._pack(images)
+            y = torch.ops.mkldnn._convolution_pointwise(images, packed, self.bias, *place, *self._activation())
+            return layer.unbatched(y, x)
+        x = x.flatten(layer.first)
+        rows = x.reshape(-1, x.shape[-1])
+        y = torch.ops.mkldnn._linear_pointwise(rows, self._pack(rows), self.bias, *self._activation())
+        return y.reshape(*x.shape[:-1], -1)
 
     def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
+        if self._one_dnn and bottoms[0].numel():
+            return [self._by_one_dnn(bottoms[0])]
         y = self.layer.apply(bottoms[0], self.weight, self.bias)
         if self.slope is not None:
             y = F.leaky_relu_(y, self.slope) if self.slope else y.relu_()

@@ -13,7 +13,7 @@ from .base import Layer, Shape, register
 Sizes = tuple[int, ...]
 
 
-def _channels_last(x: torch.Tensor) -> torch.Tensor:
+def channels_last(x: torch.Tensor) -> torch.Tensor:
     """`x`, N×C×H×W, in channels-last order, and seen to be so where C is 1 and both orders are the same."""
     x = x.contiguous(memory_format=torch.channels_last)
     if x.shape[1] == 1 and x.stride(1) != 1:
@@ -185,7 +185,7 @@ class _Convolution(_Windowed):
         """Weight and bias as `apply` takes them."""
         weight = self.blobs[0].tensor()
         # channels-last is the layout in which oneDNN and cuDNN are fastest
-        return _channels_last(weight) if weight.dim() == 4 else weight, _bias(self)
+        return channels_last(weight) if weight.dim() == 4 else weight, _bias(self)
 
     def apply(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """The top of one bottom."""
@@ -215,7 +215,7 @@ class Convolution(_Convolution):
     def apply(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         images = self.batched(x)
         if images.dim() == 4:
-            images = _channels_last(images)
+            images = channels_last(images)
         return self.unbatched(_convolve(images, weight, bias, self.stride, self.pad, self.dilation, self.group), x)
 
 
@@ -240,7 +240,7 @@ class Deconvolution(_Convolution):
     def apply(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         images = self.batched(x)
         if images.dim() == 4:
-            images = _channels_last(images)
+            images = channels_last(images)
         return self.unbatched(_deconvolve(images, weight, bias, self.stride, self.pad, self.dilation, self.group), x)
 
 

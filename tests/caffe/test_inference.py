@@ -186,3 +186,13 @@ def test_a_net_made_in_inference_mode_is_a_net_like_any_other(tmp_path: Path, x:
         infer(net, x)
         write_through_data(net)
         np.testing.assert_allclose(infer(net, x), expected(net, x, 1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("text", [NORM + SCALE + RELU, LEAKY])
+def test_any_sequence_of_batch_sizes_and_sizes(tmp_path: Path, text: str) -> None:
+    """The weights are packed for the first shapes that come; others must give the same."""
+    net = make(tmp_path, text)
+    random = np.random.default_rng(8)
+    for shape in ((3, 4, 7, 6), (1, 4, 7, 6), (17, 4, 7, 6), (1, 4, 21, 9), (64, 4, 3, 3), (1, 4, 7, 6)):
+        x = random.normal(size=shape).astype(np.float32)
+        np.testing.assert_allclose(infer(net, x), expected(net, x, 1), rtol=1e-4, atol=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -26,6 +27,8 @@ StrPath = str | os.PathLike[str]
 Buffer = bytes | memoryview
 Record = tuple[Buffer, Buffer]  # key and value
 
+STRING_OR_COMMENT = re.compile(rb"""("(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')|#[^\n]*""")  # in a prototxt
+
 
 def replace_bytes(path: StrPath, data: bytes) -> None:
     """Write a file all or nothing: beside its target, then renamed."""
@@ -48,13 +51,14 @@ def read_text(path: StrPath, message: M) -> M:
     Raises CaffeError naming file, line and column for a field that Caffe does not know or text that does not parse.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        data = Path(path).read_bytes()
     except OSError as error:
         raise CaffeError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise CaffeError(f"{path}: not a text file (byte {error.start}: {error.reason}); expected a prototxt") from None
     try:
-        text_format.Parse(text, message)
+        text_format.Parse(_text(data), message)
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise CaffeError(f"{path}: not a text file (line {line}: {error.reason}); expected a prototxt") from None
     except text_format.ParseError as error:
         line, column = error.GetLine(), error.GetColumn()
         where = f"{path}:{line}:{column}" if line is not None else str(path)
@@ -65,8 +69,19 @@ def read_text(path: StrPath, message: M) -> M:
     return message
 
 
+def _text(data: bytes) -> str:
+    """A prototxt's text, which is UTF-8; only its comments may be in any encoding, as for Caffe."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return STRING_OR_COMMENT.sub(rb"\1", data).decode("utf-8-sig")
+
+
 def read_binary(path: StrPath, message: M) -> M:
-    """Parse a binary message (.caffemodel, .solverstate, .binaryproto) and return it; CaffeError if it is none."""
+    """Parse a binary message (.caffemodel, .solverstate, .binaryproto) and return it; CaffeError if it is none.
+
+    In text that is not UTF-8, U+FFFD stands for what cannot be read; Caffe wrote paths as the system had them.
+    """
     try:
         data = Path(path).read_bytes()
     except OSError as error:
@@ -77,7 +92,21 @@ def read_binary(path: StrPath, message: M) -> M:
         raise CaffeError(
             f"{path}: not a {type(message).__name__} ({len(data)} bytes; cut off, or another format)"
         ) from None
+    _decode_text(message)
     return message
+
+
+def _decode_text(message: Message) -> None:
+    """Make text of all that should be: what is not UTF-8 (paths of other systems), protobuf hands out as bytes."""
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_MESSAGE:
+            for part in value if hasattr(value, "extend") else [value]:
+                _decode_text(part)
+        elif field.type == field.TYPE_STRING and isinstance(value, bytes):
+            setattr(message, field.name, value.decode(errors="replace"))
+        elif field.type == field.TYPE_STRING and not isinstance(value, str):
+            for i, part in enumerate(value):
+                value[i] = part.decode(errors="replace") if isinstance(part, bytes) else part
 
 
 def read_net_parameter(path: StrPath) -> NetParameter:

@@ -519,6 +519,36 @@ def test_settings_without_a_place_are_logged_and_left_out(logged: io.StringIO) -
     ]
 
 
+# Encodings
+
+
+def test_comments_in_any_encoding(tmp_path: Path) -> None:
+    """Caffe reads bytes: comments in GBK were common, and a byte order mark does no harm."""
+    path = tmp_path / "net.prototxt"
+    path.write_bytes('# 网络 "\nname: "a#b"  # 名字\nlayer { name: \'c#\' } # 第'.encode("gbk"))
+    expected = parsed('name: "a#b" layer { name: "c#" }')
+    assert read_net_parameter(path) == expected
+    path.write_bytes('# 网络\nname: "网#络"'.encode("utf-8-sig"))
+    assert read_net_parameter(path).name == "网#络"
+    path.write_bytes('# 网络\n\nname: "网络"'.encode("gbk"))
+    with pytest.raises(caffe.CaffeError, match=r"net\.prototxt: not a text file \(line 3: "):
+        read_net_parameter(path)
+
+
+def test_weights_with_text_in_any_encoding(tmp_path: Path) -> None:
+    """A path of another system does not keep the weights from being read, in a file of any age."""
+    for text in (
+        'layers { layer { name: "a" type: "data" source: "PATH" meanfile: "PATH" } top: "PATH" top: "b" }',
+        'layers { name: "a" type: DATA data_param { source: "PATH" mean_file: "PATH" } top: "PATH" top: "b" }',
+        'layer { name: "a" type: "Data" top: "PATH" top: "b" data_param { source: "PATH" } '
+        'transform_param { mean_file: "PATH" } }',
+    ):
+        (tmp_path / "x.caffemodel").write_bytes(parsed(text).SerializeToString().replace(b"PATH", b"D:\xca\xfd"))
+        (layer,) = read_net_binary(tmp_path / "x.caffemodel").layer
+        assert [layer.name, layer.type, *layer.top] == ["a", "Data", "D:\ufffd\ufffd", "b"]
+        assert layer.data_param.source == layer.transform_param.mean_file == "D:\ufffd\ufffd"
+
+
 # What is refused
 
 

@@ -113,7 +113,7 @@ def fold(layers: Sequence[Layer], number: int, dtype: torch.dtype | None) -> tup
         return behind if behind is not None and [*behind.param.bottom] == [*behind.param.top] == names else None
 
     norm = scale = relu = None
-    if isinstance(layer, Convolution):
+    if isinstance(layer, Convolution) and layer.channel_axis == 1:
         channels = layer.blobs[0].shape[0]
         if isinstance(behind := following(), BatchNorm) and behind.global_stats:
             norm, number = behind, number + 1

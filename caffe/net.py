@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +18,7 @@ from .blob import Blob, Parameter
 from .errors import CaffeError
 from .folding import Folded, InferencePlan
 from .io import array_to_blobproto, blobproto_to_array, read_net_binary, read_net_parameter, replace_bytes
-from .layers import Layer, make_layer
+from .layers import LAYERS, Layer, make_layer
 from .layers.normalization import BatchNorm, Scale
 from .proto.caffe_pb2 import TEST, TRAIN, LayerParameter, NetParameter, NetState, NetStateRule, ParamSpec, Phase
 from .upgrade import upgrade_net
@@ -27,6 +28,15 @@ Tensors = dict[str, torch.Tensor]
 Graph = dict[int, tuple[list[torch.Tensor], list[torch.Tensor]]]
 # what to run, in order: a layer or a fused pair, its first and its last layer's number
 Plan = list[tuple["Layer | _BatchNormScale | Folded", int, int]]
+
+
+# the name of a loss layer's top where its prototxt has none
+AUTOMATIC = "(automatic)"
+
+
+def _automatic_names() -> Iterator[str]:
+    yield AUTOMATIC
+    yield from (f"{AUTOMATIC} {number}" for number in itertools.count(2))
 
 
 def _rule_met(state: NetState, rule: NetStateRule, layer: str) -> bool:
@@ -221,8 +231,10 @@ class Net:
 
     def _add_layer(self, param: LayerParameter, available: dict[str, None]) -> Layer:
         log.info("layer_factory.hpp:77", f"Creating layer {param.name}")
-        if param.name in self.layer_dict:
-            raise CaffeError(f"layer {param.name!r}: the name is taken by an earlier layer; expected another")
+        kind = LAYERS.get(param.type)
+        if kind is not None and kind.default_loss_weight and not param.top:
+            # a loss whose value the prototxt does not name
+            param.top.append(next(name for name in _automatic_names() if name not in self.blobs))
         layer = make_layer(param, self.device, self._generator)
         log.info("net.cpp:86", f"Creating Layer {param.name}")
         for bottom in param.bottom:
@@ -237,7 +249,7 @@ class Net:
         shapes = [self.blobs[bottom].shape for bottom in param.bottom]
         layer.setup(shapes)
         tops = layer.top_shapes(shapes)
-        weights = list(param.loss_weight) or [layer.default_loss_weight] + [0.0] * (len(param.top) - 1)
+        weights = list(param.loss_weight) or [layer.default_loss_weight, *[0.0] * len(param.top)][: len(param.top)]
         if len(weights) != len(param.top):
             layer.error(f"has {len(weights)} loss_weight for {len(param.top)} tops; expected none or one a top")
         for i, (top, shape) in enumerate(zip(param.top, tops, strict=True)):
@@ -250,10 +262,14 @@ class Net:
             else:
                 self.blobs[top] = Blob(shape, self.device)
             self.blob_loss_weights[top] = weights[i]
-            available[top] = None
+            if not top.startswith(AUTOMATIC):
+                available[top] = None
+        # Caffe lets two layers have one name, as some old prototxts do; weights would not be told apart by it
+        if param.name in self.layer_dict and (layer.blobs or self.layer_dict[param.name].blobs):
+            layer.error("the name is taken by an earlier layer; expected another, since weights go by the name")
         self._add_params(layer)
         self.layers.append(layer)
-        self.layer_dict[param.name] = layer
+        self.layer_dict.setdefault(param.name, layer)
         log.info("net.cpp:124", f"Setting up {param.name}")
         return layer
 
@@ -329,7 +345,7 @@ class Net:
     def _loss_weight(self, param: LayerParameter, top: int) -> float:
         if param.loss_weight:
             return param.loss_weight[top]
-        return self.layer_dict[param.name].default_loss_weight if top == 0 else 0.0
+        return LAYERS[param.type].default_loss_weight if top == 0 else 0.0
 
     def _fuse(self) -> Plan:
         """What to run where no one looks at what stands between a BatchNorm and its Scale."""
@@ -483,7 +499,7 @@ class Net:
             return default
         if layer not in self.layer_dict:
             raise CaffeError(f"{what}: no layer {layer!r}; expected one of {', '.join(self.layer_dict)}")
-        return list(self.layer_dict).index(layer)
+        return self._layer_names.index(layer)
 
     def forward(
         self,
@@ -784,7 +800,7 @@ class Net:
 
     @property
     def _layer_names(self) -> list[str]:
-        return list(self.layer_dict)
+        return [layer.name for layer in self.layers]
 
     @property
     def _blob_names(self) -> list[str]:
@@ -872,6 +888,7 @@ class Net:
         for layer in self.layers:
             out = proto.layer.add()
             out.CopyFrom(layer.param)
+            out.top[:] = [top for top in layer.param.top if not top.startswith(AUTOMATIC)]
             for blob in layer.blobs:
                 out.blobs.append(array_to_blobproto(blob.data, blob.diff if diff else None))
         return proto

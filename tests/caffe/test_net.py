@@ -795,7 +795,7 @@ X = input_layer("x", 2, 3)
         (X + 'layer { name: "a" type: "ReLU" top: "y" }', "layer 'a'.*has 0 bottoms.*expected 1"),
         (X + 'layer { name: "a" type: "ReLU" bottom: "x" bottom: "x" top: "y" }', r"layer 'a'.*has 2 bottoms \(x, x\)"),
         (X + 'layer { name: "a" type: "Eltwise" bottom: "x" top: "y" }', "layer 'a'.*1 bottoms.*expected 2 or more"),
-        (X + 2 * 'layer { name: "a" type: "TanH" bottom: "x" top: "y" }', "layer 'a': the name is taken"),
+        (X + 2 * 'layer { name: "a" type: "Bias" bottom: "x" top: "x" }', r"layer 'a' \(Bias\): the name is taken"),
         (X + 'layer { name: "a" type: "ReLU" bottom: "x" top: "y" }'
          'layer { name: "b" type: "TanH" bottom: "x" top: "y" }', "layer 'b'.*top 'y' is already the top"),
         (X + 'layer { name: "a" type: "Slice" bottom: "x" top: "y" top: "y" slice_param { axis: 0 } }',
@@ -925,3 +925,34 @@ def test_backward_needs_a_forward_pass() -> None:
     net.propagate(keep=False)  # as the solver does
     with pytest.raises(caffe.CaffeError, match="backward: there is no forward pass"):
         net.backward()
+
+
+def test_a_loss_without_a_top_counts() -> None:
+    text = (
+        input_layer("a", 2, 3)
+        + input_layer("b", 2, 3)
+        + 'layer { name: "one" type: "EuclideanLoss" bottom: "a" bottom: "b" }'
+        + 'layer { name: "two" type: "EuclideanLoss" bottom: "a" bottom: "b" loss_weight: 0.5 }'
+    )
+    net, a, b = net_of(text), normal(2, 3), normal(2, 3, seed=1)
+    net.blobs["a"].data[...], net.blobs["b"].data[...] = a, b
+    loss = ((a - b) ** 2).sum() / 4
+    assert net._forward(0, 3) == pytest.approx(1.5 * loss, rel=1e-5)
+    assert net.outputs == []
+    assert dict(net.blob_loss_weights) == {"a": 0, "b": 0, "(automatic)": 1, "(automatic) 2": 0.5}
+    net.backward()
+    np.testing.assert_allclose(net.blobs["a"].diff, 1.5 * (a - b) / 2, rtol=1e-5)
+    assert [list(layer.top) for layer in net.to_proto().layer] == [["a"], ["b"], [], []]
+
+
+def test_layers_without_weights_may_share_a_name() -> None:
+    text = input_layer("x", 2, 3) + "".join(
+        f'layer {{ name: "same" type: "Power" bottom: "x" top: "{top}" power_param {{ scale: {scale} }} }}'
+        for top, scale in (("y", 2), ("z", 3))
+    )
+    net, x = net_of(text), normal(2, 3)
+    net.blobs["x"].data[...] = x
+    out = net.forward()
+    np.testing.assert_allclose(out["y"], 2 * x)
+    np.testing.assert_allclose(out["z"], 3 * x)
+    np.testing.assert_allclose(net.forward(end="same")["y"], 2 * x)  # the first of that name

@@ -42,8 +42,9 @@ def load_image(filename: str | os.PathLike[str], color: bool = True) -> np.ndarr
         raise CaffeError(f"{filename}: {error.err}") from None
     if pixels is None:
         raise CaffeError(f"{filename}: not an image that OpenCV reads ({data.size} bytes)")
-    if pixels.dtype.kind == "u":
-        image = pixels / (2.0 ** (8 * pixels.itemsize) - 1)
+    if pixels.dtype in (np.uint8, np.uint16):
+        values = np.arange(2 ** (8 * pixels.itemsize))
+        image = (values / values[-1]).astype(np.float32)[pixels]
     elif pixels.dtype.kind == "f":
         image = pixels
     else:

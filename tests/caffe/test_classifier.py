@@ -108,7 +108,9 @@ def run(files: tuple[str, str], *arguments: object) -> int:
 
 
 @pytest.mark.parametrize("suffix", ["npy", "binaryproto"])
-def test_the_command_on_a_folder(files: tuple[str, str], tmp_path: Path, suffix: str, capsys) -> None:  # type: ignore[no-untyped-def]
+def test_the_command_on_a_folder(
+    files: tuple[str, str], tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     inputs = [(255 * image).astype(np.uint8) for image in images((9, 8), (20, 30), (5, 5))]
     for name, image in zip(("b.png", "c.png", "a.png"), inputs, strict=True):
         cv2.imwrite(str(tmp_path / name), image[..., ::-1])
@@ -170,7 +172,9 @@ def test_what_the_command_refuses(
     assert not (tmp_path / "out.npy").exists()
 
 
-def test_numbers_on_the_command_line(files: tuple[str, str], tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+def test_numbers_on_the_command_line(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
         run(files, tmp_path, tmp_path / "out.npy", "--channel_swap", "b,g,r")
     assert "argument --channel_swap: 'b,g,r' is no list of whole numbers" in capsys.readouterr().err

@@ -201,8 +201,14 @@ def test_the_command_without_windows(files: tuple[str, str], photos: list[str], 
     ],
 )  # fmt: skip
 def test_what_the_command_refuses(
-    files: tuple[str, str], tmp_path: Path, name: str, text: str, mode: str, message: str, capsys
-) -> None:  # type: ignore[no-untyped-def]  # fmt: skip
+    files: tuple[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    text: str,
+    mode: str,
+    message: str,
+) -> None:
     (tmp_path / name).write_text(text)
     assert run(files, tmp_path / name, tmp_path / "out.csv", "--crop_mode", mode, "--context_pad", 1) == 1
     error = capsys.readouterr().err

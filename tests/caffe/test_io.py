@@ -106,7 +106,7 @@ def test_colour_grey_and_alpha(tmp_path: Path) -> None:
     np.testing.assert_array_equal(caffe.io.load_image(tmp_path / "grey.png", False), expected[..., :1])
 
 
-def test_palettes_and_sixteen_bits(tmp_path: Path) -> None:
+def test_palettes_sixteen_bits_and_floats(tmp_path: Path) -> None:
     palette = Image.fromarray(RANDOM.integers(0, 256, (6, 5, 3), np.uint8)).convert("P")
     palette.save(tmp_path / "palette.png")
     expected = np.asarray(palette.convert("RGB"), np.float32) / 255
@@ -114,6 +114,11 @@ def test_palettes_and_sixteen_bits(tmp_path: Path) -> None:
     deep = RANDOM.integers(0, 65536, (4, 3), np.uint16)
     cv2.imwrite(str(tmp_path / "deep.png"), deep)
     np.testing.assert_allclose(caffe.io.load_image(tmp_path / "deep.png", False)[..., 0], deep / 65535, rtol=1e-6)
+    cv2.imwrite(str(tmp_path / "float.tiff"), expected[..., ::-1])
+    np.testing.assert_array_equal(caffe.io.load_image(tmp_path / "float.tiff"), expected)
+    cv2.imwrite(str(tmp_path / "int.tiff"), deep.astype(np.int32))
+    with pytest.raises(caffe.CaffeError, match=r"int.tiff: the image's values are int32"):
+        caffe.io.load_image(tmp_path / "int.tiff")
 
 
 def test_a_cameras_rotation_is_ignored(tmp_path: Path) -> None:

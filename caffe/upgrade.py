@@ -208,7 +208,7 @@ def upgrade_net(net: NetParameter, source: str) -> bool:
     if net.layers:
         _info(55, f"Attempting to upgrade input file specified using deprecated V1LayerParameter: {source}")
         for layer in net.layers:
-            net.layer.append(_from_v1(layer))
+            _from_v1(layer, net.layer.add())
         net.ClearField("layers")
         _info(63, "Successfully upgraded file specified using deprecated V1LayerParameter")
     if net.input:
@@ -241,14 +241,12 @@ def _upgrade_v0(net: NetParameter, source: str) -> bool:
             )
     _fold_padding(net, source)
     complete = True
-    upgraded = []
-    for layer in net.layers:
+    layers = list(net.layers)
+    for layer in layers:
         if layer.layer.type != "padding":
-            new = V1LayerParameter(bottom=layer.bottom, top=layer.top)
+            new = net.layers.add(bottom=layer.bottom, top=layer.top)
             complete = _from_v0(layer.layer, new, source) and complete
-            upgraded.append(new)
-    net.ClearField("layers")
-    net.layers.extend(upgraded)
+    del net.layers[: len(layers)]
     return complete
 
 
@@ -333,8 +331,8 @@ def _old_transforms(net: NetParameter) -> Iterator[tuple[V1LayerParameter, Messa
 # V1 to the current form
 
 
-def _from_v1(old: V1LayerParameter) -> LayerParameter:
-    new = LayerParameter()
+def _from_v1(old: V1LayerParameter, new: LayerParameter) -> None:
+    """Fill a layer of today from a V1 layer."""
     for field, value in old.ListFields():
         if field.name == "type":
             new.type = _V1_TYPES[V1LayerParameter.LayerType.Name(value)]
@@ -345,7 +343,6 @@ def _from_v1(old: V1LayerParameter) -> LayerParameter:
                 setattr(new.param[i], _V1_PARAM[field.name], one)
         else:
             _set(new, field.name, value)
-    return new
 
 
 # Inputs and BatchNorm

@@ -76,10 +76,11 @@ def listed(value: str) -> list[str]:
 
 
 def gpus_of(gpu: str) -> list[int]:
-    """The numbers of the GPUs that --gpu names."""
+    """The numbers of the GPUs that --gpu names. Raises CaffeError where it names none, or all where there is none."""
     if gpu == "all":
+        caffe.set_mode_gpu()
         return list(range(torch.cuda.device_count()))
-    numbers = listed(gpu)
+    numbers = gpu.split(",") if gpu else []
     if not all(number.isdigit() for number in numbers):
         raise caffe.CaffeError(f"--gpu is {gpu!r}; expected all, or numbers separated by commas")
     return [int(number) for number in numbers]
@@ -94,8 +95,6 @@ def use_gpu(number: int) -> None:
 def choose_device(flags: argparse.Namespace) -> None:
     """CPU or GPU mode for commands that Caffe runs on one device."""
     gpus = gpus_of(flags.gpu)
-    if flags.gpu and not gpus:
-        caffe.set_mode_gpu()  # says why not
     for unused in reversed(gpus[1:]):
         log.info("caffe.cpp:266", f"Not using GPU #{unused} for single-GPU function")
     if gpus:
@@ -112,8 +111,6 @@ def choose_training_device(flags: argparse.Namespace, param: SolverParameter) ->
     A solver's mode is GPU unless it says otherwise. Where there is no GPU it trains on the CPU, with a warning.
     """
     gpus = gpus_of(flags.gpu)
-    if flags.gpu and not gpus:
-        caffe.set_mode_gpu()  # says why not
     if not flags.gpu and param.solver_mode == SolverParameter.GPU:
         if torch.cuda.is_available():
             gpus = [param.device_id]

@@ -166,6 +166,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Two GPUs that are none: nets stay on the CPU. The devices that are chosen."""
     chosen: list[str] = []
     monkeypatch.setattr(caffe, "use_device", chosen.append)
+    monkeypatch.setattr(caffe, "set_mode_gpu", lambda: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", "Card {}".format)
@@ -387,6 +388,7 @@ def test_device_query_says_what_caffe_says(
         (["train", "--solver=SOLVER", "--precision=fp8"], "--precision is 'fp8'"),
         (["train", "--solver=SOLVER", "--gpu=first"], "--gpu is 'first'"),
         (["time", "--model=NET", "--gpu=0,first"], "--gpu is '0,first'"),
+        (["time", "--model=NET", "--gpu=0,"], "--gpu is '0,'"),
         (["time", "--model=NET", "--phase=train"], "--phase is 'train'"),
         (["time", "--model=NET", "--iterations=0"], "--iterations is 0; expected at least 1"),
         *(

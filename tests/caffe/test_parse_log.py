@@ -197,6 +197,7 @@ def test_the_command_writes_caffes_two_files(shared: Path, tmp_path: Path) -> No
     with open(tmp_path / "out/full.log.train", newline="") as f:
         rows = list(csv.reader(f, delimiter=";"))
     assert rows[0] == ["NumIters", "Seconds", "LearningRate", "loss"]
+    assert rows[3][0] == "10.0"  # as Caffe writes it
     assert [float(v) for v in rows[3]] == [10, pytest.approx(0.002408), 0.025, 0.372191]
     with open(tmp_path / "out/full.log.test", newline="") as f:
         rows = list(csv.reader(f, delimiter=";"))

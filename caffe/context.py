@@ -84,8 +84,15 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     Parameters
     ----------
     precision: `auto` (bfloat16 where the processor multiplies it in hardware, else fp32), `fp32`, `bf16`, `fp16`.
+
+    Raises CaffeError for another name, and for `fp16` on a processor that has no arithmetic for it.
     """
     name = precision.lower()
+    if name == "fp16" and device.type == "cpu" and not _cpu_flag("avx512_fp16", "amx_fp16"):
+        raise CaffeError(
+            "precision fp16: this processor has no float16 arithmetic, and imitates it a hundred times slower than "
+            "float32; expected auto, fp32 or bf16 here"
+        )
     if name == "auto":
         name = "bf16" if _has_fast_bfloat16(device) else "fp32"
     try:

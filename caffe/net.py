@@ -30,6 +30,8 @@ Graph = dict[int, tuple[list[torch.Tensor], list[torch.Tensor]]]
 Plan = list[tuple["Layer | _BatchNormScale | Folded", int, int]]
 
 
+FLOAT16_LOSS_SCALE = 1024.0
+
 # the name of a loss layer's top where its prototxt has none
 AUTOMATIC = "(automatic)"
 
@@ -587,6 +589,8 @@ class Net:
             made.update(id(top) for top in tops)
         for layer in self.layers[end : start + 1]:
             leaves.update((id(blob), blob) for blob in layer.blobs if blob.lr_mult != 0)
+        # float16 has no small numbers: gradients are computed that much larger
+        scale = FLOAT16_LOSS_SCALE if self._dtype is torch.float16 else 1.0
         roots, seeds = [], []
         for name, value in left.items():
             weight = self.blob_loss_weights[name]
@@ -594,7 +598,8 @@ class Net:
                 continue
             roots.append(value)
             given = self.blobs[name].diff_tensor if not weight else None
-            seeds.append(given().to(value.dtype).reshape(value.shape) if given else torch.full_like(value, weight))
+            seed = given().reshape(value.shape) if given else torch.full_like(value, weight)
+            seeds.append((seed * scale).to(value.dtype))
         names = [name for name, value in entered.items() if blob_diffs and value.requires_grad]
         parameters = list(leaves.values())
         wanted = [p.tensor() for p in parameters] + [entered[name] for name in names]
@@ -607,11 +612,12 @@ class Net:
             self._graph = None
         for parameter, gradient in zip(parameters, gradients, strict=False):
             if gradient is not None:
-                parameter.accumulate(gradient)
+                parameter.accumulate(gradient if scale == 1 else gradient / scale)
         for name, gradient in zip(names, gradients[len(parameters) :], strict=True):
             blob, key = self.blobs[name], id(entered[name])
             gradient = reached.get(key, gradient)
             if gradient is not None:
+                gradient = gradient if scale == 1 else gradient.float() / scale
                 blob.set_diff(blob.diff_tensor() + gradient if key in partly and key not in made else gradient)
 
     def backward(

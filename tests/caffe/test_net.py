@@ -956,3 +956,31 @@ def test_layers_without_weights_may_share_a_name() -> None:
     np.testing.assert_allclose(out["y"], 2 * x)
     np.testing.assert_allclose(out["z"], 3 * x)
     np.testing.assert_allclose(net.forward(end="same")["y"], 2 * x)  # the first of that name
+
+
+def test_float16_needs_a_processor_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caffe.context, "_cpu_flag", lambda *flags: False)
+    with pytest.raises(caffe.CaffeError, match="precision fp16: this processor has no float16"):
+        net_of(input_layer("x", 1, 2), precision="fp16")
+
+
+def test_small_gradients_survive_float16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gradient of 1e-8 is 0 in float16; those that pass through layers are kept larger on the way."""
+    monkeypatch.setattr(caffe.context, "_cpu_flag", lambda *flags: True)
+    text = input_layer("x", 4, 8) + (
+        'layer { name: "a" type: "InnerProduct" bottom: "x" top: "h" inner_product_param { num_output: 8 '
+        'weight_filler { type: "gaussian" std: 0.1 } } }'
+        'layer { name: "b" type: "InnerProduct" bottom: "h" top: "y" inner_product_param { num_output: 1 '
+        'weight_filler { type: "gaussian" std: 0.1 } } }'
+        'layer { name: "loss" type: "Reduction" bottom: "y" top: "loss" loss_weight: 1e-6 }'
+    )
+    half, full = (net_of(text, precision=precision) for precision in ("fp16", "fp32"))
+    for net in (half, full):
+        net.blobs["x"].data[...] = normal(4, 8) * 0.01
+        net.forward()
+        net.backward()
+    for name in ("a", "b"):
+        for ours, wanted in zip(half.params[name], full.params[name], strict=True):
+            assert 0 < np.abs(wanted.diff).max() < 1e-5
+            np.testing.assert_allclose(ours.diff, wanted.diff, rtol=0.02, atol=1e-10)
+    np.testing.assert_allclose(half.blobs["x"].diff, full.blobs["x"].diff, rtol=0.02, atol=1e-10)

@@ -1,6 +1,6 @@
 """Caffe's interface and semantics, computed by PyTorch: what `import caffe` gives a script written for pycaffe."""
 
-from . import coord_map, io, log
+from . import coord_map, io
 from .classifier import Classifier
 from .context import (
     current_device,
@@ -18,8 +18,8 @@ from .context import (
 )
 from .detector import Detector
 from .errors import CaffeError
+from .glog import init_log, log
 from .layers import LAYERS, Layer
-from .log import init_log
 from .net import Net
 from .net_spec import NetSpec, layers, params, to_proto
 from .proto.caffe_pb2 import TEST, TRAIN

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import context, hdf5, log
+from . import context, hdf5
+from . import glog as log
 from .blob import Blob, Parameter
 from .errors import CaffeError
 from .folding import Folded, InferencePlan

@@ -12,7 +12,8 @@ from typing import ClassVar
 
 import torch
 
-from . import context, hdf5, log
+from . import context, hdf5
+from . import glog as log
 from .blob import Parameter
 from .errors import CaffeError
 from .io import (

@@ -11,7 +11,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from . import log
+from . import glog as log
 from .errors import CaffeError
 from .proto.caffe_pb2 import LayerParameter, NetParameter, SolverParameter, V0LayerParameter, V1LayerParameter
 

@@ -25,7 +25,7 @@ from google.protobuf import text_format
 from tqdm import tqdm
 
 import caffe
-from caffe import log
+from caffe import glog as log
 from caffe.database import write_lmdb
 from caffe.io import DatumReader, open_lmdb, read_net_parameter, read_solver_parameter, replace_bytes
 from caffe.proto.caffe_pb2 import TEST, TRAIN, LayerParameter, NetParameter, SolverParameter

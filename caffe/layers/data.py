@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import log
+from .. import glog as log
 from ..errors import CaffeError
 from ..filler import FILLERS, fill
 from ..io import DatumReader, datum_to_array, planes

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import torch
 
-from .. import log
+from .. import glog as log
 from ..errors import CaffeError
 from ..io import decode_image, load_mean, planes
 from .base import Shape, register

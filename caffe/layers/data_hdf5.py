@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .. import hdf5, log
+from .. import glog as log
+from .. import hdf5
 from ..errors import CaffeError
 from .base import Layer, Shape, register
 from .prefetch import PrefetchingLayer

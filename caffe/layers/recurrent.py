@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 
-from .. import log
+from .. import glog as log
 from ..proto.caffe_pb2 import FillerParameter
 from .base import Layer, Shape, register
 

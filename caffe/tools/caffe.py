@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 
 import caffe
-from caffe import log
+from caffe import glog as log
 from caffe.io import read_solver_parameter
 from caffe.proto.caffe_pb2 import SolverParameter
 from caffe.tools.flags import FlagParser, run

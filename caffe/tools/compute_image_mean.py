@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from caffe import log
+from caffe import glog as log
 from caffe.errors import CaffeError
 from caffe.io import DatumReader, StrPath, save_mean
 from caffe.proto.caffe_pb2 import DataParameter

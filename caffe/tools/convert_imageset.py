@@ -22,7 +22,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from caffe import log
+from caffe import glog as log
 from caffe.database import write_lmdb
 from caffe.errors import CaffeError
 from caffe.io import StrPath

@@ -15,7 +15,7 @@ from pathlib import Path
 from queue import Full, Queue
 
 import caffe
-from caffe import log
+from caffe import glog as log
 from caffe.blob import Blob
 from caffe.errors import CaffeError
 from caffe.io import StrPath

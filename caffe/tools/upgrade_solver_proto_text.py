@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from google.protobuf import text_format
 
-from caffe import log
+from caffe import glog as log
 from caffe.errors import CaffeError
 from caffe.io import read_text, replace_bytes
 from caffe.proto.caffe_pb2 import SolverParameter

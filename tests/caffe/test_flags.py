@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from caffe import log
+from caffe import glog as log
 from caffe.errors import CaffeError
 from caffe.tools.flags import FlagParser, run
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import re
 from pathlib import Path
 
 import h5py
@@ -11,6 +13,7 @@ import pytest
 from small_nets import input_layer, net_of, normal
 
 import caffe
+from caffe import glog
 
 NET = (
     input_layer("x", 4, 3)
@@ -180,3 +183,13 @@ def test_one_process_trains() -> None:
     caffe.set_solver_count(1)
     with pytest.raises(caffe.CaffeError, match="2 processes cannot train together"):
         caffe.set_solver_count(2)
+
+
+def test_a_scripts_own_log_lines() -> None:
+    stream = io.StringIO()
+    handler = glog.log_to(stream)
+    try:
+        caffe.log("half of it is done")
+    finally:
+        glog.stop_logging(handler)
+    assert re.fullmatch(r"I\d{8} [\d:.]+ \d+ test_pycaffe_net\.py:\d+\] half of it is done\n", stream.getvalue())

@@ -18,7 +18,7 @@ from small_training import write_problem
 from tiny_model import write_database
 
 import caffe
-from caffe import log
+from caffe import glog as log
 from caffe.io import read_binary, read_solver_parameter
 from caffe.proto.caffe_pb2 import SolverParameter, SolverState
 from caffe.tools.parse_log import parse_log

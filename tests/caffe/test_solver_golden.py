@@ -27,7 +27,7 @@ SOLVERS = [
 ]
 # What rounding alone decides where an update divides the gradient by its own size: the bias in front of a batch norm,
 # whose gradient is 0 but for rounding, and the running mean, which contains that bias.
-UNDETERMINED = {case: ("final/conv1/1", "final/bn1/0") for case in ("adagrad", "adam", "rmsprop")}
+UNDETERMINED = dict.fromkeys(("adagrad", "adam", "rmsprop"), ("final/conv1/1", "final/bn1/0"))
 # In iteration 7 of this case the two highest values of a pooling window are 4e-8 apart (computed in float64): which of
 # them takes the gradient is a matter of rounding too, and later parameters are as far apart as this.
 TOLERANCE = {"rmsprop": 4e-3}

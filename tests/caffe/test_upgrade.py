@@ -18,7 +18,7 @@ from small_nets import net_of
 from tiny_model import write_database
 
 import caffe
-from caffe import log
+from caffe import glog as log
 from caffe.io import read_net_binary, read_net_parameter, read_solver_parameter
 from caffe.proto.caffe_pb2 import (
     BlobProto,

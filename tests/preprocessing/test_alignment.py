@@ -48,7 +48,9 @@ def test_the_template_is_symmetric_and_lies_within_the_face() -> None:
     np.testing.assert_allclose(TEMPLATE, mirrored, atol=0.011)
     left_eye, right_eye, nose, mouth_left, mouth_right = TEMPLATE
     assert SIZE / 4 < left_eye[0] < mouth_left[0] < nose[0] < mouth_right[0] < right_eye[0] < SIZE * 3 / 4
-    assert SIZE / 4 < left_eye[1] == right_eye[1] < nose[1] < mouth_left[1] == mouth_right[1] < SIZE - 6  # in every crop
+    assert (
+        SIZE / 4 < left_eye[1] == right_eye[1] < nose[1] < mouth_left[1] == mouth_right[1] < SIZE - 6
+    )  # in every crop
 
 
 @settings(deadline=None)

@@ -46,6 +46,12 @@ def log_to(stream: TextIO | None = None) -> logging.Handler:
     return handler
 
 
+def log(message: str) -> None:
+    """Log a message of a script's own; pycaffe's."""
+    caller = sys._getframe(1)
+    info(f"{os.path.basename(caller.f_code.co_filename)}:{caller.f_lineno}", message)
+
+
 def init_log(level: int = 0) -> None:
     """Send the log to standard error from a level on: 0 all, 1 warnings, 2 errors; pycaffe's."""
     log_to()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
@@ -16,7 +15,7 @@ from ..filler import FILLERS, fill
 from ..io import DatumReader, datum_to_array, planes
 from ..proto.caffe_pb2 import Datum, FillerParameter
 from .base import Layer, RandomLayer, Shape, register
-from .prefetch import DECODERS, Batch, PrefetchingLayer, decode_all, stack, tensors
+from .prefetch import Batch, PrefetchingLayer, stack, tensors
 from .transform import Transformer
 
 # a data set above this is read from the database batch by batch instead of being kept in memory
@@ -267,11 +266,10 @@ class Data(PrefetchingLayer[Batch]):
 
     def batches(self, position: int) -> Iterator[Batch]:
         records = self._records(position)
-        with ThreadPoolExecutor(DECODERS) as pool:
-            while True:
-                raw = [(bytes(key), bytes(value)) for key, value in islice(records, self.param.data_param.batch_size)]
-                decoded = decode_all(pool, lambda record: self.reader.decode(*record), raw)
-                yield stack([image for image, _ in decoded]), np.array([label for _, label in decoded], np.float32)
+        while True:
+            raw = [(bytes(key), bytes(value)) for key, value in islice(records, self.param.data_param.batch_size)]
+            decoded = self.decode_all(lambda record: self.reader.decode(*record), raw)
+            yield stack([image for image, _ in decoded]), np.array([label for _, label in decoded], np.float32)
 
     def _records(self, position: int) -> Iterator[tuple[Any, Any]]:
         yield from islice(self.reader.items(), position, None)

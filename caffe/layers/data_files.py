@@ -6,7 +6,6 @@ import math
 import os
 import re
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import NamedTuple, NoReturn
 
@@ -18,7 +17,7 @@ from .. import glog as log
 from ..errors import CaffeError
 from ..io import decode_image, load_mean, planes
 from .base import Shape, register
-from .prefetch import DECODERS, Batch, PrefetchingLayer, decode_all, stack, tensors
+from .prefetch import Batch, PrefetchingLayer, stack, tensors
 from .transform import Transformer
 
 
@@ -129,13 +128,12 @@ class ImageData(PrefetchingLayer[Batch]):
     def batches(self, position: int) -> Iterator[Batch]:
         p = self.param.image_data_param
         lines = self._from(position)
-        with ThreadPoolExecutor(DECODERS) as pool:
-            while True:
-                batch = list(islice(lines, p.batch_size))
-                images = decode_all(pool, self._read, batch)
-                for line, image in zip(batch, images, strict=True):
-                    self._check(line, image.shape, batch[0], images[0].shape)
-                yield stack(images), np.array([line.label for line in batch], np.float32)
+        while True:
+            batch = list(islice(lines, p.batch_size))
+            images = self.decode_all(self._read, batch)
+            for line, image in zip(batch, images, strict=True):
+                self._check(line, image.shape, batch[0], images[0].shape)
+            yield stack(images), np.array([line.label for line in batch], np.float32)
 
     def _check(self, line: Line, shape: Shape, first: Line, first_shape: Shape) -> None:
         """CaffeError for an image that the transformation or the batch does not take."""
@@ -366,12 +364,11 @@ class WindowData(PrefetchingLayer[tuple[np.ndarray, np.ndarray]]):
         return [(Window(*row), bool(flip)) for row, flip in zip(np.concatenate(drawn).tolist(), mirrored, strict=True)]
 
     def batches(self, position: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        with ThreadPoolExecutor(DECODERS) as pool:
-            while True:
-                drawn = self._draw(position)
-                crops = decode_all(pool, lambda item: self._crop(*item), drawn)
-                yield np.stack(crops), np.array([window.label for window, _ in drawn], np.float32)
-                position += len(drawn)
+        while True:
+            drawn = self._draw(position)
+            crops = self.decode_all(lambda item: self._crop(*item), drawn)
+            yield np.stack(crops), np.array([window.label for window, _ in drawn], np.float32)
+            position += len(drawn)
 
     def _crop(self, window: Window, mirrored: bool) -> np.ndarray:
         """A window as it goes into the top, float32 3×crop_size×crop_size."""

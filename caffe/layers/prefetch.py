@@ -16,6 +16,7 @@ from ..proto.caffe_pb2 import LayerParameter
 from .base import RandomLayer
 
 R = TypeVar("R")
+S = TypeVar("S")
 T = TypeVar("T")
 # a batch of images N×C×H×W, or where their sizes differ a list of C×H×W, and of labels N
 Batch = tuple[np.ndarray | list[np.ndarray], np.ndarray]
@@ -47,13 +48,6 @@ def stack(images: Sequence[np.ndarray]) -> np.ndarray | list[np.ndarray]:
     return np.stack(images) if alike else list(images)
 
 
-def decode_all(pool: ThreadPoolExecutor, decode: Callable[[R], T], records: Sequence[R]) -> list[T]:
-    """`decode` of each record, in order, by the pool's threads, each taking several at a time."""
-    size = max(len(records) // (4 * DECODERS), 1)
-    parts = [records[i : i + size] for i in range(0, len(records), size)]
-    return [item for part in pool.map(lambda part: [decode(record) for record in part], parts) for item in part]
-
-
 def tensors(images: np.ndarray | list[np.ndarray], device: torch.device) -> torch.Tensor | list[torch.Tensor]:
     """The images of a batch on the device."""
     if isinstance(images, np.ndarray):
@@ -79,6 +73,9 @@ class PrefetchingLayer(RandomLayer, Generic[T]):
         super().__init__(param, device, generator)
         self.position = 0
         self._ahead: Ahead[T] | None = None
+        # The two pools end by themselves when nobody holds them any more. Nothing waits for that: it may be the
+        # garbage collector that lets go of them, in one of their own threads.
+        self._decoders: ThreadPoolExecutor | None = None
 
     @property
     def random_device(self) -> torch.device:
@@ -88,6 +85,15 @@ class PrefetchingLayer(RandomLayer, Generic[T]):
     def seed(self) -> int:
         """Of all that is drawn ahead; it is part of the generator's state, and so of a snapshot."""
         return self.random.initial_seed()
+
+    def decode_all(self, decode: Callable[[R], S], records: Sequence[R]) -> list[S]:
+        """`decode` of each record, in order, by several threads, each taking some at a time."""
+        if self._decoders is None:
+            self._decoders = ThreadPoolExecutor(DECODERS)
+        size = max(len(records) // (4 * DECODERS), 1)
+        parts = [records[i : i + size] for i in range(0, len(records), size)]
+        decoded = self._decoders.map(lambda part: [decode(record) for record in part], parts)
+        return [item for part in decoded for item in part]
 
     def batches(self, position: int) -> Iterator[T]:
         """The batches from `position` on, without end. Raises CaffeError without the layer's name."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import sys
+import threading
+import time
 from pathlib import Path
 
 import cv2
@@ -444,3 +447,17 @@ def test_ahead_gives_all_in_order_and_makes_no_more_than_asked() -> None:
     ahead.close()
     assert len(made) <= 13
     assert made == list(range(len(made)))
+
+
+def test_threads_end_with_their_net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_layers, "RESIDENT_BYTES", 0)
+    source = write_lmdb(tmp_path / "db", [encoded(picture(9, 8, seed=i), i) for i in range(10)])
+    gc.collect()
+    before = set(threading.enumerate())
+    for _ in range(30):
+        batches(data_net(data(source)), 2)
+    deadline = time.monotonic() + 60
+    while threads := set(threading.enumerate()) - before:  # what a thread still does keeps its net alive
+        assert time.monotonic() < deadline, threads
+        time.sleep(0.05)
+        gc.collect()

@@ -1,11 +1,11 @@
-"""Inference with weights that stand still: each convolution takes in what follows it in place, BatchNorm, Scale, ReLU.
+"""Inference with weights that stand still: each convolution takes in what follows it, BatchNorm, Scale and ReLU.
 
-Only layers that work in place are taken in, so that nothing but the last one's result can be seen.
+Only what nobody can see is left out: results that are overwritten in place, or that one layer reads and nobody else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 import torch
@@ -101,16 +101,23 @@ class Folded:
         return [y]
 
 
-def fold(layers: Sequence[Layer], number: int, dtype: torch.dtype | None) -> tuple[Folded, int] | None:
-    """Layer `number` with what it can take in, and the last one's number; None for a layer of another kind."""
+def fold(
+    layers: Sequence[Layer], number: int, dtype: torch.dtype | None, hidden: Set[str]
+) -> tuple[Folded, int] | None:
+    """Layer `number` with what it can take in, and the last one's number; None for a layer of another kind.
+
+    hidden: the blobs that need not be there in the end.
+    """
     layer = layers[number]
     if not isinstance(layer, Convolution | InnerProduct) or len(layer.param.top) != 1:
         return None
-    names = list(layer.param.top)
 
     def following() -> Layer | None:
-        behind = layers[number + 1] if number + 1 < len(layers) else None
-        return behind if behind is not None and [*behind.param.bottom] == [*behind.param.top] == names else None
+        """The next layer, where it works in place or is the only one that reads what there is now."""
+        here, behind = layers[number].param.top, layers[number + 1] if number + 1 < len(layers) else None
+        if behind is None or behind.param.bottom != here:
+            return None
+        return behind if behind.param.top == here or here[0] in hidden else None
 
     norm = scale = relu = None
     if isinstance(layer, Convolution) and layer.channel_axis == 1:
@@ -131,6 +138,7 @@ class InferencePlan:
     ----------
     plan: what it runs else, in order: (layer or group of layers, first layer's number, last layer's number).
     layers: its layers.
+    hidden: the blobs of which nobody wants the values, so that they need not be computed.
     dtype: in which convolutions and inner products are computed; None is float32.
 
     Attributes
@@ -139,7 +147,11 @@ class InferencePlan:
     """
 
     def __init__(
-        self, plan: Sequence[tuple[Any, int, int]], layers: Sequence[Layer], dtype: torch.dtype | None
+        self,
+        plan: Sequence[tuple[Any, int, int]],
+        layers: Sequence[Layer],
+        dtype: torch.dtype | None,
+        hidden: Set[str] = frozenset(),
     ) -> None:
         self._parameters = list({id(blob): blob for layer in layers for blob in layer.blobs}.values())
         self._tensors = [parameter.tensor() for parameter in self._parameters]
@@ -150,7 +162,7 @@ class InferencePlan:
         for step, first, last in plan:
             if last <= done:
                 continue
-            folded = fold(layers, first, dtype) if first > done else None
+            folded = fold(layers, first, dtype, hidden) if first > done else None
             if folded is not None:
                 step, last = folded
             elif first <= done:  # half of this group is folded already

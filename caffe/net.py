@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -21,6 +21,7 @@ from .folding import Folded, InferencePlan
 from .io import array_to_blobproto, blobproto_to_array, read_net_binary, read_net_parameter, replace_bytes
 from .layers import LAYERS, Layer, make_layer
 from .layers.normalization import BatchNorm, Scale
+from .memory import keep_freed_memory
 from .proto.caffe_pb2 import TEST, TRAIN, LayerParameter, NetParameter, NetState, NetStateRule, ParamSpec, Phase
 from .upgrade import upgrade_net
 
@@ -184,6 +185,8 @@ class Net:
         self.device = context.current_device()
         self.precision = precision
         self._dtype = context.autocast_dtype(precision, self.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self._generator = torch.Generator().manual_seed(context.next_seed() if seed is None else seed)
         log.info("net.cpp:53", f"Initializing net from parameters: \n{self.param}")
         self._build()
@@ -226,7 +229,8 @@ class Net:
             log.info("net.cpp:244", f"This network produces output {name}")
         self._plan: Plan = [(layer, i, i) for i, layer in enumerate(self.layers)]
         self._fused_plan = self._fuse()
-        self._inference_plan: InferencePlan | None = None
+        # for passes whose blobs can be looked at, and for those that only give the outputs
+        self._inference_plans: dict[bool, InferencePlan] = {}
         self._values: Tensors = {}
         self._graph: Graph | None = None  # None: no forward pass that a backward pass could go back through
         self._walked: set[int] = set()
@@ -380,30 +384,37 @@ class Net:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self._dtype)
 
-    def _choose_plan(self, gradient: bool, fuse: bool) -> Plan:
+    def _choose_plan(self, gradient: bool, fuse: bool, outputs_only: bool = False) -> Plan:
         """What to run: groups of layers as far as nobody looks between them, and no backward pass will."""
         if gradient or self.phase != TEST:
             return self._fused_plan if fuse else self._plan
-        plan = self._inference_plan
+        plan = self._inference_plans.get(outputs_only)
         if plan is None or not plan.current:
-            plan = self._inference_plan = InferencePlan(self._fused_plan, self.layers, self._dtype)
+            hidden = self._hidden_blobs() if outputs_only else set()
+            plan = InferencePlan(self._fused_plan, self.layers, self._dtype, hidden)
+            self._inference_plans[outputs_only] = plan
         return plan.steps
+
+    def _hidden_blobs(self) -> set[str]:
+        """Blobs that one layer makes, one other reads, and nobody sees."""
+        made = Counter(top for layer in self.layers for top in layer.param.top)
+        read = Counter(bottom for layer in self.layers for bottom in layer.param.bottom)
+        return {name for name in self.blobs if made[name] == read[name] == 1}
 
     def _compute(self, values: Tensors, graph: Graph | None, start: int, end: int, plan: Plan) -> None:
         """Run the layers from `start` to `end` on `values`. `graph` collects what goes in and out."""
         for step, begin, last in plan:
             if start <= begin and last <= end:
-                # the layers of a group work in place: the names are the same for all, but what the first reads
-                self._run_layer(step, begin if graph is None else last, values, graph)
+                self._run_layer(step, begin, last, values, graph)
                 continue
             for number in range(max(start, begin), min(end, last) + 1):  # the range begins or ends inside a group
-                self._run_layer(self.layers[number], number, values, graph)
+                self._run_layer(self.layers[number], number, number, values, graph)
 
     def _run_layer(
-        self, step: Layer | _BatchNormScale | Folded, number: int, values: Tensors, graph: Graph | None
+        self, step: Layer | _BatchNormScale | Folded, begin: int, last: int, values: Tensors, graph: Graph | None
     ) -> None:
-        layer = self.layers[number]
-        param = layer.param
+        """Run a layer, or a group: what the first of it reads becomes what the last makes."""
+        param, made = self.layers[begin].param, self.layers[last].param.top
         if param.type == "Input":
             for top in param.top:
                 if top not in values:
@@ -424,8 +435,8 @@ class Net:
         if graph is not None:
             # a top that is its bottom becomes a tensor of its own, since its gradient is one
             tops = [top.view_as(top) if any(top is bottom for bottom in bottoms) else top for top in tops]
-            graph[number] = (bottoms, tops)
-        values.update(zip(param.top, tops, strict=True))
+            graph[last] = (bottoms, tops)
+        values.update(zip(made, tops, strict=True))
 
     def infer(self, **inputs: torch.Tensor) -> Tensors:
         """The outputs for the inputs given as tensors, by name; quick, and nothing is kept in the blobs.
@@ -443,7 +454,7 @@ class Net:
             raise CaffeError(f"infer: inputs are {sorted(inputs)}; expected {sorted(self.inputs)}")
         values = dict(inputs)
         with torch.inference_mode(), self._autocast():
-            self._compute(values, None, 0, len(self.layers) - 1, self._choose_plan(gradient=False, fuse=True))
+            self._compute(values, None, 0, len(self.layers) - 1, self._choose_plan(False, True, outputs_only=True))
         return {name: values[name].float() for name in self.outputs}
 
     def compute(
@@ -887,7 +898,7 @@ class Net:
                     shapes, others = [b.shape for b in mine], [b.shape for b in blobs]
                     self.layer_dict[name].error(f"has parameters of shapes {shapes}; the other net's are {others}")
                 mine[:] = blobs
-        self._inference_plan = None
+        self._inference_plans = {}
 
     def to_proto(self, diff: bool = False) -> NetParameter:
         """The net as a message with its parameters (and with `diff` their gradients), as a .caffemodel holds it."""

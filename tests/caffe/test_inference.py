@@ -196,3 +196,18 @@ def test_any_sequence_of_batch_sizes_and_sizes(tmp_path: Path, text: str) -> Non
     for shape in ((3, 4, 7, 6), (1, 4, 7, 6), (17, 4, 7, 6), (1, 4, 21, 9), (64, 4, 3, 3), (1, 4, 7, 6)):
         x = random.normal(size=shape).astype(np.float32)
         np.testing.assert_allclose(infer(net, x), expected(net, x, 1), rtol=1e-4, atol=1e-5)
+
+
+def test_infer_leaves_out_what_one_layer_reads_and_forward_does_not(tmp_path: Path, x: np.ndarray) -> None:
+    """BatchNorm and ReLU with tops of their own: folded where only the outputs are asked for."""
+    apart = APART + 'layer { name: "relu" type: "ReLU" bottom: "norm" top: "relu" }\n'
+    net = make(tmp_path, apart)
+    wanted = expected(net, x, 1)
+    np.testing.assert_allclose(infer(net, x), wanted, rtol=1e-4, atol=1e-5)
+    assert [last - first for _, first, last in net._inference_plans[True].steps] == [0, 2]
+    net.blobs["data"].data[...] = x
+    net.compute(gradient=False)
+    np.testing.assert_allclose(net.blobs["relu"].data, wanted, rtol=1e-4, atol=1e-5)
+    plain = F.conv2d(torch.from_numpy(x), *(torch.from_numpy(blob.data) for blob in net.params["conv"]), 2, 1)
+    np.testing.assert_allclose(net.blobs["conv"].data, plain.numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(np.maximum(net.blobs["norm"].data, 0), wanted, rtol=1e-4, atol=1e-5)

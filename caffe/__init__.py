@@ -19,7 +19,8 @@ from .context import (
 from .detector import Detector
 from .errors import CaffeError
 from .glog import init_log, log
-from .layers import LAYERS, Layer
+from .layers import LAYERS
+from .layers.python import PythonLayer as Layer
 from .net import Net
 from .net_spec import NetSpec, layers, params, to_proto
 from .proto.caffe_pb2 import TEST, TRAIN

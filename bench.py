@@ -1,20 +1,28 @@
-"""Measure the stages, training and prediction on this machine, beside peers in the same run, and print one table.
+"""Measure this machine: the data stages, training, inference and prediction, beside peers in the same run; one table.
 
-python bench.py [--quick] [--csv data/fer2013.csv] [--json FILE]
+    python bench.py [--only PART,PART] [--quick] [--csv data/fer2013.csv] [--json FILE]
+
+The parts: `stages` makes a data set from a CSV; `training` is FaceEmotionNet's forward and backward pass and whole
+iterations, beside plain PyTorch; `inference` is the networks that ship, beside OpenCV's `cv2.dnn` on the same files;
+`prediction` is faces and photos through `predict`; `zoo` is the networks of prototxt/zoo, with random weights, beside
+`cv2.dnn`. Work and peer take turns, and the median counts; where both give probabilities, these must agree. The one
+peer that does not run here is Caffe 1.0, whose time is a constant.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from statistics import median
@@ -26,8 +34,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import caffe
-from caffe.io import read_net_parameter
-from caffe.proto.caffe_pb2 import SolverParameter
+from caffe.database import write_lmdb
+from caffe.io import array_to_datum, read_net_parameter, save_mean
+from caffe.proto.caffe_pb2 import NetParameter, SolverParameter
+from caffe.solver import Solver
 from predict import Recognizer
 from preprocessing.align import align
 from preprocessing.extract import extract
@@ -36,6 +46,10 @@ from preprocessing.mean import write_mean
 
 ROOT = Path(__file__).resolve().parent
 NETWORKS = ("face_emotion_net", "mini_xception")
+ZOO = ("lenet", "cifar10_quick", "alexnet", "googlenet", "resnet18", "mobilenet")
+PARTS = ("stages", "training", "inference", "prediction", "zoo")
+CAFFE_SECONDS = 0.134  # Caffe 1.0's forward and backward pass of FaceEmotionNet, batch 64, OpenBLAS on 2 cores
+TOLERANCE = 1e-4  # by how much our probabilities may differ from a peer's, as a part of the largest
 
 
 class PlainFaceEmotionNet(nn.Module):
@@ -58,21 +72,28 @@ class PlainFaceEmotionNet(nn.Module):
         return self.fc3(x)
 
 
+def duration(seconds: float) -> str:
+    """A time as the table has it."""
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1e3 * seconds:.2f} ms"
+
+
 class Table:
     """The rows, printed as they come: what, seconds or milliseconds, rate, peer, ratio."""
 
     def __init__(self) -> None:
         self.rows: list[list[str]] = []
-        print(f"{'what':<52} {'time':>10} {'rate':>16} {'peer':>28} {'peer / ours':>12}", flush=True)
+        self._print(["what", "time", "rate", "peer", "peer / ours"])
+
+    def _print(self, row: Sequence[str]) -> None:
+        print("{:<56} {:>10} {:>12} {:>30} {:>11}".format(*row), flush=True)
 
     def add(self, what: str, seconds: float, count: int = 1, peer: str = "", peer_seconds: float | None = None) -> None:
         """One measurement: `seconds` for `count` items."""
-        shown = f"{seconds:.2f} s" if seconds >= 1 else f"{1e3 * seconds:.2f} ms"
-        beside = f"{peer} {1e3 * peer_seconds:.2f} ms" if peer_seconds is not None else ""
+        rate = count / seconds
+        beside = f"{peer} {duration(peer_seconds)}" if peer_seconds is not None else ""
         ratio = f"{peer_seconds / seconds:.2f}×" if peer_seconds is not None else ""
-        row = [what, shown, f"{count / seconds:,.0f}/s", beside, ratio]
-        self.rows.append(row)
-        print(f"{row[0]:<52} {row[1]:>10} {row[2]:>16} {row[3]:>28} {row[4]:>12}", flush=True)
+        self.rows.append([what, duration(seconds), f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s", beside, ratio])
+        self._print(self.rows[-1])
 
 
 def alternate(rounds: int, repeats: int, *works: Callable[[], object]) -> list[float]:
@@ -89,8 +110,8 @@ def alternate(rounds: int, repeats: int, *works: Callable[[], object]) -> list[f
     return [median(found) for found in times]
 
 
-def bench_stages(table: Table, csv: Path, folder: Path) -> Path:
-    """Extract, align, lmdb and mean of a CSV; returns the folder of LMDBs."""
+def bench_stages(table: Table, csv: Path, folder: Path) -> None:
+    """Extract, align, lmdb and mean of a CSV."""
     images, aligned, databases = folder / "images", folder / "aligned", folder / "lmdb"
 
     def timed(what: str, work: Callable[[], object]) -> None:
@@ -105,70 +126,184 @@ def bench_stages(table: Table, csv: Path, folder: Path) -> Path:
     timed("align: detection, alignment, files", lambda: align(images, aligned))
     timed("lmdb", lambda: write_databases(aligned, databases))
     timed("mean", lambda: write_mean(databases / "train_lmdb", folder / "mean.binaryproto"))
-    return databases
 
 
-def bench_training(table: Table, database: Path, rounds: int) -> None:
-    """Milliseconds an iteration at batch 64, data included, beside plain PyTorch without any data work."""
-    precisions = ["FP32"]
+def precisions() -> Iterator[str]:
+    """float32, and bfloat16 where the processor multiplies it."""
+    yield "FP32"
     if caffe.context.autocast_dtype("auto", torch.device("cpu")) is not None:
-        precisions.append("BF16")
-    for name in NETWORKS:
-        for precision in precisions:
-            net = read_net_parameter(ROOT / "prototxt" / name / "train_val.prototxt")
-            for layer in net.layer:
-                if layer.type == "Data":
-                    layer.data_param.source = str(database)
-                    layer.transform_param.mean_file = str(database.parent.parent / "mean.binaryproto")
-            param = SolverParameter(net_param=net, base_lr=0.01, momentum=0.9, weight_decay=5e-4, lr_policy="fixed")
-            param.random_seed, param.precision = 1, SolverParameter.Precision.Value(precision)
-            solver = caffe.get_solver(param)
-            works: list[Callable[[], object]] = [lambda solver=solver: solver.step(1)]
-            if name == "face_emotion_net":
-                works.append(plain_iteration(precision == "BF16"))
-            found = alternate(rounds, 6, *works)
-            peer = {"peer": "plain PyTorch", "peer_seconds": found[1]} if len(found) > 1 else {}
-            table.add(f"training iteration, batch 64: {name} {precision.lower()}", found[0], 64, **peer)
+        yield "BF16"
+
+
+def bench_passes(table: Table, rounds: int) -> None:
+    """Forward and backward pass of FaceEmotionNet at batch 64: what Net costs above plain PyTorch."""
+    for precision in precisions():
+        ours, plain = net_passes(precision), plain_passes(PlainFaceEmotionNet(), precision == "BF16")
+        what = f"forward and backward, batch 64: face_emotion_net {precision.lower()}"
+        mine, other = alternate(rounds, 6, ours, plain)
+        table.add(what, mine, 64, "plain PyTorch", other)
+        if precision == "FP32":  # the one precision that it has
+            table.add(what, mine, 64, "Caffe 1.0, OpenBLAS", CAFFE_SECONDS)
+
+
+def net_passes(precision: str) -> Callable[[], object]:
+    """The passes by Net, as the solver calls it, on a batch that is there already."""
+    net = training_net(precision)
+    net.blobs["data"].data[...] = np.random.default_rng(0).standard_normal((64, 1, 42, 42))
+    net.blobs["label"].data[...] = np.arange(64) % 7
+
+    def passes() -> None:
+        net.clear_param_diffs()
+        net.compute(gradient=True)
+        net.propagate(keep=False)
+
+    return passes
+
+
+def training_net(precision: str) -> caffe.Net:
+    """FaceEmotionNet as it trains, but without the data layers, and without the accuracy, which PyTorch has not."""
+    trained = read_net_parameter(ROOT / "prototxt" / "face_emotion_net" / "train_val.prototxt")
+    param = NetParameter(name=trained.name)
+    inputs = param.layer.add(name="data", type="Input", top=["data", "label"]).input_param
+    inputs.shape.add(dim=[64, 1, 42, 42])
+    inputs.shape.add(dim=[64])
+    param.layer.extend(layer for layer in trained.layer if layer.type not in ("Data", "Accuracy"))
+    return caffe.Net(param, caffe.TRAIN, precision=precision, seed=1)
+
+
+def plain_passes(model: nn.Module, bfloat16: bool) -> Callable[[], object]:
+    """The passes in plain PyTorch: channels-last, autocast."""
+    model.to(memory_format=torch.channels_last)
+    images, labels = torch.randn(64, 1, 42, 42), torch.arange(64) % 7
+
+    def passes() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            loss = F.cross_entropy(model(images), labels)
+        model.zero_grad(set_to_none=True)
+        loss.backward()
+
+    return passes
+
+
+def bench_training(table: Table, rounds: int) -> None:
+    """Milliseconds an iteration at batch 64, data included, beside plain PyTorch without any data work."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_noise(folder)
+        for network in NETWORKS:
+            for precision in precisions():
+                solver = make_solver(network, precision, folder)
+                works: list[Callable[[], object]] = [partial(solver.step, 1)]
+                if network == "face_emotion_net":
+                    works.append(plain_iteration(precision == "BF16"))
+                mine, *other = alternate(rounds, 6, *works)
+                what = f"training iteration, batch 64: {network} {precision.lower()}"
+                table.add(what, mine, 64, "plain PyTorch", *other)
+
+
+def write_noise(folder: Path) -> None:
+    """An LMDB of 1,024 images of FER2013's size, and a mean for them: how long an iteration takes is as with faces."""
+    pixels = np.random.default_rng(0).integers(0, 256, (1024, 1, 48, 48), np.uint8)
+    records = ((b"%08d" % i, array_to_datum(image, i % 7).SerializeToString()) for i, image in enumerate(pixels))
+    write_lmdb(folder / "train_lmdb", records)
+    save_mean(folder / "mean.binaryproto", np.full((1, 48, 48), 127.5, np.float32))
+
+
+def make_solver(network: str, precision: str, data: Path) -> Solver:
+    """A solver that trains one of our networks on what `write_noise` wrote."""
+    net = read_net_parameter(ROOT / "prototxt" / network / "train_val.prototxt")
+    for layer in net.layer:
+        if layer.type == "Data":
+            layer.data_param.source = str(data / "train_lmdb")
+            layer.transform_param.mean_file = str(data / "mean.binaryproto")
+    param = SolverParameter(net_param=net, base_lr=0.01, momentum=0.9, weight_decay=5e-4, lr_policy="fixed")
+    param.random_seed, param.precision = 1, SolverParameter.Precision.Value(precision)
+    return caffe.get_solver(param)
 
 
 def plain_iteration(bfloat16: bool) -> Callable[[], object]:
-    """An iteration of the same training in plain PyTorch: channels-last, autocast, fused SGD."""
-    model = PlainFaceEmotionNet().to(memory_format=torch.channels_last)
+    """An iteration of the same training in plain PyTorch: the passes, then fused SGD."""
+    model = PlainFaceEmotionNet()
+    passes = plain_passes(model, bfloat16)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, fused=True)
-    images, labels = torch.randn(64, 1, 42, 42), torch.randint(7, (64,))
 
     def iteration() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            loss = F.cross_entropy(model(images), labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        passes()
         optimizer.step()
 
     return iteration
 
 
 def bench_inference(table: Table, rounds: int) -> None:
-    """The deploy nets that ship, beside OpenCV on the same files, which must give the same probabilities."""
-    random = np.random.default_rng(0)
+    """The deploy nets that ship, at batch 1, 16 and 64."""
     for name in NETWORKS:
         folder = ROOT / "prototxt" / name
-        files = str(folder / "deploy.prototxt"), str(folder / f"{name}.caffemodel")
-        net, peer = caffe.Net(*files, caffe.TEST), cv2.dnn.readNetFromCaffe(*files)
-        for batch in (1, 16, 64):
-            faces = random.normal(0, 60, (batch, 1, 42, 42)).astype(np.float32)
+        compare_inference(table, folder / "deploy.prototxt", folder / f"{name}.caffemodel", name, (1, 16, 64), rounds)
 
-            def ours(net: caffe.Net = net, faces: np.ndarray = faces) -> np.ndarray:
-                return net.infer(data=torch.from_numpy(faces))["prob"].numpy()
 
-            def theirs(peer: cv2.dnn.Net = peer, faces: np.ndarray = faces) -> np.ndarray:
-                peer.setInput(faces)
-                return peer.forward()
+def bench_zoo(table: Table, rounds: int) -> None:
+    """The usual Caffe networks, with random weights, at batch 1 and 16."""
+    for name in ZOO:
+        prototxt = ROOT / "prototxt" / "zoo" / f"{name}.prototxt"
+        with tempfile.TemporaryDirectory() as folder:
+            weights = Path(folder) / f"{name}.caffemodel"
+            write_random_weights(prototxt, weights)
+            compare_inference(table, prototxt, weights, name, (1, 16), rounds)
 
-            difference = float(np.abs(ours() - theirs()).max())
-            if difference > 1e-4:
-                sys.exit(f"error: {name}: our probabilities and cv2.dnn's differ by {difference:.2g}; expected 1e-4")
-            mine, other = alternate(rounds, max(64 // batch, 4), ours, theirs)
-            table.add(f"inference, batch {batch}: {name}", mine, batch, "cv2.dnn", other)
+
+def compare_inference(
+    table: Table, prototxt: Path, weights: Path, name: str, batches: Sequence[int], rounds: int
+) -> None:
+    """A row a batch size: our inference beside OpenCV's on the same files. Exits where the probabilities differ."""
+    random = np.random.default_rng(0)
+    net, peer = caffe.Net(prototxt, weights, caffe.TEST), cv2.dnn.readNetFromCaffe(str(prototxt), str(weights))
+    for batch in batches:
+        images = random.normal(0, 60, (batch, *net.blobs["data"].shape[1:])).astype(np.float32)
+
+        def ours(images: np.ndarray = images) -> np.ndarray:
+            return net.infer(data=torch.from_numpy(images))["prob"].numpy()
+
+        def theirs(images: np.ndarray = images) -> np.ndarray:
+            peer.setInput(images)
+            return peer.forward()
+
+        expected = theirs()
+        difference = float(np.abs(ours() - expected).max() / expected.max())
+        if not difference <= TOLERANCE:
+            sys.exit(
+                f"error: {name}, batch {batch}: our probabilities and cv2.dnn's differ by {difference:.2g} of the "
+                f"largest; expected {TOLERANCE} at most"
+            )
+        mine, other = alternate(rounds, max(max(batches) // batch, 3), ours, theirs)
+        table.add(f"inference, batch {batch}: {name}", mine, batch, "cv2.dnn", other)
+
+
+def write_random_weights(prototxt: Path, weights: Path, seed: int = 0) -> None:
+    """Write a .caffemodel of random weights for a deploy net, under which it is as lively as a trained one.
+
+    Convolutions and inner products are drawn as He et al. do (arXiv 1502.01852), BatchNorm's statistics are those of
+    one random image, and the last layer is scaled so that the scores of that image have a standard deviation of 1: the
+    probabilities are neither all alike nor all but one 0.
+    """
+    random = np.random.default_rng(seed)
+    net = caffe.Net(prototxt, caffe.TRAIN, seed=seed)  # TRAIN: BatchNorm takes the batch's statistics, and keeps them
+    for name, blobs in net.params.items():
+        kind, shape = net.layer_dict[name].type, blobs[0].shape
+        if kind == "BatchNorm":
+            continue
+        if kind == "Scale":
+            blobs[0].data[...] = random.uniform(0.5, 1.5, shape)
+        else:
+            blobs[0].data[...] = random.standard_normal(shape, np.float32) * math.sqrt(2 / math.prod(shape[1:]))
+        for blob in blobs[1:]:
+            blob.data[...] = random.normal(0, 0.1, blob.shape)
+    net.blobs["data"].data[...] = random.normal(0, 60, net.blobs["data"].shape)
+    net.forward()
+    scores = net.layers[-1].param.bottom[0]
+    last = next(layer for layer in net.layers if scores in layer.param.top)
+    for blob in last.blobs:
+        blob.data[...] /= net.blobs[scores].data.std()
+    net.save(weights)
 
 
 def bench_prediction(table: Table, rounds: int) -> None:
@@ -190,12 +325,31 @@ def bench_prediction(table: Table, rounds: int) -> None:
         table.add("python -m predict photo.png, from command to answer", time.perf_counter() - start)
 
 
+def parts(text: str) -> list[str]:
+    """The parts named in `--only`."""
+    names = text.split(",")
+    for name in names:
+        if name not in PARTS:
+            raise argparse.ArgumentTypeError(f"{name!r} is no part; expected {', '.join(PARTS)}")
+    return names
+
+
+def draw_sample(csv: Path, count: int) -> Path:
+    """Draw the built-in sample, in a process of its own: it forks workers, which goes badly among PyTorch's threads."""
+    command = [sys.executable, "-m", "preprocessing.sample", str(csv), "--count", str(count)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return csv
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench.py", description=__doc__.splitlines()[0])
+    parser.add_argument("--only", type=parts, default=PARTS, metavar="PART,PART", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--csv", type=Path, help="measure the data stages on this CSV (default: the drawn sample)")
     parser.add_argument("--quick", action="store_true", help="fewer faces and repeats")
     parser.add_argument("--json", type=Path, help="write the rows to this file too")
     arguments = parser.parse_args()
+    if arguments.csv and "stages" not in arguments.only:
+        parser.error("--csv is for the part stages, which --only leaves out")
     caffe.set_mode_cpu()
     load = os.getloadavg()[0]
     print(
@@ -205,19 +359,21 @@ def main() -> None:
     print(f"Python {platform.python_version()}, torch {torch.__version__}, OpenCV {cv2.__version__}; load {load:.1f}")
     if load > 0.5:
         print("warning: other work runs on this machine; the times are too long, the ratios less so")
-    table = Table()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        csv = arguments.csv
-        if csv is None:
-            csv, count = folder / "sample.csv", 500 if arguments.quick else 4000
-            command = [sys.executable, "-m", "preprocessing.sample", str(csv), "--count", str(count)]
-            subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-        databases = bench_stages(table, csv, folder)
-        rounds = 3 if arguments.quick else 8
-        bench_training(table, databases / "train_lmdb", rounds)
+    table, rounds = Table(), 3 if arguments.quick else 8
+    if "stages" in arguments.only:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            csv = arguments.csv or draw_sample(folder / "sample.csv", 500 if arguments.quick else 4000)
+            bench_stages(table, csv, folder)
+    if "training" in arguments.only:
+        bench_passes(table, rounds)
+        bench_training(table, rounds)
+    if "inference" in arguments.only:
         bench_inference(table, rounds)
+    if "prediction" in arguments.only:
         bench_prediction(table, rounds)
+    if "zoo" in arguments.only:
+        bench_zoo(table, rounds)
     if arguments.json:
         arguments.json.write_text(json.dumps(table.rows, indent=1) + "\n")
 

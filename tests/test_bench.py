@@ -1,0 +1,184 @@
+"""bench.py measures what it says: turns, medians, and peers that compute the same as we do."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import bench
+import caffe
+
+ROOT = Path(__file__).resolve().parent.parent
+FACES = ROOT / "prototxt" / "face_emotion_net"
+
+
+def test_table_prints_rows_and_keeps_them(capsys: pytest.CaptureFixture[str]) -> None:
+    table = bench.Table()
+    table.add("slow work", 2.5)
+    table.add("batch of 10", 0.004, 10, "peer", 0.006)
+    table.add("slow peer", 0.5, 4, "peer", 1.25)
+    assert table.rows == [
+        ["slow work", "2.50 s", "0.4/s", "", ""],
+        ["batch of 10", "4.00 ms", "2,500/s", "peer 6.00 ms", "1.50×"],
+        ["slow peer", "500.00 ms", "8/s", "peer 1.25 s", "2.50×"],
+    ]
+    lines = capsys.readouterr().out.splitlines()
+    assert [" ".join(line.split()) for line in lines] == [
+        "what time rate peer peer / ours",
+        "slow work 2.50 s 0.4/s",
+        "batch of 10 4.00 ms 2,500/s peer 6.00 ms 1.50×",
+        "slow peer 500.00 ms 8/s peer 1.25 s 2.50×",
+    ]
+    assert len({len(line) for line in lines}) == 1  # columns
+
+
+def test_alternate_takes_turns_and_gives_a_median_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, order = [0.0], []
+
+    def work(name: str, *seconds: float) -> Callable[[], None]:
+        left = iter(seconds)
+
+        def run() -> None:
+            order.append(name)
+            now[0] += next(left)
+
+        return run
+
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: now[0])
+    # each work's first time, when it sets itself up, does not count, and neither does one interruption
+    found = bench.alternate(3, 2, work("a", 50, 1, 2, 90, 1, 2, 2), work("b", 70, 5, 5, 5, 4, 6, 80))
+    assert found == [2, 5]
+    assert "".join(order) == "ab" + 3 * "aabb"
+
+
+def peer_of(net: caffe.Net) -> bench.PlainFaceEmotionNet:
+    """The plain PyTorch network with the weights of one of our face_emotion_nets."""
+    peer = bench.PlainFaceEmotionNet()
+    values = {name: [torch.from_numpy(blob.data.copy()) for blob in blobs] for name, blobs in net.params.items()}
+    with torch.no_grad():
+        for i, (conv, norm) in enumerate(zip(peer.convs, peer.norms, strict=True), start=1):
+            conv.weight.copy_(values[f"conv{i}"][0])
+            mean, variance, total = values[f"bn_{i}"]
+            norm.running_mean.copy_(mean / total)
+            norm.running_var.copy_(variance / total)
+            norm.weight.copy_(values[f"scale_{i}"][0])
+            norm.bias.copy_(values[f"scale_{i}"][1])
+        for name in ("fc1", "fc2", "fc3"):
+            getattr(peer, name).weight.copy_(values[name][0])
+            getattr(peer, name).bias.copy_(values[name][1])
+    return peer
+
+
+def faces(count: int) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(2).normal(0, 60, (count, 1, 42, 42)).astype(np.float32))
+
+
+def test_the_plain_network_gives_our_answers() -> None:
+    net = caffe.Net(FACES / "deploy.prototxt", FACES / "face_emotion_net.caffemodel", caffe.TEST)
+    peer = peer_of(net).eval()
+    with torch.no_grad():
+        theirs = peer(faces(5)).softmax(1)
+    np.testing.assert_allclose(net.infer(data=faces(5))["prob"], theirs, rtol=0, atol=1e-5)
+
+
+def test_the_plain_network_gives_our_loss_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = bench.training_net("FP32")
+    for name in ("drop_fc1", "drop_fc2"):  # whose random choices are not PyTorch's
+        assert net.layer_dict[name].param.dropout_param.dropout_ratio == pytest.approx(0.4)
+        monkeypatch.setattr(net.layer_dict[name], "forward", lambda bottoms: bottoms)
+    monkeypatch.setattr(bench.F, "dropout", lambda x, ratio, training: x)
+    for i in (1, 2, 3):
+        net.params[f"bn_{i}"][2].data[...] = 1
+    peer = peer_of(net)
+    x, labels = faces(64) / 60, torch.arange(64) % 7
+    net.blobs["data"].data[...] = x
+    net.blobs["label"].data[...] = labels
+    ours = net.compute(gradient=True)
+    net.propagate(keep=False)
+    theirs = torch.nn.functional.cross_entropy(peer(x), labels)
+    theirs.backward()
+    assert float(ours) == pytest.approx(theirs.item(), rel=1e-4)
+    pairs = [("fc1", peer.fc1.weight), ("fc3", peer.fc3.weight), ("conv1", peer.convs[0].weight)]
+    pairs += [("scale_2", peer.norms[1].weight), ("conv3", peer.convs[2].weight)]
+    for name, parameter in pairs:
+        gradient = parameter.grad.numpy()
+        # as a whole: rounding turns a ReLU here and there off or on
+        assert np.linalg.norm(net.params[name][0].diff - gradient) < 0.01 * np.linalg.norm(gradient), name
+
+
+def test_passes_and_iterations_are_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "alternate", lambda rounds, repeats, *works: [(work(), 0.02)[1] for work in works])
+    monkeypatch.setattr(bench, "precisions", lambda: iter(["FP32", "BF16"]))
+    table = bench.Table()
+    bench.bench_passes(table, 1)
+    bench.bench_training(table, 1)
+    assert [(row[0].rpartition(": ")[2], row[3]) for row in table.rows] == [
+        ("face_emotion_net fp32", "plain PyTorch 20.00 ms"),
+        ("face_emotion_net fp32", "Caffe 1.0, OpenBLAS 134.00 ms"),
+        ("face_emotion_net bf16", "plain PyTorch 20.00 ms"),
+        ("face_emotion_net fp32", "plain PyTorch 20.00 ms"),
+        ("face_emotion_net bf16", "plain PyTorch 20.00 ms"),
+        ("mini_xception fp32", ""),
+        ("mini_xception bf16", ""),
+    ]
+    assert table.rows[1][4] == "6.70×"
+
+
+def test_zoo_measures_each_network_at_two_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "ZOO", ("lenet", "cifar10_quick"))
+    table = bench.Table()
+    bench.bench_zoo(table, 1)
+    names = [f"inference, batch {batch}: {name}" for name in ("lenet", "cifar10_quick") for batch in (1, 16)]
+    assert [row[0] for row in table.rows] == names
+    assert all(row[3].startswith("cv2.dnn ") and row[4].endswith("×") for row in table.rows)
+
+
+@pytest.mark.parametrize("wrong", [0.01, np.nan])
+def test_another_answer_than_opencv_ends_the_run(monkeypatch: pytest.MonkeyPatch, wrong: float) -> None:
+    class Peer:
+        def setInput(self, images: np.ndarray) -> None:  # noqa: N802 (OpenCV's name)
+            self.count = len(images)
+
+        def forward(self) -> np.ndarray:
+            return np.full((self.count, 7), wrong, np.float32)
+
+    monkeypatch.setattr(cv2.dnn, "readNetFromCaffe", lambda *files: Peer())
+    table = bench.Table()
+    with pytest.raises(SystemExit, match=r"face_emotion_net, batch 1: our probabilities and cv2\.dnn's differ"):
+        bench.bench_inference(table, 1)
+    assert table.rows == []
+
+
+def test_command_runs_one_part_and_writes_its_rows(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    command = [sys.executable, "bench.py", "--only", "inference", "--quick", "--json", str(file)]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    rows = json.loads(file.read_text())
+    expected = [f"inference, batch {n}: {name}" for name in bench.NETWORKS for n in (1, 16, 64)]
+    assert [row[0] for row in rows] == expected
+    assert all(row[4].endswith("×") for row in rows)
+    assert all(row[0] in done.stdout for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "inference,speed"], "'speed' is no part; expected stages, training, inference, prediction, zoo"),
+        (["--only", "zoo", "--csv", "faces.csv"], "--csv is for the part stages, which --only leaves out"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench.py", *arguments])
+    with pytest.raises(SystemExit):
+        bench.main()
+    assert message in capsys.readouterr().err

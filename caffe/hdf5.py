@@ -325,7 +325,8 @@ def _array(path: StrPath, parent: h5py.Group, name: str, shape: Shape) -> np.nda
     dataset = _dataset(path, parent, name, "fiu", f"numbers of shape {tuple(shape)}")
     if dataset.shape != tuple(shape):
         _fail(path, parent, name, f"has shape {dataset.shape}; expected {tuple(shape)}")
-    return np.asarray(dataset[()], np.float32)
+    with np.errstate(over="ignore"):  # what a double holds and a float does not becomes infinite, as in Caffe
+        return np.asarray(dataset[()], np.float32)
 
 
 def _integer(path: StrPath, parent: h5py.Group, name: str) -> int:

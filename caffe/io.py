@@ -329,7 +329,7 @@ class LevelDB:
         self.folder = folder
         self.error: type[Exception] = plyvel.Error
         with self._errors():
-            self._database = plyvel.DB(str(folder), create_if_missing=False)
+            self._database = plyvel.DB(str(folder), create_if_missing=False, paranoid_checks=True)
             with self._database.iterator(include_value=False) as keys:
                 self.entries = sum(1 for _ in keys)
 

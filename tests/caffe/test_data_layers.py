@@ -325,6 +325,12 @@ def test_folders_that_are_no_leveldb_are_left_alone(tmp_path: Path) -> None:
 
 def test_a_leveldb_that_is_broken(tmp_path: Path) -> None:
     source = write_leveldb(tmp_path / "leveldb", [raw(picture(40, 40, seed=i)) for i in range(9)])
+    (log,) = source.glob("*.log")  # where the records are until LevelDB sorts them into a table
+    written = bytearray(log.read_bytes())
+    written[len(written) // 2] ^= 1
+    log.write_bytes(written)
+    with pytest.raises(caffe.CaffeError, match=r"leveldb: not a LevelDB that can be read \(Corruption"):
+        data_net(data(source, backend="LEVELDB"))
     (source / "CURRENT").write_text("MANIFEST-999999\n")
     with pytest.raises(caffe.CaffeError, match=r"leveldb: not a LevelDB that can be read \("):
         data_net(data(source, backend="LEVELDB"))

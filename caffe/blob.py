@@ -11,6 +11,19 @@ import torch
 
 from .errors import CaffeError
 
+MOST_VALUES = 2**31 - 1  # of a blob, and
+MOST_AXES = 32  # its axes: Caffe's limits
+
+
+def check_shape(shape: Sequence[int]) -> None:
+    """Raise CaffeError for a shape that no blob can have, in Caffe as here."""
+    if len(shape) > MOST_AXES:
+        raise CaffeError(f"a shape of {len(shape)} axes; a blob has at most {MOST_AXES}")
+    if any(size < 0 for size in shape):
+        raise CaffeError(f"a size is negative in {tuple(shape)}")
+    if math.prod(size for size in shape if size) > MOST_VALUES:
+        raise CaffeError(f"the shape {tuple(shape)}; a blob has at most {MOST_VALUES} values")
+
 
 class _Synced:
     """One of a blob's two arrays. The tensor may have any dtype and memory format and live on any device.
@@ -72,6 +85,7 @@ class Blob:
     def __init__(self, shape: Sequence[int] = (), device: torch.device | None = None) -> None:
         self.device = device or torch.device("cpu")
         self._shape = tuple(int(n) for n in shape)
+        check_shape(self._shape)
         self._data, self._diff = _Synced(), _Synced()
 
     @property
@@ -113,9 +127,10 @@ class Blob:
     width = property(lambda self: self._legacy(3), doc="Size of axis 3, or 1.")
 
     def reshape(self, *shape: int) -> None:
-        """Give the blob another shape. Values are kept where the count stays the same, else they become 0."""
-        if any(n < 0 for n in shape):
-            raise CaffeError(f"reshape: a size is negative in {shape}")
+        """Give the blob another shape. Values are kept where the count stays the same, else they become 0.
+
+        Raises CaffeError for a size below 0, and beyond Caffe's limits of 32 axes and 2^31 − 1 values.
+        """
         self.set_shape(tuple(int(n) for n in shape))
 
     # What follows is for the engine: tensors rather than arrays.
@@ -123,6 +138,7 @@ class Blob:
     def set_shape(self, shape: tuple[int, ...]) -> None:
         if shape == self._shape:
             return
+        check_shape(shape)
         same_count = math.prod(shape) == self.count
         for side in (self._data, self._diff):
             if same_count and not side.empty:

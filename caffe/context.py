@@ -1,4 +1,4 @@
-"""The process-wide settings of pycaffe: CPU or GPU mode, the device, the random seed."""
+"""The process-wide settings of pycaffe: CPU or GPU mode, the device, the random seed; and the limit on memory."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from .errors import CaffeError
 _mode = "cpu"
 _device_id = 0
 _seed: int | None = None
+_memory_limit = 2**31  # bytes: where a .caffemodel ends, since protobuf's messages do
 
 
 def set_mode_cpu() -> None:
@@ -54,6 +55,23 @@ def next_seed() -> int:
         return torch.seed() & 0x7FFFFFFF
     _seed += 1
     return _seed - 1
+
+
+def set_memory_limit(size: int) -> None:
+    """How many bytes the parameters of a net made from now on may take (default: 2 GiB, what a .caffemodel can hold).
+
+    A prototxt of a few bytes may ask for any number; one above the limit is a CaffeError that names the layer. The
+    limit holds as well for the constants of a DummyData layer and for an image that an ImageData layer makes larger.
+    """
+    global _memory_limit
+    if size < 0:
+        raise CaffeError(f"set_memory_limit: {size} bytes; expected 0 or more")
+    _memory_limit = int(size)
+
+
+def memory_limit() -> int:
+    """What `set_memory_limit` set."""
+    return _memory_limit
 
 
 def use_device(name: str) -> torch.device:

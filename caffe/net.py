@@ -208,6 +208,7 @@ class Net:
         self.blob_loss_weights: OrderedDict[str, float] = OrderedDict()
         self._shared: dict[str, tuple[Parameter, ParamSpec]] = {}
         self._learnable: list[Parameter] = []
+        self._room = context.memory_limit()
         available: dict[str, None] = OrderedDict()
         memory = 0
         for layer_param in self.param.layer:
@@ -243,6 +244,7 @@ class Net:
             # a loss whose value the prototxt does not name
             param.top.append(next(name for name in _automatic_names() if name not in self.blobs))
         layer = make_layer(param, self.device, self._generator)
+        layer.room = self._room
         log.info("net.cpp:86", f"Creating Layer {param.name}")
         for bottom in param.bottom:
             if bottom not in self.blobs:
@@ -255,6 +257,7 @@ class Net:
             layer.error(f"has {len(param.propagate_down)} propagate_down for {len(param.bottom)} bottoms")
         shapes = [self.blobs[bottom].shape for bottom in param.bottom]
         layer.setup(shapes)
+        self._room = layer.room
         tops = layer.top_shapes(shapes)
         weights = list(param.loss_weight) or [layer.default_loss_weight, *[0.0] * len(param.top)][: len(param.top)]
         if len(weights) != len(param.top):
@@ -264,10 +267,13 @@ class Net:
             if top in self.blobs and not in_place:
                 layer.error(f"top {top!r} is already the top of an earlier layer and not this layer's bottom {i}")
             log.info("net.cpp:369" if in_place else "net.cpp:382", f"{param.name} -> {top}{' (in-place)' * in_place}")
-            if in_place:
-                self.blobs[top].set_shape(shape)
-            else:
-                self.blobs[top] = Blob(shape, self.device)
+            try:
+                if in_place:
+                    self.blobs[top].set_shape(shape)
+                else:
+                    self.blobs[top] = Blob(shape, self.device)
+            except CaffeError as error:
+                layer.error(f"top {top!r}: {error}")
             self.blob_loss_weights[top] = weights[i]
             if not top.startswith(AUTOMATIC):
                 available[top] = None

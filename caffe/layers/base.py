@@ -5,12 +5,14 @@ A layer computes its tops from its bottoms with differentiable torch operations;
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NoReturn, TypeVar
 
 import torch
 
-from ..blob import Parameter
+from ..blob import Parameter, check_shape
+from ..context import memory_limit
 from ..errors import CaffeError
 from ..filler import fill
 from ..proto.caffe_pb2 import TEST, FillerParameter, LayerParameter
@@ -44,6 +46,7 @@ class Layer:
     Attributes
     ----------
     blobs: the layer's parameters.
+    room: bytes that they may take.
     bottoms, tops: how many are allowed, as (fewest, most); None is unbounded.
     default_loss_weight: of the first top, where the prototxt gives none.
     differentiable: False for a layer through which no gradient passes.
@@ -59,6 +62,7 @@ class Layer:
         self.device = device
         self.generator = generator
         self.blobs: list[Parameter] = []
+        self.room = memory_limit()
         for names, (fewest, most), what in (
             (param.bottom, self.bottoms, "bottoms"),
             (param.top, self.tops, "tops"),
@@ -88,12 +92,27 @@ class Layer:
 
     def add_blob(self, shape: Sequence[int], filler: FillerParameter) -> None:
         """Make the next parameter: from the prototxt's `blobs` where it has them, else filled."""
-        blob = Parameter(tuple(shape), self.device)
         try:
+            self.take(shape)
+            blob = Parameter(tuple(shape), self.device)
             blob.tensor().detach().copy_(fill(blob.shape, filler, self.generator))
         except CaffeError as error:
             self.error(str(error))
         self.blobs.append(blob)
+
+    def take(self, shape: Sequence[int]) -> None:
+        """Take the room for values of that shape, float32, before they are made.
+
+        Raises CaffeError, without the layer's name, where there is not enough (`caffe.set_memory_limit`).
+        """
+        check_shape(shape)
+        size = 4 * math.prod(shape)
+        if size > self.room:
+            raise CaffeError(
+                f"values of shape {tuple(shape)} take {size} bytes; of the {memory_limit()} bytes that a net may take "
+                f"(caffe.set_memory_limit), {self.room} are left"
+            )
+        self.room -= size
 
     def axis(self, axis: int, shape: Shape) -> int:
         """`axis` counted from 0, where the prototxt may count from the end with a negative number."""

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from .. import glog as log
+from ..blob import check_shape
 from ..errors import CaffeError
 from ..filler import FILLERS, fill
 from ..io import DatumReader, datum_to_array, planes
@@ -65,17 +66,20 @@ class DummyData(RandomLayer):
             self.output_shapes = [tuple(map(int, shape)) for shape in zip(*sizes, strict=True)]
         else:
             self.output_shapes = self._one_a_top("shape", [tuple(shape.dim) for shape in p.shape])
-        if any(size < 0 for shape in self.output_shapes for size in shape):
-            self.error(f"a size is negative in {self.output_shapes}")
         fillers = list(p.data_filler) or [FillerParameter(type="constant", value=0)]
         self.fillers: list[FillerParameter] = self._one_a_top("data_filler", fillers)
         for filler in self.fillers:
             if filler.type not in FILLERS:
                 self.error(f"filler type {filler.type!r} is not known; expected one of {', '.join(sorted(FILLERS))}")
-        self.constants = [
-            self._fill(shape, filler) if filler.type == "constant" else None
-            for shape, filler in zip(self.output_shapes, self.fillers, strict=True)
-        ]
+        self.constants: list[torch.Tensor | None] = []
+        for top, shape, filler in zip(self.param.top, self.output_shapes, self.fillers, strict=True):
+            try:
+                check_shape(shape)
+                if filler.type == "constant":
+                    self.take(shape)
+            except CaffeError as error:
+                self.error(f"top {top!r}: {error}")
+            self.constants.append(self._fill(shape, filler) if filler.type == "constant" else None)
 
     def _one_a_top(self, name: str, values: list[Any]) -> list[Any]:
         count = len(self.param.top)

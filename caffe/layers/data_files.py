@@ -79,6 +79,11 @@ class ImageData(PrefetchingLayer[Batch]):
         p = self.param.image_data_param
         if (p.new_height > 0) != (p.new_width > 0):
             self.error(f"new_height is {p.new_height} and new_width {p.new_width}; expected both or neither")
+        if 3 * p.new_height * p.new_width > self.room:
+            self.error(
+                f"images of new_height {p.new_height} and new_width {p.new_width} take more than the {self.room} bytes "
+                "left of what a net may take (caffe.set_memory_limit)"
+            )
         if p.batch_size < 1:
             self.error(f"batch_size is {p.batch_size}; expected at least 1")
         try:

@@ -81,7 +81,7 @@ def test_dummy_data_by_seed_and_from_a_state() -> None:
         ("num: 1 channels: 1 height: 1", "has 0 width for 3 tops"),
         ("num: 1 num: 2 channels: 1 height: 1 width: 1", "has 2 num for 3 tops"),
         ("num: 1 channels: 1 height: 1 width: 1 shape { dim: 1 }", "has `shape` and its older form"),
-        ("shape { dim: 2 dim: -1 }", r"a size is negative in \[\(2, -1\)"),
+        ("shape { dim: 2 dim: -1 }", r"a size is negative in \(2, -1\)"),
         ('shape { dim: 2 } data_filler { type: "gausian" }', "'gausian' is not known"),
         ('shape { dim: 2 } data_filler { type: "constant" sparse: 1 }', "sparse is for the gaussian filler only"),
     ],

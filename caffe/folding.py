@@ -17,6 +17,10 @@ from .layers.normalization import BatchNorm, Scale
 from .layers.vision import Convolution, InnerProduct, channels_last
 
 
+# Multiplications of an input below which a call of the packed kind, which takes 20 microseconds to begin, is no gain.
+FEWEST_MULTIPLICATIONS = 250_000
+
+
 class Folded:
     """A Convolution or InnerProduct and up to three layers behind it, as one: y = relu(w' ∗ x + b').
 
@@ -54,12 +58,17 @@ class Folded:
         image = isinstance(layer, InnerProduct) or weight.dim() == 4
         self._one_dnn = weight.device.type == "cpu" and image and torch.backends.mkldnn.is_available()
         self._packed: dict[bool, torch.Tensor] = {}
+        # ReLU as oneDNN is told of it
+        self._activation: tuple[str, list[float], str] = ("none", [], "")
+        if self.slope is not None:
+            self._activation = ("leaky_relu", [self.slope], "") if self.slope else ("relu", [], "")
 
-    def _activation(self) -> tuple[str, list[float], str]:
-        """ReLU as oneDNN is told of it."""
-        if self.slope is None:
-            return "none", [], ""
-        return ("leaky_relu", [self.slope], "") if self.slope else ("relu", [], "")
+    def _worth_packing(self, rows: int, places: int) -> bool:
+        """Whether oneDNN's call with packed weights is the quicker one, for so many rows and places a row."""
+        depthwise = isinstance(self.layer, Convolution) and self.layer.group > 1
+        return (
+            self._one_dnn and rows > 0 and (depthwise or rows * places * self.weight.numel() > FEWEST_MULTIPLICATIONS)
+        )
 
     def _pack(self, x: torch.Tensor) -> torch.Tensor:
         """The weights in the order that oneDNN wants for such inputs: one for a single row, another for batches.
@@ -79,25 +88,32 @@ class Folded:
             self._packed[single] = packed
         return self._packed[single]
 
-    def _by_one_dnn(self, x: torch.Tensor) -> torch.Tensor:
-        layer, x = self.layer, x.to(self.weight.dtype)
-        if isinstance(layer, Convolution):
-            images = channels_last(layer.batched(x))
-            place = layer.pad, layer.stride, layer.dilation, layer.group
-            packed = self._pack(images)
-            y = torch.ops.mkldnn._convolution_pointwise(images, packed, self.bias, *place, *self._activation())
-            return layer.unbatched(y, x)
-        x = x.flatten(layer.first)
+    def _convolve(self, layer: Convolution, x: torch.Tensor) -> torch.Tensor | None:
+        images = channels_last(layer.batched(x.to(self.weight.dtype)))
+        if not self._worth_packing(images.shape[0], images.shape[2] * images.shape[3]):
+            return None
+        place = layer.pad, layer.stride, layer.dilation, layer.group
+        packed = self._pack(images)
+        y = torch.ops.mkldnn._convolution_pointwise(images, packed, self.bias, *place, *self._activation)
+        return layer.unbatched(y, x)
+
+    def _multiply(self, layer: InnerProduct, x: torch.Tensor) -> torch.Tensor | None:
+        x = x.to(self.weight.dtype).flatten(layer.first)
         rows = x.reshape(-1, x.shape[-1])
-        y = torch.ops.mkldnn._linear_pointwise(rows, self._pack(rows), self.bias, *self._activation())
+        if not self._worth_packing(rows.shape[0], 1):
+            return None
+        y = torch.ops.mkldnn._linear_pointwise(rows, self._pack(rows), self.bias, *self._activation)
         return y.reshape(*x.shape[:-1], -1)
 
     def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
-        if self._one_dnn and bottoms[0].numel():
-            return [self._by_one_dnn(bottoms[0])]
-        y = self.layer.apply(bottoms[0], self.weight, self.bias)
-        if self.slope is not None:
-            y = F.leaky_relu_(y, self.slope) if self.slope else y.relu_()
+        layer, y = self.layer, None
+        if self._one_dnn:
+            x = bottoms[0]
+            y = self._convolve(layer, x) if isinstance(layer, Convolution) else self._multiply(layer, x)
+        if y is None:
+            y = layer.apply(bottoms[0], self.weight, self.bias)
+            if self.slope is not None:
+                y = F.leaky_relu_(y, self.slope) if self.slope else y.relu_()
         return [y]
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from .. import glog as log
+from ..blob import check_shape
 from ..errors import CaffeError
 from ..io import decode_image, load_mean, planes
 from .base import Shape, register
@@ -310,6 +311,7 @@ class WindowData(PrefetchingLayer[tuple[np.ndarray, np.ndarray]]):
         if not 0 <= self.objects <= p.batch_size:
             self.error(f"fg_fraction is {p.fg_fraction}; expected 0 to 1")
         try:
+            check_shape((p.batch_size, 3, self.crop, self.crop))
             self.file = WindowFile(p.source, p.root_folder, p.fg_threshold, p.bg_threshold)
             for needed, windows, what in (
                 (self.objects, self.file.foreground, f"overlaps an object by fg_threshold {p.fg_threshold:g} or more"),
@@ -318,13 +320,13 @@ class WindowData(PrefetchingLayer[tuple[np.ndarray, np.ndarray]]):
                 if needed and not len(windows):
                     raise CaffeError(f"{p.source}: no window {what}; a batch needs {needed}")
             self._read_mean()
+            log.info("window_data_layer.cpp:152", f"Number of images: {len(self.file.images)}")
+            self._cache = [self._bytes(i) for i in range(len(self.file.images))] if p.cache_images else None
         except CaffeError as error:
             self.error(str(error))
-        log.info("window_data_layer.cpp:152", f"Number of images: {len(self.file.images)}")
-        self._cache = [self._bytes(i) for i in range(len(self.file.images))] if p.cache_images else None
 
     def _read_mean(self) -> None:
-        """What is subtracted from a crop: 3×crop_size×crop_size, or 3×1×1."""
+        """Make `mean`, what is subtracted from a crop: 3×crop_size×crop_size."""
         t = self.param.transform_param
         if t.mean_file and t.mean_value:
             raise CaffeError("mean_file and mean_value are both given; expected one")

@@ -401,7 +401,7 @@ def test_windows_that_leave_their_image(tmp_path: Path) -> None:
         data_net(window_data(source)).forward()
     (tmp_path / "0.png").unlink()
     for settings in ("", "cache_images: true"):
-        with pytest.raises(caffe.CaffeError, match=r"windows\.txt: .*0\.png: No such file or directory"):
+        with pytest.raises(caffe.CaffeError, match=r"layer 'data' .*windows\.txt: .*0\.png: No such file or directory"):
             data_net(window_data(source, settings)).forward()
 
 
@@ -410,6 +410,7 @@ def test_windows_that_leave_their_image(tmp_path: Path) -> None:
     [
         ("", "", "crop_size is not given in transform_param"),
         ("context_pad: 4", "crop_size: 8", "context_pad 4 at both sides leaves nothing of crop_size 8"),
+        ("", "crop_size: 4000000000", "at most 2147483647 values"),
         ("fg_fraction: 1.5", "crop_size: 8", "fg_fraction is 1.5; expected 0 to 1"),
         ("", "crop_size: 8 mean_value: 1 mean_value: 2", "has 2 mean_value; expected 1 or 3"),
         ("", 'crop_size: 8 mean_value: 1 mean_file: "x"', "mean_file and mean_value are both given"),

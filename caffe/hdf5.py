@@ -295,7 +295,7 @@ def _reading(path: StrPath) -> Iterator[h5py.File]:
     try:
         with h5py.File(path, "r") as file:
             yield file
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:  # h5py's, by what HDF5 meets
         raise CaffeError(f"{path}: not an HDF5 file that can be read ({error})") from error
 
 

@@ -158,7 +158,7 @@ def test_parameters_that_are_no_numbers(tmp_path: Path, value: object, message: 
 def test_a_type_that_numpy_lacks(tmp_path: Path) -> None:
     with h5py.File(caffe_weights(tmp_path / "w.h5"), "a") as file:
         del file["data/ip/1"]
-        h5py.h5d.create(file["data/ip"].id, b"1", h5py.h5t.STD_B8LE, h5py.h5s.create_simple((2,)))
+        h5py.h5d.create(file["data/ip"].id, b"1", h5py.h5t.UNIX_D32LE, h5py.h5s.create_simple((2,)))
     with pytest.raises(CaffeError, match=r"w\.h5: not an HDF5 file that can be read \(No NumPy equivalent"):
         hdf5.read_weights(tmp_path / "w.h5", SHAPES)
 

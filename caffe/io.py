@@ -18,6 +18,7 @@ from google.protobuf import text_format
 from google.protobuf.message import DecodeError, Message
 
 from .errors import CaffeError
+from .lmdb_pages import LmdbPages
 from .proto import caffe_pb2  # noqa: F401 - scripts name messages as caffe.io.caffe_pb2.Datum
 from .proto.caffe_pb2 import BlobProto, DataParameter, Datum, NetParameter, SolverParameter
 from .upgrade import upgrade_net, upgrade_solver
@@ -294,6 +295,7 @@ def open_lmdb(source: StrPath) -> lmdb.Environment:
         stat = data.stat()
     except OSError as error:
         raise CaffeError(f"{source}: not an LMDB that can be opened (data.mdb: {error.strerror})") from None
+    LmdbPages(data, str(source))
     identity = (stat.st_dev, stat.st_ino)  # not the path: a database written anew is another
     env = _environments.get(identity)
     if env is None:
@@ -301,11 +303,6 @@ def open_lmdb(source: StrPath) -> lmdb.Environment:
             env = lmdb.open(str(data.parent), readonly=True, lock=False, create=False)
         except lmdb.Error as error:
             raise CaffeError(f"{source}: not an LMDB that can be opened ({error})") from None
-        # LMDB reads a file that was cut off through its memory map, and the process dies of that without a word
-        needed = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
-        if stat.st_size < needed:
-            env.close()
-            raise CaffeError(f"{source}: its data.mdb is cut off: {stat.st_size} bytes; expected {needed}")
         _environments[identity] = env
     return env
 
@@ -411,8 +408,17 @@ class DatumReader:
         if self._leveldb is not None:
             yield from self._leveldb.items()
             return
-        with self._environment.begin(buffers=True) as transaction, transaction.cursor() as cursor:
-            yield from cursor
+        try:
+            with self._environment.begin(buffers=True) as transaction, transaction.cursor() as cursor:
+                records: Iterator[Record] = iter(())
+                for number, count in enumerate(self._pages().leaves()):  # each is checked before LMDB goes there
+                    records = records if number else iter(cursor)
+                    yield from islice(records, count)
+        except lmdb.Error as error:
+            raise CaffeError(f"{self.source}: cannot be read ({error})") from None
+
+    def _pages(self) -> LmdbPages:
+        return LmdbPages(Path(os.path.realpath(self.source), "data.mdb"), self.source)
 
     def decode(self, key: Buffer, value: Buffer) -> tuple[np.ndarray, int]:
         """Image C×H×W and label of a record."""

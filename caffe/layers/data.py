@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from .. import glog as log
-from ..blob import check_shape
 from ..errors import CaffeError
 from ..filler import FILLERS, fill
 from ..io import DatumReader, datum_to_array, planes
@@ -73,13 +72,14 @@ class DummyData(RandomLayer):
                 self.error(f"filler type {filler.type!r} is not known; expected one of {', '.join(sorted(FILLERS))}")
         self.constants: list[torch.Tensor | None] = []
         for top, shape, filler in zip(self.param.top, self.output_shapes, self.fillers, strict=True):
+            if filler.type != "constant":
+                self.constants.append(None)
+                continue
             try:
-                check_shape(shape)
-                if filler.type == "constant":
-                    self.take(shape)
+                self.take(shape)
             except CaffeError as error:
                 self.error(f"top {top!r}: {error}")
-            self.constants.append(self._fill(shape, filler) if filler.type == "constant" else None)
+            self.constants.append(self._fill(shape, filler))
 
     def _one_a_top(self, name: str, values: list[Any]) -> list[Any]:
         count = len(self.param.top)

@@ -49,7 +49,8 @@ NETWORKS = ("face_emotion_net", "mini_xception")
 ZOO = ("lenet", "cifar10_quick", "alexnet", "googlenet", "resnet18", "mobilenet")
 PARTS = ("stages", "training", "inference", "prediction", "zoo")
 CAFFE_SECONDS = 0.134  # Caffe 1.0's forward and backward pass of FaceEmotionNet, batch 64, OpenBLAS on 2 cores
-TOLERANCE = 1e-4  # by how much our probabilities may differ from a peer's, as a part of the largest
+# by how much our probabilities may differ from a peer's, as a part of the largest; bfloat16 has eight bits
+TOLERANCES = {"": 1e-4, " bf16": 0.2}
 
 
 class PlainFaceEmotionNet(nn.Module):
@@ -131,7 +132,7 @@ def bench_stages(table: Table, csv: Path, folder: Path) -> None:
 def precisions() -> Iterator[str]:
     """float32, and bfloat16 where the processor multiplies it."""
     yield "FP32"
-    if caffe.context.autocast_dtype("auto", torch.device("cpu")) is not None:
+    if has_bfloat16():
         yield "BF16"
 
 
@@ -251,31 +252,46 @@ def bench_zoo(table: Table, rounds: int) -> None:
             compare_inference(table, prototxt, weights, name, (1, 16), rounds)
 
 
+def has_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 in hardware."""
+    return caffe.context.autocast_dtype("auto", torch.device("cpu")) is not None
+
+
 def compare_inference(
     table: Table, prototxt: Path, weights: Path, name: str, batches: Sequence[int], rounds: int
 ) -> None:
-    """A row a batch size: our inference beside OpenCV's on the same files. Exits where the probabilities differ."""
-    random = np.random.default_rng(0)
-    net, peer = caffe.Net(prototxt, weights, caffe.TEST), cv2.dnn.readNetFromCaffe(str(prototxt), str(weights))
-    for batch in batches:
-        images = random.normal(0, 60, (batch, *net.blobs["data"].shape[1:])).astype(np.float32)
+    """A row a batch size, and one in bfloat16 for batches where the processor has it: our inference beside OpenCV's.
 
-        def ours(images: np.ndarray = images) -> np.ndarray:
-            return net.infer(data=torch.from_numpy(images))["prob"].numpy()
+    Exits where the probabilities differ.
+    """
+    random = np.random.default_rng(0)
+    peer = cv2.dnn.readNetFromCaffe(str(prototxt), str(weights))
+    nets = {"": caffe.Net(prototxt, weights, caffe.TEST)}
+    if has_bfloat16():
+        nets[" bf16"] = caffe.Net(prototxt, weights, caffe.TEST, precision="bf16")
+    for batch in batches:
+        images = random.normal(0, 60, (batch, *nets[""].blobs["data"].shape[1:])).astype(np.float32)
 
         def theirs(images: np.ndarray = images) -> np.ndarray:
             peer.setInput(images)
             return peer.forward()
 
         expected = theirs()
-        difference = float(np.abs(ours() - expected).max() / expected.max())
-        if not difference <= TOLERANCE:
-            sys.exit(
-                f"error: {name}, batch {batch}: our probabilities and cv2.dnn's differ by {difference:.2g} of the "
-                f"largest; expected {TOLERANCE} at most"
-            )
-        mine, other = alternate(rounds, max(max(batches) // batch, 3), ours, theirs)
-        table.add(f"inference, batch {batch}: {name}", mine, batch, "cv2.dnn", other)
+        for precision, net in nets.items():
+            if precision and batch == 1:
+                continue
+
+            def ours(net: caffe.Net = net, images: np.ndarray = images) -> np.ndarray:
+                return net.infer(data=torch.from_numpy(images))["prob"].numpy()
+
+            difference = float(np.abs(ours() - expected).max() / expected.max())
+            if not difference <= TOLERANCES[precision]:
+                sys.exit(
+                    f"error: {name}, batch {batch}{precision}: our probabilities and cv2.dnn's differ by "
+                    f"{difference:.2g} of the largest; expected {TOLERANCES[precision]} at most"
+                )
+            mine, other = alternate(rounds, max(max(batches) // batch, 3), ours, theirs)
+            table.add(f"inference, batch {batch}: {name}{precision}", mine, batch, "cv2.dnn", other)
 
 
 def write_random_weights(prototxt: Path, weights: Path, seed: int = 0) -> None:

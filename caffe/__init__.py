@@ -1,5 +1,12 @@
 """Caffe's interface and semantics, computed by PyTorch: what `import caffe` gives a script written for pycaffe."""
 
+import os
+
+# Before torch is imported: its threads wait for each other in a busy loop of a fraction of a second. On a machine that
+# does other work too, that takes the time in which the others could finish; cut short, all is up to four times faster
+# there, and as fast as ever elsewhere.
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+
 from . import coord_map, io
 from .classifier import Classifier
 from .context import (

@@ -6,6 +6,8 @@ import torch
 
 from .errors import CaffeError
 
+FLOAT16_LOSS_SCALE = 1024.0  # by which gradients are larger while float16 holds them, which has no small numbers
+
 _mode = "cpu"
 _device_id = 0
 _seed: int | None = None

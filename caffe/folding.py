@@ -16,7 +16,6 @@ from .layers.base import Layer
 from .layers.normalization import BatchNorm, Scale
 from .layers.vision import Convolution, InnerProduct, channels_last
 
-
 # Multiplications of an input below which a call of the packed kind, which takes 20 microseconds to begin, is no gain.
 FEWEST_MULTIPLICATIONS = 250_000
 

@@ -20,6 +20,7 @@ from .errors import CaffeError
 from .folding import Folded, InferencePlan
 from .io import array_to_blobproto, blobproto_to_array, read_net_binary, read_net_parameter, replace_bytes
 from .layers import LAYERS, Layer, make_layer
+from .layers.data import DummyData
 from .layers.normalization import BatchNorm, Scale
 from .memory import keep_freed_memory
 from .proto.caffe_pb2 import TEST, TRAIN, LayerParameter, NetParameter, NetState, NetStateRule, ParamSpec, Phase
@@ -31,8 +32,6 @@ Graph = dict[int, tuple[list[torch.Tensor], list[torch.Tensor]]]
 # what to run, in order: a layer or a fused pair, its first and its last layer's number
 Plan = list[tuple["Layer | _BatchNormScale | Folded", int, int]]
 
-
-FLOAT16_LOSS_SCALE = 1024.0
 
 # the name of a loss layer's top where its prototxt has none
 AUTOMATIC = "(automatic)"
@@ -277,6 +276,10 @@ class Net:
             self.blob_loss_weights[top] = weights[i]
             if not top.startswith(AUTOMATIC):
                 available[top] = None
+        if isinstance(layer, DummyData):  # whose constant tops hold their values before the first pass
+            for top, constant in zip(param.top, layer.constants, strict=True):
+                if constant is not None:
+                    self.blobs[top].set_tensor(constant)
         # Caffe lets two layers have one name, as some old prototxts do; weights would not be told apart by it
         if param.name in self.layer_dict and (layer.blobs or self.layer_dict[param.name].blobs):
             layer.error("the name is taken by an earlier layer; expected another, since weights go by the name")
@@ -436,6 +439,8 @@ class Net:
         except CaffeError:
             raise
         except (RuntimeError, IndexError) as error:
+            if param.type == "Python":  # the error of a user's code is his
+                raise
             shapes = ", ".join(f"{name!r} {tuple(b.shape)}" for name, b in zip(param.bottom, bottoms, strict=True))
             raise CaffeError(f"layer {param.name!r} ({param.type}): bottoms {shapes}: {error}") from error
         if graph is not None:
@@ -608,7 +613,7 @@ class Net:
         for layer in self.layers[end : start + 1]:
             leaves.update((id(blob), blob) for blob in layer.blobs if blob.lr_mult != 0)
         # float16 has no small numbers: gradients are computed that much larger
-        scale = FLOAT16_LOSS_SCALE if self._dtype is torch.float16 else 1.0
+        scale = context.FLOAT16_LOSS_SCALE if self._dtype is torch.float16 else 1.0
         roots, seeds = [], []
         for name, value in left.items():
             weight = self.blob_loss_weights[name]

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from .. import context
 from ..blob import Blob, Parameter
 from ..proto.caffe_pb2 import LayerParameter
 from .base import Layer, Shape, register
@@ -96,9 +97,7 @@ def _gradient_scale(device: torch.device) -> float:
     """How much larger than they are the net computes its gradients. A script may not pass its tops' on, but make its
     own: so it is given them as they are."""
     if torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) is torch.float16:
-        from ..net import FLOAT16_LOSS_SCALE  # here, since the net imports the layers
-
-        return FLOAT16_LOSS_SCALE
+        return context.FLOAT16_LOSS_SCALE
     return 1.0
 
 

@@ -927,6 +927,16 @@ def test_backward_needs_a_forward_pass() -> None:
         net.backward()
 
 
+def test_constant_dummy_data_is_there_before_the_first_pass() -> None:
+    layer = (
+        'layer { name: "d" type: "DummyData" top: "a" top: "b" dummy_data_param { shape { dim: 2 dim: 3 } '
+        'data_filler { type: "constant" value: 7 } data_filler { type: "uniform" } } }'
+    )
+    net = net_of(layer)
+    np.testing.assert_array_equal(net.blobs["a"].data, np.full((2, 3), 7))
+    np.testing.assert_array_equal(net.forward()["a"], np.full((2, 3), 7))
+
+
 def test_a_loss_without_a_top_counts() -> None:
     text = (
         input_layer("a", 2, 3)

@@ -15,6 +15,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from .errors import CaffeError
+from .image_header import check_size
 from .io import array_to_blobproto, blobproto_to_array
 from .proto.caffe_pb2 import BlobProtoVector
 
@@ -33,15 +34,18 @@ def load_image(filename: str | os.PathLike[str], color: bool = True) -> np.ndarr
     Raises CaffeError for a file that cannot be read or is no image.
     """
     try:
-        data = np.frombuffer(Path(filename).read_bytes(), np.uint8)
+        data = Path(filename).read_bytes()
     except OSError as error:
         raise CaffeError(f"{filename}: {error.strerror}") from None
     try:
-        pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+        check_size(data)
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
+    except CaffeError as error:
+        raise CaffeError(f"{filename}: {error}") from None
     except cv2.error as error:  # an image above OpenCV's limit of pixels
         raise CaffeError(f"{filename}: {error.err}") from None
     if pixels is None:
-        raise CaffeError(f"{filename}: not an image that OpenCV reads ({data.size} bytes)")
+        raise CaffeError(f"{filename}: not an image that OpenCV reads ({len(data)} bytes)")
     if pixels.dtype in (np.uint8, np.uint16):
         values = np.arange(2 ** (8 * pixels.itemsize))
         image = (values / values[-1]).astype(np.float32)[pixels]

@@ -18,6 +18,7 @@ from google.protobuf import text_format
 from google.protobuf.message import DecodeError, Message
 
 from .errors import CaffeError
+from .image_header import check_size
 from .lmdb_pages import LmdbPages
 from .proto import caffe_pb2  # noqa: F401 - scripts name messages as caffe.io.caffe_pb2.Datum
 from .proto.caffe_pb2 import BlobProto, DataParameter, Datum, NetParameter, SolverParameter
@@ -239,13 +240,14 @@ def decode_image(data: bytes, flags: int) -> np.ndarray:
 
     Parameters
     ----------
-    data: of the whole file; one that is cut off is no image.
+    data: of the whole file. One that is cut off is no image, but for a JPEG, whose missing part is grey.
     flags: OpenCV's IMREAD_COLOR (three channels), IMREAD_GRAYSCALE (one) or IMREAD_UNCHANGED (as it was written).
 
-    Raises CaffeError where the bytes are not an image of 8 bits a channel.
+    Raises CaffeError where the bytes are not an image of 8 bits a channel, or claim more pixels than they can hold.
     """
     image = None
     if data:
+        check_size(data)
         try:
             image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
         except cv2.error as error:  # an image above OpenCV's limit of pixels

@@ -25,6 +25,7 @@ import numpy as np
 from caffe import glog as log
 from caffe.database import write_lmdb
 from caffe.errors import CaffeError
+from caffe.image_header import check_size
 from caffe.io import StrPath
 from caffe.proto.caffe_pb2 import Datum
 from caffe.tools.backends import Writer, backend, writer
@@ -96,7 +97,10 @@ def decode(data: bytes, flags: int) -> np.ndarray:
     if not data:
         raise ValueError("the file is empty")
     try:
+        check_size(data)
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except CaffeError as error:
+        raise ValueError(str(error)) from None
     except cv2.error as error:  # more pixels than OpenCV reads
         raise ValueError(error.err) from None
     if image is None:

@@ -1,0 +1,41 @@
+"""What the documents state about the code: the layers, the tools, the Make targets."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import caffe
+
+ROOT = Path(__file__).resolve().parent.parent
+# Caffe 1.0's catalogue
+CAFFE_LAYERS = (
+    "AbsVal Accuracy ArgMax BatchNorm BatchReindex Bias BNLL Clip Concat ContrastiveLoss Convolution Crop "
+    "Data Deconvolution Dropout DummyData ELU Eltwise Embed EuclideanLoss Exp Filter Flatten HDF5Data "
+    "HDF5Output HingeLoss Im2col ImageData InfogainLoss InnerProduct Input Log LRN LSTM MemoryData "
+    "MultinomialLogisticLoss MVN Parameter Pooling Power PReLU Python Reduction ReLU Reshape RNN Scale "
+    "Sigmoid SigmoidCrossEntropyLoss Silence Slice Softmax SoftmaxWithLoss Split SPP Swish TanH Threshold "
+    "Tile WindowData "
+)
+
+
+def test_all_layers_are_there_and_in_the_table() -> None:
+    known = caffe.layer_type_list()
+    assert set(CAFFE_LAYERS.split()) <= set(known)
+    table = (ROOT / "docs" / "caffe.md").read_text().split("## Layers")[1].split("## Nets")[0]
+    assert [name for name in known if not re.search(rf"\b{name}\b", table)] == []
+
+
+def test_the_tools_are_installed_under_the_names_that_the_page_gives() -> None:
+    section = (ROOT / "pyproject.toml").read_text().split("[project.scripts]")[1].split("\n[")[0]
+    scripts = re.findall(r"^(\w+) =", section, re.MULTILINE)
+    assert "caffe" in scripts
+    page = (ROOT / "docs" / "caffe.md").read_text()
+    assert [name for name in scripts if f"`{name}`" not in page and f"`{name} " not in page] == []
+
+
+def test_the_readmes_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"^make ([a-z]+)", (ROOT / "README.md").read_text(), re.MULTILINE))
+    assert named
+    assert named <= targets

@@ -267,6 +267,8 @@ def _writing(path: StrPath, target: StrPath, mode: str) -> Iterator[h5py.File]:
     try:
         with h5py.File(path, mode) as file:
             yield file
+    except CaffeError:
+        raise
     except (OSError, RuntimeError, ValueError) as error:  # what h5py raises where HDF5 fails
         raise CaffeError(f"{target}: cannot be written ({error})") from error
 
@@ -295,6 +297,8 @@ def _reading(path: StrPath) -> Iterator[h5py.File]:
     try:
         with h5py.File(path, "r") as file:
             yield file
+    except CaffeError:
+        raise
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:  # h5py's, by what HDF5 meets
         raise CaffeError(f"{path}: not an HDF5 file that can be read ({error})") from error
 

@@ -132,11 +132,21 @@ def test_passes_and_iterations_are_rows(monkeypatch: pytest.MonkeyPatch) -> None
     assert table.rows[1][4] == "6.70×"
 
 
+def rows(net: str, batches: tuple[int, ...]) -> list[str]:
+    """A row a batch size, and for batches one in bfloat16 where the processor has it."""
+    names = []
+    for batch in batches:
+        names.append(f"inference, batch {batch}: {net}")
+        if batch > 1 and bench.has_bfloat16():
+            names.append(f"inference, batch {batch}: {net} bf16")
+    return names
+
+
 def test_zoo_measures_each_network_at_two_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "ZOO", ("lenet", "cifar10_quick"))
     table = bench.Table()
     bench.bench_zoo(table, 1)
-    names = [f"inference, batch {batch}: {name}" for name in ("lenet", "cifar10_quick") for batch in (1, 16)]
+    names = [name for net in ("lenet", "cifar10_quick") for name in rows(net, (1, 16))]
     assert [row[0] for row in table.rows] == names
     assert all(row[3].startswith("cv2.dnn ") and row[4].endswith("×") for row in table.rows)
 
@@ -161,11 +171,11 @@ def test_command_runs_one_part_and_writes_its_rows(tmp_path: Path) -> None:
     file = tmp_path / "rows.json"
     command = [sys.executable, "bench.py", "--only", "inference", "--quick", "--json", str(file)]
     done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-    rows = json.loads(file.read_text())
-    expected = [f"inference, batch {n}: {name}" for name in bench.NETWORKS for n in (1, 16, 64)]
-    assert [row[0] for row in rows] == expected
-    assert all(row[4].endswith("×") for row in rows)
-    assert all(row[0] in done.stdout for row in rows)
+    measured = json.loads(file.read_text())
+    expected = [name for net in bench.NETWORKS for name in rows(net, (1, 16, 64))]
+    assert [row[0] for row in measured] == expected
+    assert all(row[4].endswith("×") for row in measured)
+    assert all(row[0] in done.stdout for row in measured)
 
 
 @pytest.mark.parametrize(

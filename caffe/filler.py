@@ -10,6 +10,8 @@ import torch
 from .errors import CaffeError
 from .proto.caffe_pb2 import FillerParameter
 
+LARGEST = torch.finfo(torch.float32).max
+
 FILLERS: dict[str, Callable[[torch.Tensor, FillerParameter, torch.Generator], None]] = {}
 
 
@@ -30,6 +32,8 @@ def fill(shape: tuple[int, ...], filler: FillerParameter, generator: torch.Gener
         raise CaffeError(f"filler type {filler.type!r} is not known; expected one of {', '.join(sorted(FILLERS))}")
     if filler.sparse != -1 and filler.type != "gaussian":
         raise CaffeError(f"filler {filler.type!r}: sparse is for the gaussian filler only")
+    if 0 in shape:
+        raise CaffeError(f"filler {filler.type!r}: the shape {shape} has no values; expected at least one")
     tensor = torch.empty(shape)
     FILLERS[filler.type](tensor, filler, generator)
     return tensor
@@ -52,17 +56,19 @@ def _constant(tensor: torch.Tensor, filler: FillerParameter, generator: torch.Ge
 def _uniform(tensor: torch.Tensor, filler: FillerParameter, generator: torch.Generator) -> None:
     if filler.min > filler.max:
         raise CaffeError(f"uniform filler: min {filler.min} is above max {filler.max}")
+    if not (abs(filler.min) <= LARGEST and filler.max - filler.min <= LARGEST):
+        raise CaffeError(f"uniform filler: min is {filler.min} and max {filler.max}; expected finite numbers")
     tensor.uniform_(filler.min, filler.max, generator=generator)
 
 
 @_register("gaussian")
 def _gaussian(tensor: torch.Tensor, filler: FillerParameter, generator: torch.Generator) -> None:
     """Normal; with `sparse`, each value is kept with probability sparse / (count of axis 0)."""
-    if filler.std < 0:
-        raise CaffeError(f"gaussian filler: std {filler.std} is negative")
+    if not filler.std >= 0:  # or no number
+        raise CaffeError(f"gaussian filler: std {filler.std} is negative or no number")
     tensor.normal_(filler.mean, filler.std, generator=generator)
     if filler.sparse >= 0:
-        keep = min(filler.sparse / tensor.shape[0], 1.0)
+        keep = min(filler.sparse / (tensor.shape[0] if tensor.dim() else 1), 1.0)
         tensor.mul_(torch.empty_like(tensor).bernoulli_(keep, generator=generator))
 
 

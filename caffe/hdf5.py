@@ -277,6 +277,8 @@ def _writing(path: StrPath, target: StrPath, mode: str) -> Iterator[h5py.File]:
 def _replacing(path: StrPath) -> Iterator[h5py.File]:
     """A new HDF5 file that takes the place of `path` when all is written."""
     path = Path(path)
+    if "\0" in path.name:
+        raise CaffeError(f"{path}: cannot be written (a 0 in its name)")
     partial = path.with_name(f".partial.{path.name}")
     try:
         with _writing(partial, path, "w") as file:
@@ -292,9 +294,9 @@ def _replacing(path: StrPath) -> Iterator[h5py.File]:
 
 @contextmanager
 def _reading(path: StrPath) -> Iterator[h5py.File]:
-    if not Path(path).is_file():
-        raise CaffeError(f"{path}: No such file")
     try:
+        if not Path(path).is_file():
+            raise CaffeError(f"{path}: No such file")
         with h5py.File(path, "r") as file:
             yield file
     except CaffeError:

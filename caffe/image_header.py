@@ -12,9 +12,10 @@ MOST_PIXELS_A_BYTE = 1000  # for so many, which is more than photos, scans and d
 
 Size = tuple[int, int]  # width and height
 
+_PNG = b"\x89PNG\r\n\x1a\n"
 # the headers that end with the size, by the bytes that they begin with
 _FIXED = {
-    b"\x89PNG\r\n\x1a\n": (">II", 16),
+    _PNG: (">II", 16),
     b"GIF87a": ("<HH", 6),
     b"GIF89a": ("<HH", 6),
     b"\x59\xa6\x6a\x95": (">II", 4),  # Sun raster
@@ -34,6 +35,8 @@ def check_size(data: bytes) -> None:
 
     So for an AVIF: the size that it states and the one that it decodes to may differ. (Caffe's OpenCV read none.)
     """
+    if data.startswith(_PNG):
+        _check_chunks(data)
     if data[4:8] == b"ftyp":
         raise CaffeError("an AVIF image, whose size cannot be told before it is decoded; expected PNG, JPEG or another")
     width, height = image_size(data) or (0, 0)
@@ -71,6 +74,18 @@ def image_size(data: bytes) -> Size | None:
         return (int(pnm[1]), int(pnm[2])) if pnm else None
     except struct.error:  # it ends within its header
         return None
+
+
+def _check_chunks(data: bytes) -> None:
+    """Raise CaffeError for a PNG with a chunk beyond its end: OpenCV makes room for the chunk before it looks."""
+    at = len(_PNG)
+    while at + 8 <= len(data):
+        size, kind = struct.unpack_from(">I4s", data, at)
+        at += 12 + size  # with its checksum
+        if kind == b"IEND":
+            return
+    if at != len(data):
+        raise CaffeError(f"its {len(data)} bytes are not an image, but a PNG that is cut off; expected {at} or more")
 
 
 def _bmp(data: bytes) -> Size:

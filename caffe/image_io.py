@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -16,7 +15,7 @@ from google.protobuf.message import DecodeError
 
 from .errors import CaffeError
 from .image_header import check_size
-from .io import array_to_blobproto, blobproto_to_array
+from .io import array_to_blobproto, blobproto_to_array, read_file
 from .proto.caffe_pb2 import BlobProtoVector
 
 # Grey from red, green, blue: the luminance of ITU-R BT.709 that scikit-image takes (OpenCV's grey has BT.601's).
@@ -33,10 +32,7 @@ def load_image(filename: str | os.PathLike[str], color: bool = True) -> np.ndarr
 
     Raises CaffeError for a file that cannot be read or is no image.
     """
-    try:
-        data = Path(filename).read_bytes()
-    except OSError as error:
-        raise CaffeError(f"{filename}: {error.strerror}") from None
+    data = read_file(filename)
     try:
         check_size(data)
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None

@@ -17,7 +17,9 @@ import numpy as np
 from google.protobuf import text_format
 from google.protobuf.message import DecodeError, Message
 
+from .blob import check_shape
 from .errors import CaffeError
+from .files import read_bytes
 from .image_header import check_size
 from .lmdb_pages import LmdbPages
 from .proto import caffe_pb2  # noqa: F401 - scripts name messages as caffe.io.caffe_pb2.Datum
@@ -44,6 +46,14 @@ def replace_bytes(path: StrPath, data: bytes) -> None:
         raise
 
 
+def read_file(path: StrPath) -> bytes:
+    """A file's bytes; CaffeError naming it where it cannot be read."""
+    try:
+        return read_bytes(path)
+    except CaffeError as error:
+        raise CaffeError(f"{path}: {error}") from None
+
+
 # Messages from files
 
 
@@ -52,10 +62,7 @@ def read_text(path: StrPath, message: M) -> M:
 
     Raises CaffeError naming file, line and column for a field that Caffe does not know or text that does not parse.
     """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise CaffeError(f"{path}: {error.strerror}") from None
+    data = read_file(path)
     try:
         text_format.Parse(_text(data), message)
     except UnicodeDecodeError as error:
@@ -84,10 +91,7 @@ def read_binary(path: StrPath, message: M) -> M:
 
     In text that is not UTF-8, U+FFFD stands for what cannot be read; Caffe wrote paths as the system had them.
     """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise CaffeError(f"{path}: {error.strerror}") from None
+    data = read_file(path)
     try:
         message.ParseFromString(data)
     except DecodeError:
@@ -149,13 +153,14 @@ def _packed(blob: BlobProto, field: str, dtype: str) -> np.ndarray:
     count = len(getattr(alone, field))
     raw = alone.SerializeToString()
     size = count * np.dtype(dtype).itemsize
-    return np.frombuffer(raw, dtype, count, len(raw) - size).astype(np.float32)
+    with np.errstate(over="ignore"):  # what a double holds and a float does not becomes infinite, as in Caffe
+        return np.frombuffer(raw, dtype, count, len(raw) - size).astype(np.float32)
 
 
 def blobproto_to_array(blob: BlobProto, return_diff: bool = False) -> np.ndarray:
     """The values (or the gradient) of a BlobProto: float32, of the shape it states.
 
-    Raises CaffeError where the shape and the number of values disagree.
+    Raises CaffeError where the shape and the number of values disagree, or no blob can have the shape.
     """
     single, double = ("diff", "double_diff") if return_diff else ("data", "double_data")
     use_double = len(getattr(blob, double)) > 0
@@ -163,6 +168,7 @@ def blobproto_to_array(blob: BlobProto, return_diff: bool = False) -> np.ndarray
     shape = blob_shape(blob)
     if any(n < 0 for n in shape) or _product(shape) != values.size:
         raise CaffeError(f"a blob of shape {shape} with {values.size} values; expected {_product(shape)}")
+    check_shape(shape)
     return values.reshape(shape)
 
 
@@ -287,12 +293,19 @@ def datum_to_array(datum: Datum, force_color: bool = False, force_gray: bool = F
     return np.fromiter(datum.float_data, np.float32, values).reshape(shape)
 
 
+def _real_path(source: StrPath) -> Path:
+    try:
+        return Path(os.path.realpath(source))
+    except ValueError as error:  # a 0 in the name
+        raise CaffeError(f"{source}: {error}") from None
+
+
 _environments: WeakValueDictionary[tuple[int, int], lmdb.Environment] = WeakValueDictionary()
 
 
 def open_lmdb(source: StrPath) -> lmdb.Environment:
     """An LMDB for reading, without writing a lock file. A process opens an LMDB once, so its readers share it."""
-    data = Path(os.path.realpath(source), "data.mdb")
+    data = _real_path(source) / "data.mdb"
     try:
         stat = data.stat()
     except OSError as error:
@@ -352,7 +365,7 @@ _leveldbs: WeakValueDictionary[tuple[int, int], LevelDB] = WeakValueDictionary()
 
 def open_leveldb(source: StrPath) -> LevelDB:
     """A LevelDB for reading. Only one may be open in all processes together, so the readers of one process share it."""
-    folder = Path(os.path.realpath(source))
+    folder = _real_path(source)
     try:
         # LevelDB makes files in any folder that it is given: look before it is asked
         Path(folder, "CURRENT").stat()
@@ -420,7 +433,7 @@ class DatumReader:
             raise CaffeError(f"{self.source}: cannot be read ({error})") from None
 
     def _pages(self) -> LmdbPages:
-        return LmdbPages(Path(os.path.realpath(self.source), "data.mdb"), self.source)
+        return LmdbPages(_real_path(self.source) / "data.mdb", self.source)
 
     def decode(self, key: Buffer, value: Buffer) -> tuple[np.ndarray, int]:
         """Image C×H×W and label of a record."""

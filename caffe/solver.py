@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import torch
 
 from . import context, hdf5
@@ -43,20 +44,26 @@ def learning_rate(param: SolverParameter, iteration: int) -> float:
     if policy == "step":
         if param.stepsize < 1:
             raise CaffeError(f"lr_policy step: stepsize is {param.stepsize}; expected at least 1")
-        return base * gamma ** (iteration // param.stepsize)
+        return base * _power(gamma, iteration // param.stepsize)
     if policy == "multistep":
-        return base * gamma ** sum(iteration >= value for value in param.stepvalue)
+        return base * _power(gamma, sum(iteration >= value for value in param.stepvalue))
     if policy == "exp":
-        return base * gamma**iteration
+        return base * _power(gamma, iteration)
     if policy == "inv":
-        return base * (1 + gamma * iteration) ** -param.power
+        return base * _power(1 + gamma * iteration, -param.power)
     if policy == "poly":
         if param.max_iter < 1:
             raise CaffeError(f"lr_policy poly: max_iter is {param.max_iter}; expected at least 1")
-        return base * max(1 - iteration / param.max_iter, 0.0) ** param.power
+        return base * _power(max(1 - iteration / param.max_iter, 0.0), param.power)
     if policy == "sigmoid":
         return base / (1 + float(torch.exp(torch.tensor(-gamma * (iteration - param.stepsize), dtype=torch.float64))))
     raise CaffeError(f"lr_policy {policy!r} is not known; expected fixed, step, multistep, exp, inv, poly or sigmoid")
+
+
+def _power(base: float, exponent: float) -> float:
+    """As C computes it: infinite or NaN where Python's numbers end, or are not real."""
+    with np.errstate(all="ignore"):
+        return float(np.float64(base) ** np.float64(exponent))
 
 
 class Solver:
@@ -348,7 +355,7 @@ class Solver:
                 value = net.blobs[name].tensor().double().reshape(-1)
                 sums[name] = sums[name] + value if name in sums else value
         if self.param.test_compute_loss:
-            log.info("solver.cpp:402", f"Test loss: {log.number(float(loss) / batches)}")
+            log.info("solver.cpp:402", f"Test loss: {log.number(float(loss / batches))}")
         means = {name: (total / batches).tolist() for name, total in sums.items()}
         output = 0
         for name, values in means.items():
@@ -414,18 +421,29 @@ class Solver:
             state = hdf5.read_state(state_file, shapes)
         else:
             raise CaffeError(f"{state_file}: expected a .solverstate or a .solverstate.h5")
-        if state.learned_net:
-            self.net.copy_from(self._find_model(state.learned_net, state_file))
+        if state.iteration < 0:
+            raise CaffeError(f"{state_file}: iter is {state.iteration}; expected at least 0")
+        found = [
+            (layer, values)
+            for net, prefix in self._stateful_nets()
+            for layer in net.layers
+            if (values := state.layer_states.get(prefix + layer.name)) is not None and layer.state()
+        ]
+        before = [(layer, layer.state()) for layer, _ in found]
+        try:
+            for layer, values in found:
+                layer.set_state(dict(values))
+            if state.learned_net:
+                self.net.copy_from(self._find_model(state.learned_net, state_file))
+        except CaffeError:  # all or nothing
+            for layer, old in before:
+                layer.set_state(old)
+            raise
         for array, history in zip(state.history, self.history, strict=True):
             history.copy_(torch.from_numpy(array))
         self.iter = state.iteration
         self._losses.clear()
         self._losses.extend(torch.tensor(loss) for loss in state.loss_window)
-        for net, prefix in self._stateful_nets():
-            for layer in net.layers:
-                values = state.layer_states.get(prefix + layer.name)
-                if values is not None and layer.state():
-                    layer.set_state(dict(values))
 
     @staticmethod
     def _find_model(learned_net: str, state_file: str | os.PathLike[str]) -> Path:

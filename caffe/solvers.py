@@ -6,9 +6,9 @@ and the update is what is subtracted from the parameter.
 
 from __future__ import annotations
 
-import math
 import os
 
+import numpy as np
 import torch
 
 from .blob import Parameter
@@ -127,7 +127,8 @@ class AdamSolver(Solver):
         mean.mul_(p.momentum).add_(diff, alpha=1 - p.momentum)
         squares.mul_(p.momentum2).addcmul_(diff, diff, value=1 - p.momentum2)
         steps = self.iter + 1
-        correction = math.sqrt(1 - p.momentum2**steps) / (1 - p.momentum**steps)
+        with np.errstate(all="ignore"):  # infinite or NaN for a momentum of 1 or more, as in Caffe
+            correction = float(np.sqrt(1 - np.float64(p.momentum2) ** steps) / (1 - np.float64(p.momentum) ** steps))
         torch.div(mean, squares.sqrt().add_(p.delta), out=diff).mul_(rate * correction)
 
 

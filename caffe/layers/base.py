@@ -96,7 +96,7 @@ class Layer:
             self.take(shape)
             blob = Parameter(tuple(shape), self.device)
             blob.tensor().detach().copy_(fill(blob.shape, filler, self.generator))
-        except CaffeError as error:
+        except RuntimeError as error:  # CaffeError, and PyTorch's where the device has no more memory
             self.error(str(error))
         self.blobs.append(blob)
 
@@ -157,10 +157,13 @@ class RandomLayer(Layer):
         return {"random_state": bytes(self.random.get_state().numpy())}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        saved = torch.frombuffer(bytearray(state["random_state"]), dtype=torch.uint8)
+        saved = torch.tensor(list(state.get("random_state", b"")), dtype=torch.uint8)
         if saved.numel() != self.random.get_state().numel():
             self.error("the snapshot's random state is of another kind of device; resume on the kind that wrote it")
-        self.random.set_state(saved)
+        try:
+            self.random.set_state(saved)
+        except RuntimeError as error:
+            self.error(f"the snapshot's random state is none: {error}")
 
 
 def make_layer(param: LayerParameter, device: torch.device, generator: torch.Generator) -> Layer:

@@ -224,7 +224,7 @@ class MemoryData(RandomLayer):
 
     def set_state(self, state: dict[str, Any]) -> None:
         super().set_state(state)
-        self.position = int(state["position"])
+        self.position = int(state.get("position", 0))
         if self._rows is not None:
             self.position %= len(self._rows[0])
 

@@ -16,21 +16,11 @@ import torch
 from .. import glog as log
 from ..blob import check_shape
 from ..errors import CaffeError
+from ..files import read_bytes
 from ..io import decode_image, load_mean, planes
 from .base import Shape, register
 from .prefetch import Batch, PrefetchingLayer, stack, tensors
 from .transform import Transformer
-
-
-def read_bytes(file: str) -> bytes:
-    """A file's bytes. Raises CaffeError, without the file's name, where it cannot be read."""
-    try:
-        with open(file, "rb", buffering=0) as stream:  # unbuffered: it is read in one go
-            return stream.read()
-    except OSError as error:
-        raise CaffeError(str(error.strerror)) from None
-    except ValueError as error:  # a 0 in the name
-        raise CaffeError(str(error)) from None
 
 
 class Line(NamedTuple):
@@ -115,7 +105,7 @@ class ImageData(PrefetchingLayer[Batch]):
             round_number, first = divmod(position, len(self.lines))
             order = np.arange(len(self.lines))
             if self.param.image_data_param.shuffle:
-                order = np.random.RandomState([self.seed, round_number]).permutation(order)
+                order = np.random.RandomState([self.seed, round_number % 2**32]).permutation(order)
             for index in order[first:]:
                 yield self.lines[index]
             position += len(self.lines) - first
@@ -127,9 +117,9 @@ class ImageData(PrefetchingLayer[Batch]):
         file = p.root_folder + line.file
         try:
             image = decode_image(read_bytes(file), flags)
-        except CaffeError as error:
+            return planes(cv2.resize(image, (p.new_width, p.new_height)) if p.new_width else image)
+        except (CaffeError, cv2.error) as error:
             raise CaffeError(f"{p.source}, line {line.number}: {file}: {error}") from None
-        return planes(cv2.resize(image, (p.new_width, p.new_height)) if p.new_width else image)
 
     def batches(self, position: int) -> Iterator[Batch]:
         p = self.param.image_data_param
@@ -206,12 +196,12 @@ class WindowFile:
         self.images: list[str] = []
         found: list[tuple[np.ndarray, np.ndarray]] = []
         try:
-            with open(source, encoding="utf-8", errors="surrogateescape") as file:
-                lines = ((number, text.strip()) for number, text in enumerate(file, 1) if text.strip())
-                for header in lines:
-                    found.append(self._read_image(header, lines))
-        except OSError as error:
-            raise CaffeError(f"{source}: {error.strerror}") from None
+            texts = os.fsdecode(read_bytes(source)).split("\n")
+        except CaffeError as error:
+            raise CaffeError(f"{source}: {error}") from None
+        lines = ((number, text.strip()) for number, text in enumerate(texts, 1) if text.strip())
+        for header in lines:
+            found.append(self._read_image(header, lines))
         if not self.images:
             raise CaffeError(f"{source}: the window file is empty")
         self.foreground, self.background = (np.concatenate(rows) for rows in zip(*found, strict=True))
@@ -307,9 +297,9 @@ class WindowData(PrefetchingLayer[tuple[np.ndarray, np.ndarray]]):
             self.error(f"context_pad {p.context_pad} at both sides leaves nothing of crop_size {self.crop}")
         if t.scale != 1:
             log.warning("window_data_layer.cpp:270", "WindowData does not use transform_param's scale")
-        self.objects = int(np.float32(p.batch_size) * np.float32(p.fg_fraction))
-        if not 0 <= self.objects <= p.batch_size:
+        if not 0 <= p.fg_fraction <= 1:
             self.error(f"fg_fraction is {p.fg_fraction}; expected 0 to 1")
+        self.objects = min(int(np.float32(p.batch_size) * np.float32(p.fg_fraction)), p.batch_size)
         try:
             check_shape((p.batch_size, 3, self.crop, self.crop))
             self.file = WindowFile(p.source, p.root_folder, p.fg_threshold, p.bg_threshold)
@@ -356,7 +346,7 @@ class WindowData(PrefetchingLayer[tuple[np.ndarray, np.ndarray]]):
     def _draw(self, position: int) -> list[tuple[Window, bool]]:
         """The windows of the batch at `position`, and whether each is mirrored."""
         batch = self.param.window_data_param.batch_size
-        random = np.random.RandomState([self.seed, position // batch])
+        random = np.random.RandomState([self.seed, position // batch % 2**32])
         drawn = [
             windows[random.randint(len(windows), size=count)]
             for windows, count in (
@@ -418,7 +408,7 @@ class WindowData(PrefetchingLayer[tuple[np.ndarray, np.ndarray]]):
         centre = np.float32(extent.first) + np.float32((extent.last - extent.first + 1) / 2)
         first = nearest(centre - np.float32(half) * context)
         last = nearest(centre + np.float32(half) * context)
-        scale = np.float32(self.crop) / np.float32(last - first + 1)
+        scale = np.float32(self.crop) / np.float32(max(last - first + 1, 1))
         before, after = max(0, -first), max(0, last - limit + 1)
         first, last = first + before, last - after
         size, before, after = (nearest(np.float32(length) * scale) for length in (last - first + 1, before, after))

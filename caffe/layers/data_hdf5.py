@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ import torch
 from .. import glog as log
 from .. import hdf5
 from ..errors import CaffeError
+from ..io import read_file
 from .base import Layer, Shape, register
 from .prefetch import PrefetchingLayer
 
@@ -34,9 +35,9 @@ class HDF5Data(PrefetchingLayer[list[np.ndarray]]):
             self.error(f"batch_size is {p.batch_size}; expected at least 1")
         log.info("hdf5_data_layer.cpp:79", f"Loading list of HDF5 filenames from: {p.source}")
         try:
-            self.files = Path(p.source).read_text(encoding="utf-8", errors="surrogateescape").split()
-        except OSError as error:
-            self.error(f"{p.source}: {error.strerror}")
+            self.files = os.fsdecode(read_file(p.source)).split()
+        except CaffeError as error:
+            self.error(str(error))
         log.info("hdf5_data_layer.cpp:93", f"Number of HDF5 files: {len(self.files)}")
         if not self.files:
             self.error(f"{p.source}: lists no file; expected one a line")
@@ -82,7 +83,7 @@ class HDF5Data(PrefetchingLayer[list[np.ndarray]]):
             round_number, skip = divmod(position, len(self))
             order = np.arange(len(self.files))
             if shuffle:
-                order = np.random.RandomState([self.seed, round_number]).permutation(order)
+                order = np.random.RandomState([self.seed, round_number % 2**32]).permutation(order)
             for number in order.tolist():
                 count = self.rows[number]
                 if skip >= count:
@@ -94,7 +95,7 @@ class HDF5Data(PrefetchingLayer[list[np.ndarray]]):
                         raise CaffeError(f"{self.files[number]}: has changed since the net was made")
                 arrays = loaded
                 if shuffle:
-                    rows = np.random.RandomState([self.seed, round_number, number]).permutation(count)
+                    rows = np.random.RandomState([self.seed, round_number % 2**32, number]).permutation(count)
                     arrays = [array[rows] for array in loaded]
                 yield [array[skip:] for array in arrays]
                 position += count - skip

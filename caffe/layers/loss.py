@@ -71,14 +71,14 @@ class _Loss(Layer):
 
     def top_shapes(self, shapes: list[Shape]) -> list[Shape]:
         if not shapes[0] or shapes[0][:1] != shapes[1][:1]:
-            first, second = (f"{name!r} {shape}" for name, shape in zip(self.param.bottom, shapes, strict=False))
+            first, second = (f"{name!r} {shape}" for name, shape in zip(self.param.bottom[:2], shapes, strict=False))
             self.error(f"bottoms {first} and {second} differ in axis 0, the batch; expected as many rows")
         return [()]
 
     def needs_count(self, shapes: list[Shape]) -> None:
         """Raise CaffeError where the second bottom has not as many values as the first."""
         if math.prod(shapes[0]) != math.prod(shapes[1]):
-            first, second = (f"{name!r} {shape}" for name, shape in zip(self.param.bottom, shapes, strict=False))
+            first, second = (f"{name!r} {shape}" for name, shape in zip(self.param.bottom[:2], shapes, strict=False))
             self.error(f"bottoms {first} and {second} differ in their number of values")
 
     def setup(self, shapes: list[Shape]) -> None:

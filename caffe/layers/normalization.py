@@ -24,7 +24,7 @@ class BatchNorm(Layer):
     def setup(self, shapes: list[Shape]) -> None:
         p = self.param.batch_norm_param
         self.global_stats = p.use_global_stats if p.HasField("use_global_stats") else not self.training
-        channels = 1 if len(shapes[0]) == 1 else shapes[0][1]
+        channels = self._channels(shapes[0])
         zero = FillerParameter()
         for size in (channels, channels, 1):
             self.add_blob((size,), zero)
@@ -35,8 +35,13 @@ class BatchNorm(Layer):
         for blob in self.blobs:
             blob.lr_mult = 0.0
 
+    def _channels(self, shape: Shape) -> int:
+        if not shape:
+            self.error(f"bottom {self.param.bottom[0]!r} is a scalar; expected N×C×…")
+        return 1 if len(shape) == 1 else shape[1]
+
     def top_shapes(self, shapes: list[Shape]) -> list[Shape]:
-        channels = 1 if len(shapes[0]) == 1 else shapes[0][1]
+        channels = self._channels(shapes[0])
         if channels != self.blobs[0].count:
             self.error(f"bottom {self.param.bottom[0]!r} has {channels} channels; expected {self.blobs[0].count}")
         return [shapes[0]]

@@ -125,4 +125,6 @@ class PrefetchingLayer(RandomLayer, Generic[T]):
     def set_state(self, state: dict[str, Any]) -> None:
         super().set_state(state)
         self.stop()
+        if "position" not in state:
+            self.error("the snapshot has no position for it")
         self.position = int(state["position"])

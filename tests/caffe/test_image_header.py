@@ -152,6 +152,14 @@ def test_files_that_claim_more_than_they_hold(name: str, tmp_path: Path) -> None
         load_image(tmp_path / "bomb")
 
 
+def test_a_png_with_a_chunk_of_absurd_size() -> None:
+    data = encoded("png")
+    at = data.index(b"IDAT") - 4
+    with pytest.raises(caffe.CaffeError, match=r"a PNG that is cut off; expected 5\d{8} or more"):
+        datum_to_array(Datum(encoded=True, data=patched(data, (at, ">I", 1 << 29))))
+    assert datum_to_array(Datum(encoded=True, data=data + b"more")).shape == (3, HEIGHT, WIDTH)
+
+
 def test_large_images_that_are_honest_are_read() -> None:
     side = 4097
     assert side * side > MOST_PIXELS

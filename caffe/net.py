@@ -438,7 +438,7 @@ class Net:
             tops = step.forward(bottoms)
         except CaffeError:
             raise
-        except (RuntimeError, IndexError) as error:
+        except (RuntimeError, IndexError, ValueError) as error:
             if param.type == "Python":  # the error of a user's code is his
                 raise
             shapes = ", ".join(f"{name!r} {tuple(b.shape)}" for name, b in zip(param.bottom, bottoms, strict=True))
@@ -630,7 +630,14 @@ class Net:
             return
         border = [value for value in entered.values() if value.requires_grad and id(value) not in made]
         with _Border(border if end > 0 else []) as reached:
-            gradients = torch.autograd.grad(roots, wanted, seeds, retain_graph=keep, allow_unused=True)
+            try:
+                gradients = torch.autograd.grad(roots, wanted, seeds, retain_graph=keep, allow_unused=True)
+            except RuntimeError as error:
+                layers = self.layers[end : start + 1]
+                if isinstance(error, CaffeError) or any(layer.type == "Python" for layer in layers):
+                    raise
+                which = f"{layers[-1].name!r} to {layers[0].name!r}"
+                raise CaffeError(f"the backward pass from layer {which}: {error}") from error
         if not keep:
             self._graph = None
         for parameter, gradient in zip(parameters, gradients, strict=False):
@@ -809,7 +816,8 @@ class Net:
         sides = ([p.tensor().detach() for p in self._learnable], [p.diff_tensor() for p in self._learnable])
 
         def norms(order: int) -> str:
-            lengths = [[torch.linalg.vector_norm(tensor, order) for tensor in side] for side in sides]
+            none = torch.zeros((), device=self.device)
+            lengths = [[none, *(torch.linalg.vector_norm(tensor, order) for tensor in side)] for side in sides]
             return ", ".join(log.number(float(torch.linalg.vector_norm(torch.stack(n), order))) for n in lengths)
 
         totals = f"L1 norm = ({norms(1)}); L2 norm = ({norms(2)})"

@@ -274,6 +274,8 @@ class Solver:
         if limit < 0:
             return
         diffs = [p.diff_tensor() for p in self.net.learnable_params if p.has_diff]
+        if not diffs:
+            return
         norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(d) for d in diffs])))
         if norm > limit:
             log.info(

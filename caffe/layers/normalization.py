@@ -23,6 +23,8 @@ class BatchNorm(Layer):
 
     def setup(self, shapes: list[Shape]) -> None:
         p = self.param.batch_norm_param
+        if not 0 <= p.eps <= torch.finfo(torch.float32).max:
+            self.error(f"eps is {p.eps}; expected at least 0")
         self.global_stats = p.use_global_stats if p.HasField("use_global_stats") else not self.training
         channels = self._channels(shapes[0])
         zero = FillerParameter()
@@ -57,7 +59,8 @@ class BatchNorm(Layer):
 
     def normalize(self, x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None) -> torch.Tensor:
         """Normalise, then multiply by `weight` and add `bias` (a Scale layer's) in the same pass."""
-        eps = self.param.batch_norm_param.eps
+        # PyTorch wants one, Caffe does not
+        eps = max(self.param.batch_norm_param.eps, torch.finfo(torch.float32).tiny)
         flat = x.reshape(-1, 1) if x.dim() == 1 else x
         if self.global_stats:
             y = F.batch_norm(flat, *self.statistics(), weight, bias, False, 0.0, eps)

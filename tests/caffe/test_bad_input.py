@@ -89,6 +89,8 @@ def test_doubles_that_no_float_holds() -> None:
         ('type: "BatchNorm"', (), r"bottom 'x0' is a scalar; expected N×C×…"),
         ('type: "InnerProduct" inner_product_param { num_output: 2 weight_filler { type: "xavier" } }', (1, 0),
          r"filler 'xavier': the shape \(2, 0\) has no values"),
+        ('type: "BatchNorm" batch_norm_param { eps: -inf }', (1, 2), "eps is -inf; expected at least 0"),
+        ('type: "BatchNorm" batch_norm_param { eps: nan }', (1, 2), "eps is nan; expected at least 0"),
         ('type: "Bias" bias_param { filler { type: "uniform" min: -3e38 max: 3e38 } }', (1, 2), "finite numbers"),
         ('type: "Bias" bias_param { filler { type: "uniform" max: inf } }', (1, 2), "max inf; expected finite numbers"),
         ('type: "Bias" bias_param { filler { type: "uniform" max: nan } }', (1, 2), "max nan; expected finite numbers"),
@@ -110,6 +112,12 @@ def test_a_share_of_windows_that_is_none(fraction: str) -> None:
 def test_a_scalar_that_the_gaussian_filler_thins_out() -> None:
     layer = 'type: "Bias" bias_param { axis: 0 num_axes: 0 filler { type: "gaussian" sparse: 1 std: 1 } }'
     assert one_layer(layer, (2,)).params["layer"][0].shape == ()
+
+
+def test_a_batch_norm_without_eps() -> None:
+    net = one_layer('type: "BatchNorm" batch_norm_param { eps: 0 }', (3, 1), phase=caffe.TRAIN)
+    net.blobs["x0"].data[...] = [[1], [2], [3]]
+    np.testing.assert_allclose(net.forward()["y"].ravel(), np.array([-1, 0, 1]) / np.sqrt(2 / 3), rtol=1e-6)
 
 
 def test_three_bottoms_of_a_loss_that_differ() -> None:
@@ -142,6 +150,15 @@ def test_adam_with_a_momentum_of_1_or_more(solver: caffe.Solver, momentum: str) 
     param = SolverParameter()
     param.CopyFrom(solver.param)
     made = caffe.get_solver(text_format.Merge(momentum, param))
+    made.step(2)
+    assert made.iter == 2
+
+
+@pytest.mark.parametrize("settings", ["debug_info: true", "clip_gradients: 1"])
+def test_a_net_that_learns_nothing(settings: str) -> None:
+    param = text_format.Parse(f'base_lr: 1 lr_policy: "fixed" display: 1 {settings}', SolverParameter())
+    param.net_param.force_backward = param.net_param.debug_info = True
+    made = caffe.get_solver(param)
     made.step(2)
     assert made.iter == 2
 

@@ -23,6 +23,8 @@ Batch = tuple[np.ndarray | list[np.ndarray], np.ndarray]
 
 DECODERS = min(os.cpu_count() or 1, 8)  # threads that decode a layer's images; more do not pay beside the training
 
+MOST_AHEAD = 1000  # batches; each takes its memory
+
 
 class Ahead(Generic[T]):
     """The items of an endless iterator in order, made on a thread of its own, up to `depth` ahead of their use."""
@@ -71,6 +73,8 @@ class PrefetchingLayer(RandomLayer, Generic[T]):
 
     def __init__(self, param: LayerParameter, device: torch.device, generator: torch.Generator) -> None:
         super().__init__(param, device, generator)
+        if param.data_param.prefetch > MOST_AHEAD:
+            self.error(f"prefetch is {param.data_param.prefetch}; expected at most {MOST_AHEAD}")
         self.position = 0
         self._ahead: Ahead[T] | None = None
         # The two pools end by themselves when nobody holds them any more. Nothing waits for that: it may be the

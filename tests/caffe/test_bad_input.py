@@ -109,6 +109,12 @@ def test_a_share_of_windows_that_is_none(fraction: str) -> None:
         net_of(f'layer {{ name: "data" top: "a" top: "b" {layer} transform_param {{ crop_size: 9 }} }}')
 
 
+def test_batches_read_ahead_without_end() -> None:
+    layer = 'type: "HDF5Data" hdf5_data_param { source: "none" batch_size: 1 } data_param { prefetch: 4294967295 }'
+    with pytest.raises(caffe.CaffeError, match="prefetch is 4294967295; expected at most 1000"):
+        net_of(f'layer {{ name: "data" top: "a" {layer} }}')
+
+
 def test_a_scalar_that_the_gaussian_filler_thins_out() -> None:
     layer = 'type: "Bias" bias_param { axis: 0 num_axes: 0 filler { type: "gaussian" sparse: 1 std: 1 } }'
     assert one_layer(layer, (2,)).params["layer"][0].shape == ()

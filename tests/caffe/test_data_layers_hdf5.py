@@ -150,9 +150,9 @@ def test_a_claimed_size_is_not_taken_at_its_word(tmp_path: Path) -> None:
 def test_a_file_that_changes_under_the_net(tmp_path: Path) -> None:
     source = write_files(tmp_path, [2, 2])
     net = data_net(hdf5_data(source, batch=2))
-    batches(data_net(hdf5_data(source, batch=2)), 1)
-    spoil(tmp_path / "1.h5", "data", np.zeros((3, 2, 3)))
-    spoil(tmp_path / "1.h5", "label", np.zeros(3))
+    with h5py.File(tmp_path / "new.h5", "w") as file:
+        file["data"], file["label"] = np.zeros((3, 2, 3)), np.zeros(3)
+    (tmp_path / "new.h5").replace(tmp_path / "1.h5")
     batches(net, 1)
     with pytest.raises(caffe.CaffeError, match=r"layer 'data' .*1\.h5: has changed since the net was made"):
         batches(net, 1)

@@ -471,6 +471,27 @@ class DatumReader:
             images[i] = image
         return images, labels
 
+    def soft_labels(self, classes: int) -> np.ndarray:
+        """The probability of each class for all records: N×classes, float32, in key order.
+
+        A record's `label_probability` where it has one, else 1 for its label. Raises CaffeError, naming the record,
+        where these are not as many as there are classes, do not sum to 1, or the label is no class.
+        """
+        labels = np.zeros((self._count, classes), np.float32)
+        for row, (key, value) in zip(labels, self.items(), strict=True):
+            datum = Datum.FromString(bytes(value))
+            given = np.array(datum.label_probability, np.float32)
+            if len(given) == classes and (given >= 0).all() and abs(given.sum() - 1) < 1e-3:
+                row[:] = given
+            elif not len(given) and 0 <= datum.label < classes:
+                row[datum.label] = 1
+            else:
+                what = f"label_probability is {given.tolist()}" if len(given) else f"the label is {datum.label}"
+                expected = f"{classes} numbers of sum 1" if len(given) else f"0 to {classes - 1}"
+                name = bytes(key).decode("utf-8", "replace")
+                raise CaffeError(f"{self.source}: record {name!r}: {what}; expected {expected}")
+        return labels
+
 
 # What pycaffe has in this module for images; at the end, since it uses the functions above.
 from .image_io import (  # noqa: E402, F401

@@ -14,6 +14,7 @@ from ..errors import CaffeError
 from ..filler import FILLERS, fill
 from ..io import DatumReader, datum_to_array, planes
 from ..proto.caffe_pb2 import Datum, FillerParameter
+from .augmentation import BatchMixing
 from .base import Layer, RandomLayer, Shape, register
 from .prefetch import Batch, PrefetchingLayer, stack, tensors
 from .transform import Transformer
@@ -237,6 +238,10 @@ class Data(PrefetchingLayer[Batch]):
     data set is decoded once and kept on the net's device, where it fits; else batches are read ahead. With
     `rand_skip` the first batch begins at one of the first so many records, at random. Images of several sizes need
     a crop_size, or a batch_size of 1, and then the top changes its shape with them.
+
+    Beyond Caffe, for a data set that fits: `shuffle` reads it in another order each time through, `balanced` draws all
+    labels equally often, and with `classes` the labels are batch_size×classes probabilities, which `mixup_alpha` and
+    `cutmix_alpha` need.
     """
 
     tops = (1, 2)
@@ -256,17 +261,42 @@ class Data(PrefetchingLayer[Batch]):
             if resident is not None:
                 self.images = torch.from_numpy(resident[0]).to(self.device)
                 self.labels = torch.from_numpy(resident[1]).to(self.device, torch.float32)
-            self.transform = Transformer(transform, self.training, self.device)
+            self.transform = Transformer(transform, self.training, self.device, mixes=True)
             self.output_shape = (p.batch_size, *self.transform.output_shape(first.shape))
+            mixing = BatchMixing(transform)
+            self._set_up_additions(mixing)
         except CaffeError as error:
             self.error(str(error))
+
+    def _set_up_additions(self, mixing: BatchMixing) -> None:
+        """What `shuffle`, `balanced`, `classes` and the mixing of batches need. Raises without the layer's name."""
+        p = self.param.data_param
+        for name in ("shuffle", "balanced", "classes"):
+            if getattr(p, name) and self.images is None:
+                raise CaffeError(
+                    f"{name} needs a data set of one image size and at most {RESIDENT_BYTES >> 30} GiB; "
+                    f"{p.source} is none"
+                )
+        if p.shuffle and p.balanced:
+            raise CaffeError("shuffle and balanced are both set; expected one")
+        if mixing.active and not (p.classes and len(self.param.top) == 2):
+            raise CaffeError("mixup_alpha and cutmix_alpha need data_param.classes and a top for the labels")
+        self.mix = mixing if mixing.active and self.training else None
+        self.chances: torch.Tensor | None = None
+        if p.balanced:
+            _, classes, counts = torch.unique(self.labels.cpu(), return_inverse=True, return_counts=True)
+            self.chances = 1 / counts[classes].double()
+        if p.classes:
+            self.labels = torch.from_numpy(self.reader.soft_labels(p.classes)).to(self.device)
+        self._round, self._order = -1, np.empty(0, np.int64)
 
     def __len__(self) -> int:
         """Number of records."""
         return len(self.reader)
 
     def top_shapes(self, shapes: list[Shape]) -> list[Shape]:
-        return [self.output_shape, (self.output_shape[0],)][: len(self.param.top)]
+        batch, classes = self.output_shape[0], self.param.data_param.classes
+        return [self.output_shape, (batch, classes) if classes else (batch,)][: len(self.param.top)]
 
     def batches(self, position: int) -> Iterator[Batch]:
         records = self._records(position)
@@ -280,24 +310,52 @@ class Data(PrefetchingLayer[Batch]):
         while True:
             yield from self.reader.items()
 
+    def _shuffled(self, start: int) -> torch.Tensor:
+        """The numbers of the records at places `start` and on, in an order that each time through has anew."""
+        numbers = []
+        for place in range(start, start + self.param.data_param.batch_size):
+            round_number, within = divmod(place, len(self))
+            if round_number != self._round:
+                self._order = np.random.default_rng([self.seed, round_number]).permutation(len(self))
+                self._round = round_number
+            numbers.append(self._order[within])
+        return torch.tensor(np.array(numbers))
+
+    def _rows(self, start: int) -> torch.Tensor | slice:
+        """Which of the records that are kept in memory make the batch."""
+        batch = self.param.data_param.batch_size
+        if self.chances is not None:
+            return torch.multinomial(self.chances, batch, replacement=True, generator=self.random).to(self.device)
+        if self.param.data_param.shuffle:
+            return self._shuffled(start).to(self.device)
+        if start + batch <= len(self):
+            return slice(start, start + batch)
+        return torch.arange(start, start + batch, device=self.device) % len(self)
+
     def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
-        batch, start = self.param.data_param.batch_size, self.position
+        start = self.position
         images: torch.Tensor | list[torch.Tensor]
         if self.images is None:
             read, numbers = self.next_batch()
             images, labels = tensors(read, self.device), torch.from_numpy(numbers).to(self.device)
-        elif start + batch <= len(self):
-            images, labels = self.images[start : start + batch], self.labels[start : start + batch]
         else:
-            rows = torch.arange(start, start + batch, device=self.device) % len(self)
+            rows = self._rows(start)
             images, labels = self.images[rows], self.labels[rows]
-        self.position = (start + batch) % len(self)
+        self.position = self._wrapped(start + self.param.data_param.batch_size)
         try:
             # copies: what a user writes into the tops must not reach the data set that is kept here
-            return [self.transform(images, self.random), labels.clone()][: len(self.param.top)]
+            data, labels = self.transform(images, self.random), labels.clone()
+            if self.mix:
+                data, labels = self.mix(data, labels, self.random)
         except CaffeError as error:
             self.error(str(error))
+        return [data, labels][: len(self.param.top)]
+
+    def _wrapped(self, position: int) -> int:
+        """A position within the data set; a shuffled one counts on, since its order depends on the times through."""
+        return position if self.param.data_param.shuffle else position % len(self)
 
     def set_state(self, state: dict[str, Any]) -> None:
         super().set_state(state)
-        self.position %= len(self)
+        self.position = self._wrapped(self.position)
+        self._round = -1  # the seed may be another

@@ -56,6 +56,11 @@ def check_labels(layer: Layer, shapes: list[Shape], axis: int) -> None:
         )
 
 
+def soft_labels(shapes: list[Shape], axis: int) -> bool:
+    """Whether the labels are probabilities, one for each score, instead of one number for all classes of a place."""
+    return shapes[0] == shapes[1] and shapes[0][axis] > 1
+
+
 def check_one_each(layer: Layer, bottom: int, shapes: list[Shape]) -> None:
     """Raise CaffeError where a bottom has not one value for each row of the first."""
     if math.prod(shapes[bottom]) != shapes[0][0]:
@@ -105,6 +110,10 @@ class SoftmaxWithLoss(_Loss):
 
     Normalizer: VALID (default) the labels that are not `ignore_label`, FULL all labels, BATCH_SIZE the sizes in
     front of `axis`, NONE 1. Tops: the loss, a scalar, and if asked for the probabilities, without gradient.
+
+    Beyond Caffe: labels of the scores' shape are soft, and −log p(label) becomes −Σ_k label_k log p_k. In TRAIN,
+    `label_smoothing` s makes the label (1 − s) · label + s / K, and `class_weight` counts a label of class k w_k times:
+    its loss, and in the normalizer VALID.
     """
 
     tops = (1, 2)
@@ -112,14 +121,28 @@ class SoftmaxWithLoss(_Loss):
     def setup(self, shapes: list[Shape]) -> None:
         super().setup(shapes)
         self.along = self.axis(self.param.softmax_param.axis, shapes[0])
+        p, classes = self.param.loss_param, shapes[0][self.along]
+        if not 0 <= p.label_smoothing < 1:
+            self.error(f"label_smoothing is {p.label_smoothing:g}; expected at least 0 and less than 1")
+        if len(p.class_weight) not in (0, classes) or any(not 0 <= weight < math.inf for weight in p.class_weight):
+            self.error(f"class_weight is {list(p.class_weight)}; expected {classes} numbers, one a class, 0 or more")
+        self.smoothing = p.label_smoothing if self.training else 0.0
+        self.weights = torch.tensor(p.class_weight, device=self.device) if p.class_weight and self.training else None
 
     def top_shapes(self, shapes: list[Shape]) -> list[Shape]:
-        check_labels(self, shapes, self.along)
+        self.soft = soft_labels(shapes, self.along)
+        if not self.soft:
+            check_labels(self, shapes, self.along)
+        elif self.ignore is not None:
+            self.error(f"ignore_label is {self.ignore}; soft labels, of the scores' shape, have no such label")
         return [*super().top_shapes(shapes), shapes[0]][: len(self.param.top)]
 
     def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
         scores = bottoms[0].float()
         rows = scores.movedim(self.along, -1).reshape(-1, scores.shape[self.along])
+        if self.soft or self.smoothing or self.weights is not None:
+            total = self._general_loss(rows, bottoms[1], math.prod(scores.shape[: self.along]))
+            return [total] if len(self.param.top) == 1 else [total, torch.softmax(scores.detach(), self.along)]
         labels = bottoms[1].reshape(-1).long()
         ignore = NO_LABEL if self.ignore is None else self.ignore
         try:
@@ -130,6 +153,26 @@ class SoftmaxWithLoss(_Loss):
         total = (losses - (losses - LARGEST_LOSS).clamp(min=0).detach()).sum()
         total = self.normalize(total, labels, math.prod(scores.shape[: self.along]))
         return [total] if len(self.param.top) == 1 else [total, torch.softmax(scores.detach(), self.along)]
+
+    def _general_loss(self, rows: torch.Tensor, labels: torch.Tensor, batch: int) -> torch.Tensor:
+        """The loss of soft, smoothed or weighted labels; `rows` are the scores, one place each."""
+        classes = rows.shape[1]
+        if self.soft:
+            shares = labels.float().movedim(self.along, -1).reshape(-1, classes)
+            kept = torch.ones(len(rows), device=rows.device)
+        else:
+            numbers = labels.reshape(-1)
+            kept = torch.ones_like(numbers) if self.ignore is None else (numbers != self.ignore).float()
+            whole = whole_numbers(self, 1, torch.where(kept.bool(), numbers, 0), classes, "a label")
+            shares = F.one_hot(whole, classes).float()
+        weights = kept if self.weights is None else kept * (shares @ self.weights)
+        shares = (1 - self.smoothing) * shares + self.smoothing / classes
+        total = -(weights * (shares * torch.log_softmax(rows, 1)).sum(1)).sum()
+        if self.normalization == LossParameter.VALID:
+            return total / weights.sum().clamp(min=torch.finfo(torch.float32).tiny)
+        if self.normalization == LossParameter.FULL:
+            return total / max(len(rows), 1)
+        return total / max(batch, 1) if self.normalization == LossParameter.BATCH_SIZE else total
 
 
 @register("InfogainLoss")
@@ -311,7 +354,8 @@ class Accuracy(Layer):
     """The share of labels (bottom 1) whose score (bottom 0, along `axis`) is among the `top_k` highest.
 
     A score equal to the label's counts as higher, as in Caffe. Tops: the share, a scalar, and if asked for the share
-    per class (0 for a class without labels). Not differentiable.
+    per class (0 for a class without labels). Not differentiable. Soft labels, of the scores' shape, count as the class
+    that is most probable.
     """
 
     bottoms = (2, 2)
@@ -325,7 +369,9 @@ class Accuracy(Layer):
             self.error(f"top_k is {p.top_k}; expected 1 to {shapes[0][self.along]}, the number of classes")
 
     def top_shapes(self, shapes: list[Shape]) -> list[Shape]:
-        check_labels(self, shapes, self.along)
+        self.soft = soft_labels(shapes, self.along)
+        if not self.soft:
+            check_labels(self, shapes, self.along)
         return [(), (shapes[0][self.along],)][: len(self.param.top)]
 
     @torch.no_grad()
@@ -333,7 +379,8 @@ class Accuracy(Layer):
         p, scores = self.param.accuracy_param, bottoms[0].float()
         classes = scores.shape[self.along]
         rows = scores.movedim(self.along, -1).reshape(-1, classes)
-        labels = bottoms[1].reshape(-1).long()
+        labels = bottoms[1].argmax(self.along) if self.soft else bottoms[1]
+        labels = labels.reshape(-1).long()
         if p.HasField("ignore_label"):
             kept = labels != p.ignore_label
             rows, labels = rows[kept], labels[kept]

@@ -10,6 +10,7 @@ import torch
 from ..errors import CaffeError
 from ..io import load_mean
 from ..proto.caffe_pb2 import TransformationParameter
+from .augmentation import Augmentation, BatchMixing
 from .base import Shape
 
 
@@ -17,22 +18,30 @@ class Transformer:
     """y = (x − mean) · scale of a crop of x, mirrored or not.
 
     The crop is random in TRAIN and central in TEST; `mirror` turns half of the images over, in both. The mean is one
-    image (mean_file), of which the crop's part counts, or one value a channel (mean_value).
+    image (mean_file), of which the crop's part counts, or one value a channel (mean_value). In TRAIN x is augmented
+    first, where that is asked for.
 
     Parameters
     ----------
     param: the settings.
     training: whether the phase is TRAIN.
     device: where the mean is kept; the images must be there too.
+    mixes: whether the layer mixes batches, as `mixup_alpha` and `cutmix_alpha` ask.
 
     Raises
     ------
     CaffeError: settings that contradict each other, or a mean file that is none.
     """
 
-    def __init__(self, param: TransformationParameter, training: bool, device: torch.device) -> None:
+    def __init__(
+        self, param: TransformationParameter, training: bool, device: torch.device, mixes: bool = False
+    ) -> None:
         self.crop, self.mirror, self.scale = int(param.crop_size), param.mirror, param.scale
         self.random_crop = training
+        if BatchMixing(param).active and not mixes:
+            raise CaffeError("mixup_alpha and cutmix_alpha need a Data layer with data_param.classes")
+        augmentation = Augmentation(param)
+        self.augment = augmentation if training and augmentation.active else None
         self.mean_file = param.mean_file
         if param.mean_file and param.mean_value:
             raise CaffeError("mean_file and mean_value are both given; expected one")
@@ -57,7 +66,7 @@ class Transformer:
         Parameters
         ----------
         images: N×C×H×W, or where the sizes differ a list of C×H×W; uint8 or float32.
-        random: on the CPU; draws the crops and then the mirroring.
+        random: on the CPU; draws the augmentation, the crops and then the mirroring.
 
         Returns
         -------
@@ -65,8 +74,10 @@ class Transformer:
         """
         if isinstance(images, torch.Tensor):
             self.output_shape(tuple(images.shape[1:]))
-            out = self._cut(images, random)
+            out = self._cut(self.augment(images, random) if self.augment else images, random)
         else:
+            if self.augment:
+                images = [self.augment(image[None], random)[0] for image in images]
             out = self._cut_each(images, random)
         if self.values is not None:
             out -= self.values

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from layer_checks import backward, check_gradient, close
 from small_nets import input_layer, net_of, normal, one_layer, run
 
@@ -365,3 +367,88 @@ def test_a_loss_weight_of_0_and_no_weight_left() -> None:
     run(net, normal(2, 3), normal(2, 3, seed=1))
     backward(net, y=np.array(2.0))
     close(net.blobs["x0"].diff, normal(2, 3) - normal(2, 3, seed=1))
+
+
+# Beyond Caffe: soft, smoothed and weighted labels, against PyTorch's cross entropy
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (3, 4, 2, 2)])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weights", [None, [1.0, 0.5, 2.0, 0.25]])
+@pytest.mark.parametrize("kind", ["numbers", "ignored", "soft"])
+def test_smoothed_weighted_and_soft_labels(
+    shape: tuple[int, ...], smoothing: float, weights: list[float] | None, kind: str
+) -> None:
+    random, places = np.random.default_rng(0), (shape[0], *shape[2:])
+    labels = random.dirichlet([1] * 4, places) if kind == "soft" else random.integers(0, 4, places)
+    if kind == "soft":
+        labels = np.moveaxis(labels, -1, 1)
+    elif kind == "ignored":
+        labels[0] = -1
+    settings = f"label_smoothing: {smoothing} " + " ".join(f"class_weight: {weight}" for weight in weights or [])
+    settings += " ignore_label: -1" if kind == "ignored" else ""
+    net = one_layer(
+        f'type: "SoftmaxWithLoss" loss_param {{ {settings} }} propagate_down: true propagate_down: false',
+        shape,
+        labels.shape,
+        phase=caffe.TRAIN,
+    )
+    scores = 2 * normal(*shape)
+    loss = run(net, scores, labels)["y"]
+    net.backward()
+    x = torch.tensor(scores, requires_grad=True)
+    target = torch.tensor(labels, dtype=torch.float32 if kind == "soft" else torch.int64)
+    expected = F.cross_entropy(
+        x,
+        target,
+        weight=None if weights is None else torch.tensor(weights),
+        label_smoothing=smoothing,
+        reduction="none",
+        ignore_index=-1,
+    )
+    if weights is not None and (smoothing or kind == "soft"):
+        # PyTorch weights each class's share of a label by its own class; here a label counts as its classes do
+        share = target if kind == "soft" else F.one_hot(target.clamp(min=0), 4).movedim(-1, 1).float()
+        counts = torch.einsum("nk...,k->n...", share, torch.tensor(weights)) * (1.0 if kind == "soft" else target >= 0)
+        plain = F.cross_entropy(x, share, label_smoothing=smoothing, reduction="none")
+        expected = (counts * plain).sum() / counts.sum()
+    elif weights is not None:
+        counts = torch.tensor(weights)[target.clamp(min=0)] * (target >= 0)
+        expected = expected.sum() / counts.sum()
+    else:
+        expected = expected.sum() / (target >= 0).sum() if kind != "soft" else expected.mean()
+    close(loss, expected.detach().numpy())
+    close(net.blobs["x0"].diff, torch.autograd.grad(expected, x)[0].numpy())
+
+
+def test_smoothing_and_weights_are_for_training() -> None:
+    settings = "label_smoothing: 0.2 class_weight: 1 class_weight: 5 class_weight: 1"
+    net = one_layer(f'type: "SoftmaxWithLoss" loss_param {{ {settings} }}', (2, 3), (2,), phase=caffe.TEST)
+    scores = normal(2, 3)
+    expected = F.cross_entropy(torch.from_numpy(scores), torch.tensor([1, 0])).numpy()
+    close(run(net, scores, np.array([1, 0]))["y"], expected)
+
+
+def test_accuracy_of_soft_labels_is_that_of_the_most_probable_class() -> None:
+    net = one_layer('type: "Accuracy"', (3, 3), (3, 3))
+    labels = np.array([[0.2, 0.5, 0.3], [0.4, 0.3, 0.3], [0, 0, 1]])
+    assert run(net, np.array([[0, 1, 0], [0, 1, 0], [0, 0, 1]]), labels)["y"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("label_smoothing: 1", "label_smoothing is 1; expected at least 0 and less than 1"),
+        ("class_weight: 1 class_weight: 2", r"class_weight is \[1.0, 2.0\]; expected 3 numbers"),
+        ("class_weight: 1 class_weight: 2 class_weight: -1", "expected 3 numbers, one a class, 0 or more"),
+    ],
+)
+def test_loss_settings_out_of_range(settings: str, message: str) -> None:
+    with pytest.raises(caffe.CaffeError, match=rf"layer 'layer' \(SoftmaxWithLoss\): .*{message}"):
+        one_layer(f'type: "SoftmaxWithLoss" loss_param {{ {settings} }}', (2, 3), (2,))
+
+
+def test_a_label_that_is_no_class_is_an_error_with_smoothing_too() -> None:
+    net = one_layer('type: "SoftmaxWithLoss" loss_param { label_smoothing: 0.1 }', (2, 3), (2,), phase=caffe.TRAIN)
+    with pytest.raises(caffe.CaffeError, match=r"a label in .x1. is outside 0\.\.2: 3"):
+        run(net, normal(2, 3), np.array([0, 3]))

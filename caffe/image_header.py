@@ -72,7 +72,7 @@ def image_size(data: bytes) -> Size | None:
             return sizes.get(b"WIDTH", 0), sizes.get(b"HEIGHT", 0)
         pnm = _PNM.match(data[:1024])
         return (int(pnm[1]), int(pnm[2])) if pnm else None
-    except struct.error:  # it ends within its header
+    except (struct.error, OverflowError):  # it ends within its header, or says that this goes on beyond any file
         return None
 
 

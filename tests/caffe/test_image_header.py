@@ -110,7 +110,8 @@ def test_other_headers() -> None:
         WIDTH,
         9,
     )
-    for data in (b"", b"no image", b"\xff\xd8\xff", b"BM", b"P5", b"P7\n", b"#?RADIANCE\n"):
+    beyond = b"II+\0" + struct.pack("<HHQ", 8, 0, 2**64 - 1)  # where its directory would be
+    for data in (b"", b"no image", b"\xff\xd8\xff", b"BM", b"P5", b"P7\n", b"#?RADIANCE\n", beyond):
         assert not any(image_size(data) or ())
 
 

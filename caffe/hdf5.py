@@ -1,7 +1,8 @@
 """Caffe's HDF5 files: weights (`.caffemodel.h5`), solver states (`.solverstate.h5`) and rows of data, as numpy arrays.
 
 A weights file holds parameter I of a layer as the data set `/data/LAYER/I`, and its gradient, where asked for, as
-`/diff/LAYER/I`. A state holds `/iter`, `/learned_net`, `/current_step` and the update rule's memory `/history/I`.
+`/diff/LAYER/I`. A state holds `/iter`, `/learned_net`, `/current_step` and the update rule's memory `/history/I`; and
+of ours, which Caffe passes over, `/layer_state`, `/loss_window`, `/average/I`, `/averaged` and what `Progress` has.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +18,7 @@ import h5py
 import numpy as np
 
 from .errors import CaffeError
+from .schedules import Progress
 
 Shape = tuple[int, ...]
 StrPath = str | os.PathLike[str]
@@ -111,9 +113,12 @@ class State:
     learned_net: path of the weights of the same moment; empty where the file names none.
     current_step: steps that the learning rate has made.
     history: the update rule's memory, float32, in the order of a `.solverstate`.
-    layer_states: what `Layer.state` gave, by layer: `position` (int) and `random_state` (bytes). With this and the
-        next, which are additions of this project that Caffe passes over, a resumed run equals one never stopped.
+    layer_states: what `Layer.state` gave, by layer: `position` (int) and `random_state` (bytes). With this and what
+        follows, which are additions of this project that Caffe passes over, a resumed run equals one never stopped.
     loss_window: the last losses, over which the logged loss is averaged.
+    average: the average of the weights, a float32 array for each parameter of the net; empty where there is none.
+    averaged: how many sets of weights it is made of.
+    progress: what the tests have said; None where nothing depends on it.
     """
 
     iteration: int
@@ -122,6 +127,9 @@ class State:
     history: Sequence[np.ndarray]
     layer_states: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     loss_window: Sequence[float] = ()
+    average: Sequence[np.ndarray] = ()
+    averaged: int = 0
+    progress: Progress | None = None
 
 
 def write_state(path: StrPath, state: State) -> None:
@@ -146,32 +154,50 @@ def write_state(path: StrPath, state: State) -> None:
             if "random_state" in values:
                 group.create_dataset("random_state", data=np.frombuffer(values["random_state"], np.uint8))
         file.create_dataset("loss_window", data=state.loss_window, dtype=np.float32)
+        if state.average:
+            file.create_dataset("averaged", data=[state.averaged], dtype=np.int32)
+            average = file.create_group("average")
+            for i, array in enumerate(state.average):
+                average.create_dataset(str(i), data=array, dtype=np.float32)
+        if state.progress is not None:
+            for name, value in asdict(state.progress).items():
+                if value is not None:
+                    file.create_dataset(name, data=[value], dtype=np.float32 if name == "best" else np.int32)
 
 
-def read_state(path: StrPath, history: Sequence[Shape]) -> State:
-    """Read a solver's state, ours or Caffe's own (without `layer_states` and `loss_window`).
+def read_state(path: StrPath, history: Sequence[Shape], average: Sequence[Shape] = ()) -> State:
+    """Read a solver's state, ours or Caffe's own (with what is behind `history` in `State` left out).
 
     Parameters
     ----------
     path: of the file.
     history: the shapes of the update rule's memory that the solver and its net need.
+    average: the shapes of the net's parameters; an average in the file has them. Empty: it is not read.
 
     Raises
     ------
     CaffeError: naming the file and the data set: not an HDF5 file, or one that is missing, of another shape or type.
     """
     with _reading(path) as file:
-        group = _group(path, file, "history")
-        if len(group) != len(history):
-            _fail(path, file, "history", f"holds {len(group)} arrays; this solver and net need {len(history)}")
+        averaged = bool(average) and "average" in file
         return State(
             iteration=_integer(path, file, "iter"),
             learned_net=_read_string(path, file, "learned_net") if "learned_net" in file else "",
             current_step=_integer(path, file, "current_step"),
-            history=[_array(path, group, str(i), shape) for i, shape in enumerate(history)],
+            history=_arrays(path, file, "history", history),
             layer_states=dict(_layer_states(path, file)),
             loss_window=_loss_window(path, file),
+            average=_arrays(path, file, "average", average) if averaged else (),
+            averaged=_integer(path, file, "averaged") if averaged else 0,
+            progress=_progress(path, file),
         )
+
+
+def _arrays(path: StrPath, file: h5py.File, name: str, shapes: Sequence[Shape]) -> list[np.ndarray]:
+    group = _group(path, file, name)
+    if len(group) != len(shapes):
+        _fail(path, file, name, f"holds {len(group)} arrays; this solver and net need {len(shapes)}")
+    return [_array(path, group, str(i), shape) for i, shape in enumerate(shapes)]
 
 
 MOST_STATE_BYTES = 1 << 20  # of a generator's state, a string or the loss window: a sane file is far below it
@@ -193,6 +219,15 @@ def _layer_states(path: StrPath, file: h5py.File) -> Iterator[tuple[str, dict[st
 
 def _loss_window(path: StrPath, file: h5py.File) -> list[float]:
     return _vector(path, file, "loss_window", "f").tolist() if "loss_window" in file else []
+
+
+def _progress(path: StrPath, file: h5py.File) -> Progress | None:
+    if "tested_iter" not in file:
+        return None
+    progress = Progress(best=float(_array(path, file, "best", (1,))[0]) if "best" in file else None)
+    for name in ("tests_since_best", "tests_waited", "rate_reductions", "tested_iter"):
+        setattr(progress, name, _integer(path, file, name))
+    return progress
 
 
 # Rows of data

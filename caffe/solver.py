@@ -6,64 +6,26 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 import torch
 
-from . import context, hdf5
+from . import context, hdf5, solver_state
 from . import glog as log
+from .averaging import make_average
 from .blob import Parameter
 from .errors import CaffeError
 from .io import (
-    array_to_blobproto,
-    blobproto_to_array,
-    read_binary,
     read_net_parameter,
     read_solver_parameter,
-    replace_bytes,
 )
 from .net import Net
-from .proto.caffe_pb2 import TEST, TRAIN, NetParameter, NetState, SolverParameter, SolverState
+from .proto.caffe_pb2 import TEST, TRAIN, NetParameter, NetState, SolverParameter
+from .schedules import Progress, find_monitor, learning_rate, needs_monitor
+from .sharpness import SharpnessAware
 from .upgrade import upgrade_solver
-
-
-def learning_rate(param: SolverParameter, iteration: int) -> float:
-    """The rate of an iteration by `lr_policy`.
-
-    fixed: base_lr. step: base_lr · gamma^floor(iter / stepsize). multistep: base_lr · gamma^(stepvalues passed).
-    exp: base_lr · gamma^iter. inv: base_lr · (1 + gamma · iter)^−power.
-    poly: base_lr · (1 − iter / max_iter)^power, 0 from max_iter on.
-    sigmoid: base_lr / (1 + exp(−gamma · (iter − stepsize))).
-    """
-    base, gamma, policy = param.base_lr, param.gamma, param.lr_policy
-    if policy == "fixed":
-        return base
-    if policy == "step":
-        if param.stepsize < 1:
-            raise CaffeError(f"lr_policy step: stepsize is {param.stepsize}; expected at least 1")
-        return base * _power(gamma, iteration // param.stepsize)
-    if policy == "multistep":
-        return base * _power(gamma, sum(iteration >= value for value in param.stepvalue))
-    if policy == "exp":
-        return base * _power(gamma, iteration)
-    if policy == "inv":
-        return base * _power(1 + gamma * iteration, -param.power)
-    if policy == "poly":
-        if param.max_iter < 1:
-            raise CaffeError(f"lr_policy poly: max_iter is {param.max_iter}; expected at least 1")
-        return base * _power(max(1 - iteration / param.max_iter, 0.0), param.power)
-    if policy == "sigmoid":
-        return base / (1 + float(torch.exp(torch.tensor(-gamma * (iteration - param.stepsize), dtype=torch.float64))))
-    raise CaffeError(f"lr_policy {policy!r} is not known; expected fixed, step, multistep, exp, inv, poly or sigmoid")
-
-
-def _power(base: float, exponent: float) -> float:
-    """As C computes it: infinite or NaN where Python's numbers end, or are not real."""
-    with np.errstate(all="ignore"):
-        return float(np.float64(base) ** np.float64(exponent))
 
 
 class Solver:
@@ -75,8 +37,13 @@ class Solver:
 
     Attributes
     ----------
-    net, test_nets: the training net and those that test it; they share parameters from the first test on.
+    net, test_nets: the training net and those that test it; they share parameters from the first test on, but where
+        weights are averaged, the test nets share the average's.
     iter: iterations done.
+    average: the average of the weights (`ema_decay`, `swa_start`); None where there is none.
+    monitor: the first test net's output by which weights are judged (`monitor`); None where it has no such output.
+    progress: what the tests have said, where the rate or early stopping depends on it, else None.
+    stopped_early: True where the last `step` or `solve` ended because of `early_stop`.
     on_test: called after each test with (solver, test net's number, its mean outputs by name).
     on_snapshot: called after each snapshot with (solver, path of the .solverstate).
     requested: set to `stop` or `snapshot` (by a signal's handler, say) to be obeyed after the running iteration.
@@ -110,6 +77,11 @@ class Solver:
             for net in (self.net, *self.test_nets):
                 net.copy_from(weights)
         self._check_settings()
+        self.monitor = find_monitor(self.param, self.test_nets[0] if self.test_nets else None)
+        self.progress = Progress() if needs_monitor(self.param) else None
+        self.stopped_early = False
+        self.average = make_average(self.param, self.net)
+        self._sharpness = SharpnessAware(self.net, self.param.sam_rho) if self.param.sam_rho else None
         self.history: list[torch.Tensor] = []
         for _ in range(self.histories):
             self.history += [torch.zeros_like(p.tensor(), requires_grad=False) for p in self.net.learnable_params]
@@ -190,6 +162,10 @@ class Solver:
             raise CaffeError(f"solver: iter_size is {p.iter_size}; expected at least 1")
         if p.snapshot and not p.snapshot_prefix:
             raise CaffeError("solver: snapshot is set without a snapshot_prefix")
+        if p.early_stop < 0:
+            raise CaffeError(f"solver: early_stop is {p.early_stop}; expected at least 0")
+        if not 0 <= p.sam_rho < math.inf:
+            raise CaffeError(f"solver: sam_rho is {log.number(p.sam_rho)}; expected at least 0")
 
     def _refuse_momentum(self) -> None:
         if self.param.momentum:
@@ -198,22 +174,27 @@ class Solver:
     # Training
 
     def step(self, iterations: int) -> None:
-        """Train for a number of iterations, with the tests, log lines and snapshots that fall into them."""
+        """Train for a number of iterations, with the tests, log lines and snapshots that fall into them.
+
+        With `early_stop` it may end before, and is then `stopped_early`: from there on it only ends again.
+        """
         p, stop = self.param, self.iter + iterations
+        self.stopped_early = False
         self._reported = (self.iter, time.perf_counter())
         while self.iter < stop:
             self.net.clear_param_diffs()
             due = p.test_interval and self.iter % p.test_interval == 0
             if due and (self.iter > 0 or p.test_initialization):
-                self.test_all()
+                self._test_and_judge()
+                if self.stopped_early:
+                    break
             for on_start, _ in self._callbacks:
                 on_start()
             display = bool(p.display) and self.iter % p.display == 0
             self.net.debug_info = self.net.param.debug_info or (display and p.debug_info)
             loss = torch.zeros((), device=self.net.device)
             for _ in range(p.iter_size):
-                loss = loss + self.net.compute(gradient=True).detach()
-                self.net.propagate(keep=False)
+                loss = loss + self._add_gradient()
             self._losses.append(loss / p.iter_size)
             if display:
                 self._log_iteration()
@@ -221,12 +202,22 @@ class Solver:
                 on_gradients()
             self.apply_update(display)
             self.iter += 1
+            if self.average is not None:
+                self.average.update(self.iter)
             request, self.requested = self.requested, None
             if (p.snapshot and self.iter % p.snapshot == 0) or request == "snapshot":
                 self.snapshot()
             if request == "stop":
                 self.requested = "stop"
                 break
+
+    def _add_gradient(self) -> torch.Tensor:
+        """Read a batch and add its gradient to the parameters' diffs; returns its loss."""
+        if self._sharpness is not None:
+            return self._sharpness.compute()
+        loss = self.net.compute(gradient=True).detach()
+        self.net.propagate(keep=False)
+        return loss
 
     def share_weights(self, net: Net) -> None:
         """Let `net` use the training net's parameters, by layer name; pycaffe's."""
@@ -260,7 +251,8 @@ class Solver:
 
     def apply_update(self, display: bool = False) -> None:
         """Turn the parameters' diffs into an update of the parameters by this solver's rule."""
-        rate = learning_rate(self.param, self.iter)
+        reductions = 0 if self.progress is None else self.progress.rate_reductions
+        rate = learning_rate(self.param, self.iter, reductions)
         if display:
             log.info("sgd_solver.cpp:112", f"Iteration {self.iter}, lr = {log.number(rate)}")
         with torch.no_grad():
@@ -285,11 +277,14 @@ class Solver:
             )
             torch._foreach_mul_(diffs, limit / norm)
 
+    def _normalize(self, parameter: Parameter) -> None:
+        """Divide the diff, a sum over iter_size batches, by their number."""
+        if self.param.iter_size > 1:
+            parameter.diff_tensor().mul_(1 / self.param.iter_size)
+
     def _regularize(self, parameter: Parameter) -> None:
-        """Divide the diff by iter_size, and add the weight decay's part to it."""
+        """Add the weight decay's part to the diff."""
         p, diff = self.param, parameter.diff_tensor()
-        if p.iter_size > 1:
-            diff.mul_(1 / p.iter_size)
         decay = p.weight_decay * parameter.decay_mult
         if decay:
             data = parameter.tensor().detach()
@@ -297,6 +292,7 @@ class Solver:
 
     def _update(self, i: int, parameter: Parameter, rate: float) -> None:
         """Turn the diff of parameter number `i` into the update, in place, and subtract it from the values."""
+        self._normalize(parameter)
         self._regularize(parameter)
         diff = parameter.diff_tensor()
         self.compute_update(diff, self.history[i :: len(self.net.learnable_params)], rate)
@@ -314,7 +310,10 @@ class Solver:
         raise CaffeError(f"solver type {self.type!r} has no update rule; expected a solver that caffe.get_solver makes")
 
     def solve(self, resume_file: str | os.PathLike[str] | None = None) -> None:
-        """Train until max_iter (or a `stop` request), from a .solverstate if given, and snapshot at the end."""
+        """Train until max_iter, a `stop` request or early stopping, from a .solverstate if given.
+
+        With a snapshot at the end, unless `snapshot_after_train` is false.
+        """
         p = self.param
         log.info("solver.cpp:289", f"Solving {self.net.name}")
         log.info("solver.cpp:290", f"Learning Rate Policy: {p.lr_policy}")
@@ -328,26 +327,49 @@ class Solver:
         if self.requested == "stop":
             log.info("solver.cpp:315", "Optimization stopped early.")
             return
+        if self.stopped_early:  # after a test of the final parameters
+            log.info("solver.cpp:332", "Optimization Done.")
+            return
         if p.display and self.iter % p.display == 0:
             # one more forward pass, so that the log ends with the loss of the final parameters
             self._losses.append(self.net.compute(gradient=False))
             log.info("solver.cpp:327", f"Iteration {self.iter}, loss = {log.number(self.smoothed_loss())}")
         if p.test_interval and self.iter % p.test_interval == 0:
-            self.test_all()
+            self._test_and_judge()
         log.info("solver.cpp:332", "Optimization Done.")
 
     # Testing
 
-    def test_all(self) -> None:
-        """Test every test net on its `test_iter` batches and log the means of its outputs."""
-        for i in range(len(self.test_nets)):
-            self.test(i)
+    def test_all(self) -> list[dict[str, list[float]]]:
+        """Test every test net on its `test_iter` batches, log the means of its outputs, and return them (`test`)."""
+        return [self.test(i) for i in range(len(self.test_nets))]
+
+    def _test_and_judge(self) -> None:
+        """The tests that are due, and what follows from them: a lower rate, or the end."""
+        p, means = self.param, self.test_all()
+        if self.progress is None or self.monitor is None:
+            return
+        self.progress.add(self.monitor, means[0][self.monitor.name][0], self.iter)
+        best = "none" if self.progress.best is None else log.number(self.progress.best)
+        if p.lr_policy == "plateau" and self.progress.reduce_rate(p.patience):
+            rate = log.number(learning_rate(p, self.iter, self.progress.rate_reductions))
+            log.info("solver.py", f"{p.patience} tests without a better {p.monitor} than {best}: lr falls to {rate}")
+        self.stopped_early = 0 < p.early_stop <= self.progress.tests_since_best
+        if self.stopped_early:
+            tests = self.progress.tests_since_best
+            log.info("solver.py", f"Early stopping: {tests} tests without a better {p.monitor} than {best}")
 
     def test(self, number: int = 0) -> dict[str, list[float]]:
-        """Mean outputs of a test net over its `test_iter` batches, by name, with the training net's parameters."""
+        """Mean outputs of a test net over its `test_iter` batches, by name, with the training net's parameters.
+
+        Where they are averaged, with the average.
+        """
         log.info("solver.cpp:347", f"Iteration {self.iter}, Testing net (#{number})")
         net = self.test_nets[number]
-        net.share_with(self.net)
+        if self.average is None:
+            net.share_with(self.net)
+        else:
+            self.average.share_with(net)
         batches = self.param.test_iter[number]
         sums: dict[str, torch.Tensor] = {}
         loss = torch.zeros((), device=net.device)
@@ -371,10 +393,21 @@ class Solver:
 
     # Snapshots
 
+    def save_weights(self, path: str | os.PathLike[str]) -> None:
+        """Write the weights that tests use, all or nothing: the average where there is one, else the net's.
+
+        A path that ends in `.h5` becomes a .caffemodel.h5, any other a .caffemodel.
+        """
+        if self.average is not None:
+            self.average.save(path)
+        else:
+            (self.net.save_hdf5 if str(path).endswith(".h5") else self.net.save)(path)
+
     def snapshot(self) -> str:
         """Write PREFIX_iter_N.caffemodel and then PREFIX_iter_N.solverstate; returns the latter's path.
 
-        With `snapshot_format: HDF5` both are HDF5 files, and their names end in `.h5`.
+        With `snapshot_format: HDF5` they are HDF5 files, and their names end in `.h5`. Where weights are averaged,
+        PREFIX_iter_N_averaged.caffemodel stands beside them; training goes on from the weights in the first.
         """
         prefix = f"{self.param.snapshot_prefix}_iter_{self.iter}"
         Path(prefix).parent.mkdir(parents=True, exist_ok=True)
@@ -383,6 +416,10 @@ class Solver:
         model, state_file = f"{prefix}.caffemodel{ending}", f"{prefix}.solverstate{ending}"
         log.info("solver.cpp:464", f"Snapshotting to {kind} {model}")
         (self.net.save_hdf5 if hdf5_format else self.net.save)(model, self.param.snapshot_diff)
+        if self.average is not None and self.average.count:
+            averaged = f"{prefix}_averaged.caffemodel{ending}"
+            log.info("solver.cpp:464", f"Snapshotting to {kind} {averaged}")
+            self.save_weights(averaged)
         layer_states = {
             prefix_name + layer: values
             for net, prefix_name in self._stateful_nets()
@@ -395,9 +432,12 @@ class Solver:
             history=[history.detach().cpu().numpy() for history in self.history],
             layer_states=layer_states,
             loss_window=[float(loss) for loss in self._losses],
+            average=[] if self.average is None else [value.cpu().numpy() for value in self.average.values],
+            averaged=0 if self.average is None else self.average.count,
+            progress=self.progress,
         )
         log.info("sgd_solver.cpp:284", f"Snapshotting solver state to {kind} {state_file}")
-        (hdf5.write_state if hdf5_format else _write_state)(state_file, state)
+        (hdf5.write_state if hdf5_format else solver_state.write_state)(state_file, state)
         for callback in self.on_snapshot:
             callback(self, state_file)
         return state_file
@@ -417,14 +457,14 @@ class Solver:
         Raises CaffeError where the file, or the weights that it names, are missing or do not fit the net.
         """
         shapes = [tuple(history.shape) for history in self.history]
+        average = [] if self.average is None else [parameter.shape for parameter in self.net.learnable_params]
         if str(state_file).endswith(".solverstate"):
-            state = _read_state(state_file, shapes)
+            state = solver_state.read_state(state_file, shapes, average)
         elif str(state_file).endswith(".solverstate.h5"):
-            state = hdf5.read_state(state_file, shapes)
+            state = hdf5.read_state(state_file, shapes, average)
         else:
             raise CaffeError(f"{state_file}: expected a .solverstate or a .solverstate.h5")
-        if state.iteration < 0:
-            raise CaffeError(f"{state_file}: iter is {state.iteration}; expected at least 0")
+        solver_state.check_counts(state_file, state)
         found = [
             (layer, values)
             for net, prefix in self._stateful_nets()
@@ -444,6 +484,11 @@ class Solver:
         for array, history in zip(state.history, self.history, strict=True):
             history.copy_(torch.from_numpy(array))
         self.iter = state.iteration
+        if self.average is not None:
+            weights = [torch.tensor(array, device=self.net.device) for array in state.average]
+            self.average.set_state(weights, state.averaged)
+        if self.progress is not None:
+            self.progress = state.progress or Progress()
         self._losses.clear()
         self._losses.extend(torch.tensor(loss) for loss in state.loss_window)
 
@@ -459,33 +504,3 @@ class Solver:
 def _output(name: str, value: float, weight: float) -> str:
     line = f"{name} = {log.number(value)}"
     return f"{line} (* {log.number(weight)} = {log.number(weight * value)} loss)" if weight else line
-
-
-def _write_state(path: str, state: hdf5.State) -> None:
-    """Write a .solverstate."""
-    proto = SolverState(iter=state.iteration, learned_net=state.learned_net, current_step=state.current_step)
-    proto.history.extend(map(array_to_blobproto, state.history))
-    for layer, values in state.layer_states.items():
-        proto.layer_state.add(layer=layer, **values)
-    proto.loss_window.extend(state.loss_window)
-    replace_bytes(path, proto.SerializeToString())
-
-
-def _read_state(path: str | os.PathLike[str], shapes: Sequence[tuple[int, ...]]) -> hdf5.State:
-    """Read a .solverstate whose history has these shapes."""
-    proto = read_binary(path, SolverState())
-    if len(proto.history) != len(shapes):
-        raise CaffeError(f"{path}: has {len(proto.history)} histories; this solver and net need {len(shapes)}")
-    history = []
-    for i, (blob, shape) in enumerate(zip(proto.history, shapes, strict=True)):
-        try:
-            array = blobproto_to_array(blob)
-        except CaffeError as error:
-            raise CaffeError(f"{path}: history {i}: {error}") from None
-        if array.size != math.prod(shape):
-            raise CaffeError(f"{path}: history {i} has shape {array.shape}; expected {shape}")
-        history.append(array.reshape(shape))
-    states = {
-        entry.layer: {"position": entry.position, "random_state": entry.random_state} for entry in proto.layer_state
-    }
-    return hdf5.State(proto.iter, proto.learned_net, proto.current_step, history, states, list(proto.loss_window))

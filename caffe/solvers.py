@@ -1,4 +1,4 @@
-"""The update rules: SGD, Nesterov, AdaGrad, RMSProp, AdaDelta, Adam; and the solver of the type that a prototxt names.
+"""The update rules: SGD, Nesterov, AdaGrad, RMSProp, AdaDelta, Adam, AdamW; and the solver that a prototxt names.
 
 In their formulas g is the gradient with the weight decay's part, r the learning rate times the parameter's lr_mult,
 and the update is what is subtracted from the parameter.
@@ -132,9 +132,32 @@ class AdamSolver(Solver):
         torch.div(mean, squares.sqrt().add_(p.delta), out=diff).mul_(rate * correction)
 
 
+class AdamWSolver(AdamSolver):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019): w ← w − r · weight_decay · decay_mult · w first.
+
+    Then Adam's update of a gradient without a part for the decay; as with Adam here, and in Caffe, `delta` is added to
+    √V, where other libraries add it to √(V / (1 − β₂ᵗ)).
+    """
+
+    type = "AdamW"
+
+    def _check_settings(self) -> None:
+        super()._check_settings()
+        if self.param.regularization_type != "L2":
+            kind = self.param.regularization_type
+            raise CaffeError(f"solver: regularization_type is {kind!r}; AdamW's weight decay is L2")
+
+    def _update(self, i: int, parameter: Parameter, rate: float) -> None:
+        parameter.tensor().detach().mul_(1 - rate * self.param.weight_decay * parameter.decay_mult)
+        super()._update(i, parameter, rate)
+
+    def _regularize(self, parameter: Parameter) -> None:
+        """Nothing: the decay is no part of the gradient."""
+
+
 SOLVERS: dict[str, type[Solver]] = {
     solver.type: solver
-    for solver in (SGDSolver, NesterovSolver, AdaGradSolver, RMSPropSolver, AdaDeltaSolver, AdamSolver)
+    for solver in (SGDSolver, NesterovSolver, AdaGradSolver, RMSPropSolver, AdaDeltaSolver, AdamSolver, AdamWSolver)
 }
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +21,11 @@ class BatchNorm(Layer):
     TRAIN: mean and variance of the batch, and running sums of both decay by `moving_average_fraction`. TEST, or
     `use_global_stats: true`: the running sums divided by the third parameter. Bottom N×C×…. Parameters, not
     learned: sum of means C, sum of variances C (with Bessel's correction), the sums' weight 1.
+
+    Attributes
+    ----------
+    fraction: what a batch leaves of the running sums before its own is added, initially `moving_average_fraction`;
+        None: batches do not touch them. `running_sums` sets it for a while.
     """
 
     def setup(self, shapes: list[Shape]) -> None:
@@ -26,6 +33,7 @@ class BatchNorm(Layer):
         if not 0 <= p.eps <= torch.finfo(torch.float32).max:
             self.error(f"eps is {p.eps}; expected at least 0")
         self.global_stats = p.use_global_stats if p.HasField("use_global_stats") else not self.training
+        self.fraction: float | None = p.moving_average_fraction
         channels = self._channels(shapes[0])
         zero = FillerParameter()
         for size in (channels, channels, 1):
@@ -73,12 +81,32 @@ class BatchNorm(Layer):
             else:  # a channel's only value is its own mean: what is left of it is 0, and so is its gradient
                 y = F.batch_norm(flat - flat, mean, var, weight, bias, False, 0.0, eps)
                 mean = flat.detach().reshape(-1).float()
-            with torch.no_grad():
-                fraction = self.param.batch_norm_param.moving_average_fraction
-                mean_sum.mul_(fraction).add_(mean)
-                var_sum.mul_(fraction).add_(var)
-                total.mul_(fraction).add_(1)
+            if self.fraction is not None:
+                with torch.no_grad():
+                    mean_sum.mul_(self.fraction).add_(mean)
+                    var_sum.mul_(self.fraction).add_(var)
+                    total.mul_(self.fraction).add_(1)
         return y.reshape(x.shape)
+
+
+@contextmanager
+def running_sums(layers: Iterable[Layer], fraction: float | None) -> Iterator[None]:
+    """Give all BatchNorm layers among these another `fraction` for a while.
+
+    Parameters
+    ----------
+    layers: of a net in phase TRAIN.
+    fraction: 1 adds up all batches alike; None leaves the running sums as they are.
+    """
+    norms = [layer for layer in layers if isinstance(layer, BatchNorm)]
+    before = [norm.fraction for norm in norms]
+    for norm in norms:
+        norm.fraction = fraction
+    try:
+        yield
+    finally:
+        for norm, own in zip(norms, before, strict=True):
+            norm.fraction = own
 
 
 def _covered(layer: Layer, axis: int, num_axes: int, x: Shape) -> Shape:

@@ -447,7 +447,7 @@ class LayerState(_message.Message):
     def __init__(self, layer: _Optional[str] = ..., position: _Optional[int] = ..., random_state: _Optional[bytes] = ...) -> None: ...
 
 class SolverState(_message.Message):
-    __slots__ = ("iter", "learned_net", "history", "current_step", "layer_state", "random_state", "loss_window", "average", "averaged", "best", "tests_since_best", "tests_waited", "rate_reductions")
+    __slots__ = ("iter", "learned_net", "history", "current_step", "layer_state", "random_state", "loss_window", "average", "averaged", "best", "tests_since_best", "tests_waited", "rate_reductions", "tested_iter")
     ITER_FIELD_NUMBER: _ClassVar[int]
     LEARNED_NET_FIELD_NUMBER: _ClassVar[int]
     HISTORY_FIELD_NUMBER: _ClassVar[int]
@@ -461,6 +461,7 @@ class SolverState(_message.Message):
     TESTS_SINCE_BEST_FIELD_NUMBER: _ClassVar[int]
     TESTS_WAITED_FIELD_NUMBER: _ClassVar[int]
     RATE_REDUCTIONS_FIELD_NUMBER: _ClassVar[int]
+    TESTED_ITER_FIELD_NUMBER: _ClassVar[int]
     iter: int
     learned_net: str
     history: _containers.RepeatedCompositeFieldContainer[BlobProto]
@@ -474,7 +475,8 @@ class SolverState(_message.Message):
     tests_since_best: int
     tests_waited: int
     rate_reductions: int
-    def __init__(self, iter: _Optional[int] = ..., learned_net: _Optional[str] = ..., history: _Optional[_Iterable[_Union[BlobProto, _Mapping]]] = ..., current_step: _Optional[int] = ..., layer_state: _Optional[_Iterable[_Union[LayerState, _Mapping]]] = ..., random_state: _Optional[bytes] = ..., loss_window: _Optional[_Iterable[float]] = ..., average: _Optional[_Iterable[_Union[BlobProto, _Mapping]]] = ..., averaged: _Optional[int] = ..., best: _Optional[float] = ..., tests_since_best: _Optional[int] = ..., tests_waited: _Optional[int] = ..., rate_reductions: _Optional[int] = ...) -> None: ...
+    tested_iter: int
+    def __init__(self, iter: _Optional[int] = ..., learned_net: _Optional[str] = ..., history: _Optional[_Iterable[_Union[BlobProto, _Mapping]]] = ..., current_step: _Optional[int] = ..., layer_state: _Optional[_Iterable[_Union[LayerState, _Mapping]]] = ..., random_state: _Optional[bytes] = ..., loss_window: _Optional[_Iterable[float]] = ..., average: _Optional[_Iterable[_Union[BlobProto, _Mapping]]] = ..., averaged: _Optional[int] = ..., best: _Optional[float] = ..., tests_since_best: _Optional[int] = ..., tests_waited: _Optional[int] = ..., rate_reductions: _Optional[int] = ..., tested_iter: _Optional[int] = ...) -> None: ...
 
 class TransformationParameter(_message.Message):
     __slots__ = ("scale", "mirror", "crop_size", "mean_file", "mean_value", "force_color", "force_gray", "random_rotation", "random_scale", "random_shift", "random_contrast", "random_brightness", "random_erasing", "erasing_min_area", "erasing_max_area", "mixup_alpha", "cutmix_alpha")

@@ -12,13 +12,19 @@ CSV ?= data/$(DATASET).csv
 SKIP_BAD ?=
 #: mtcnn: detect and align the faces; none: leave them as they are
 ALIGN ?= mtcnn
+#: FER+'s fer2013new.csv: labels and soft labels from ten raters a face; LMDBs, mean and runs then lie in ferplus/
+FERPLUS ?=
 #: network to train: a folder of prototxt/
 MODEL ?= face_emotion_net
+#: recipe to train it by: prototxt/MODEL/solver_SOLVER.prototxt (default: solver.prototxt); the run is runs/MODEL_SOLVER
+SOLVER ?=
+#: weights to start from (.caffemodel), layer by layer as they have the same names
+INIT ?=
 #: epochs to train; rescales max_iter and the learning rate's steps (default: the solver's 150; 30 on the sample)
 EPOCHS ?= $(if $(filter sample,$(DATASET)),30)
 #: train: choose the epoch on the validation split; train+val: train on both, without a choice
 TRAIN_ON ?= train
-#: random seed: the order of the LMDBs, initial weights, crops, mirroring, dropout
+#: random seed: initial weights, crops, mirroring, dropout, shuffling; with N other than 1 the run is runs/MODEL_seedN
 SEED ?= 1
 #: auto, fp32, bf16 or fp16: in what convolutions and inner products are computed (default: as the solver says, auto)
 PRECISION ?=
@@ -26,6 +32,8 @@ PRECISION ?=
 DEVICE ?= auto
 #: threads of the data stages (default: one a core)
 WORKERS ?=
+#: what `make ensemble` averages: networks, names of runs (MODEL_SOLVER_seedN), folders of trained ones, in quotes
+MODELS ?=
 #: a photo, a folder of photos, or a quoted pattern, for `make predict`
 IMG ?= images/astronaut.png
 #: detect: find and align the faces of a photo; none: the image is a cropped face
@@ -61,11 +69,19 @@ FACES := $(D)/images
 else
 $(error ALIGN is $(ALIGN); expected mtcnn or none)
 endif
+ifneq ($(FERPLUS),)
+W := $(W)/ferplus
+endif
 ifeq ($(wildcard prototxt/$(MODEL)/solver.prototxt),)
 $(error MODEL is $(MODEL); expected one of $(patsubst prototxt/%/solver.prototxt,%,$(wildcard prototxt/*/solver.prototxt)))
 endif
-RUN := $(W)/runs/$(MODEL)$(if $(filter train+val,$(TRAIN_ON)),_train+val)
 NET := prototxt/$(MODEL)
+RECIPE := $(NET)/solver$(addprefix _,$(SOLVER)).prototxt
+ifeq ($(wildcard $(RECIPE)),)
+$(error SOLVER is $(SOLVER); expected $(or $(patsubst $(NET)/solver_%.prototxt,%,$(wildcard $(NET)/solver_*.prototxt)),none: $(MODEL) has solver.prototxt alone))
+endif
+TRAIN_NET := $(NET)/$(notdir $(shell sed -n 's/^net: *"\([^"]*\)".*/\1/p' $(RECIPE)))
+RUN := $(W)/runs/$(MODEL)$(addprefix _,$(SOLVER))$(if $(filter-out 1,$(SEED)),_seed$(SEED))$(if $(filter train+val,$(TRAIN_ON)),_train+val)
 WEIGHTS := $(RUN)/$(MODEL).caffemodel
 PLOTS := $(RUN)/loss.png $(RUN)/accuracy.png $(RUN)/metrics.csv
 EVALUATION := $(RUN)/evaluation/evaluation.json
@@ -76,12 +92,30 @@ stale = $(if $(filter-out x$(strip $(2)),x$(strip $(shell cat $(1) 2>/dev/null))
 # values are joined to one word, since they may hold spaces
 joined = $(subst $() $(),_,$(strip $(1)))
 SET_EXTRACT := $(call joined,CSV=$(CSV) SKIP_BAD=$(SKIP_BAD))
-SET_LMDB := $(call joined,SEED=$(SEED))
-SET_TRAIN := $(call joined,EPOCHS=$(EPOCHS) SEED=$(SEED) TRAIN_ON=$(TRAIN_ON) PRECISION=$(PRECISION))
+SET_LMDB := $(call joined,SEED=1$(if $(FERPLUS), FERPLUS=$(FERPLUS)))
+SET_TRAIN := $(call joined,EPOCHS=$(EPOCHS) SEED=$(SEED) TRAIN_ON=$(TRAIN_ON) PRECISION=$(PRECISION)$(if $(INIT), INIT=$(INIT)))
 workers = $(if $(WORKERS),--workers $(WORKERS))
+# $(call evaluate,train+val): on what and how a trained net, or several, are evaluated; calibrated only on unseen faces
+evaluate = --lmdb val=$(W)/lmdb/val_lmdb --lmdb test=$(W)/lmdb/test_lmdb --exclude-duplicates-of $(W)/lmdb/train_lmdb \
+	--views centre mirror ten_crop $(if $(filter %train+val,$(1)),,--calibrate-on val) --device $(DEVICE)
+
+# the members of an ensemble: with a / a folder, else the name of a run, MODEL[_SOLVER][_seedN][_train+val]
+RECIPES := $(wildcard prototxt/*/solver.prototxt prototxt/*/solver_*.prototxt)
+base = $(shell sed -E 's/_train[+]val$$//; s/_seed[0-9]+$$//' <<< '$(1)')
+find = $(strip $(foreach r,$(RECIPES),$(if $(filter $(1),$(subst /solver,,$(r:prototxt/%.prototxt=%))),$(r))))
+recipe = $(call find,$(call base,$(1)))
+model = $(word 2,$(subst /, ,$(call recipe,$(1))))
+solver = $(patsubst solver_%,%,$(filter solver_%,$(basename $(notdir $(call recipe,$(1))))))
+seed = $(or $(shell sed -nE 's/.*_seed([0-9]+)(_train[+]val)?$$/\1/p' <<< '$(1)'),1)
+MEMBERS := $(foreach m,$(MODELS),$(if $(findstring /,$(m)),$(m:%/=%),$(W)/runs/$(m)))
+UNTRAINED := $(foreach m,$(filter $(W)/runs/%,$(MEMBERS)),$(if $(wildcard $(m)/$(call model,$(notdir $(m))).caffemodel),,$(notdir $(m))))
+$(foreach m,$(UNTRAINED),$(if $(call recipe,$(m)),,$(error MODELS names $(m), which is not trained; expected names of runs \
+($(subst /solver,,$(RECIPES:prototxt/%.prototxt=%)); also with _seedN) or paths of folders with a trained net)))
+empty :=
+ENSEMBLE := $(W)/runs/ensemble_$(subst $(empty) $(empty),+,$(notdir $(MEMBERS)))/evaluation/evaluation.json
 
 # ---- targets --------------------------------------------------------------------------------------------------------
-.PHONY: all env data extract align lmdb mean describe train plot evaluate predict test lint bench clean help FORCE
+.PHONY: all env data extract align lmdb mean describe train plot evaluate ensemble results predict test lint bench clean help FORCE
 FORCE:
 
 all: $(WEIGHTS) $(PLOTS) $(EVALUATION) $(D)/report.md $(PREDICTION) ## the whole pipeline: data, train, plot, evaluate, predict
@@ -95,7 +129,8 @@ lmdb: $(W)/lmdb/manifest.json ## LMDBs of Caffe's Datum: train, val, test
 mean: $(W)/mean.binaryproto ## mean image of the training split
 describe: $(D)/report.md ## what the data is like: counts, montages, duplicates
 train: $(WEIGHTS) ## train MODEL; stopped, it goes on from its last snapshot
-evaluate: $(EVALUATION) ## accuracy, confusion matrix, precision, recall and F1 on PublicTest and PrivateTest
+evaluate: $(EVALUATION) ## accuracy, confusion matrix, precision, recall and F1 on PublicTest and PrivateTest, calibration
+ensemble: $(if $(MODELS),$(ENSEMBLE),no-models) ## train those of MODELS that are not, and evaluate the mean of their probabilities
 ifeq ($(LOG),)
 plot: $(PLOTS) ## loss.png and accuracy.png of the run, or of LOG
 else
@@ -131,8 +166,9 @@ $(D)/images/manifest.json: $(call escape,$(CSV)) $(call stale,$(D)/.extract,$(SE
 $(D)/aligned/manifest.json: $(D)/images/manifest.json | $(READY)
 	$(PYTHON) -m preprocessing.align $(D)/images $(D)/aligned --device $(DEVICE) $(workers)
 
-$(W)/lmdb/manifest.json: $(FACES)/manifest.json $(call stale,$(W)/.lmdb,$(SET_LMDB)) | $(READY)
-	$(PYTHON) -m preprocessing.lmdb $(FACES) $(W)/lmdb --seed $(SEED) $(workers)
+# in one order for all values of SEED, so that the runs of several stand side by side
+$(W)/lmdb/manifest.json: $(FACES)/manifest.json $(call escape,$(FERPLUS)) $(call stale,$(W)/.lmdb,$(SET_LMDB)) | $(READY)
+	$(PYTHON) -m preprocessing.lmdb $(FACES) $(W)/lmdb --seed 1 $(if $(FERPLUS),--ferplus "$(FERPLUS)") $(workers)
 	@echo '$(SET_LMDB)' > $(W)/.lmdb
 
 $(W)/mean.binaryproto: $(W)/lmdb/manifest.json | $(READY)
@@ -141,11 +177,11 @@ $(W)/mean.binaryproto: $(W)/lmdb/manifest.json | $(READY)
 $(D)/report.md: $(D)/images/manifest.json $(FACES)/manifest.json | $(READY)
 	$(PYTHON) -m preprocessing.report $(D)/images $(if $(filter none,$(ALIGN)),-,$(FACES)) $@
 
-$(WEIGHTS): $(W)/lmdb/manifest.json $(W)/mean.binaryproto $(NET)/solver.prototxt $(NET)/train_val.prototxt \
-		$(NET)/deploy.prototxt $(call stale,$(RUN)/.train,$(SET_TRAIN)) | $(READY)
+$(WEIGHTS): $(W)/lmdb/manifest.json $(W)/mean.binaryproto $(RECIPE) $(TRAIN_NET) $(NET)/deploy.prototxt \
+		$(call escape,$(INIT)) $(call stale,$(RUN)/.train,$(SET_TRAIN)) | $(READY)
 	$(PYTHON) -m train $(NET) --train $(W)/lmdb/train_lmdb --val $(W)/lmdb/val_lmdb --mean $(W)/mean.binaryproto \
-		--output $(RUN) --seed $(SEED) --device $(DEVICE) --train-on $(TRAIN_ON) \
-		$(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(PRECISION),--precision $(PRECISION))
+		--output $(RUN) --seed $(SEED) --device $(DEVICE) --train-on $(TRAIN_ON) $(if $(SOLVER),--solver $(SOLVER)) \
+		$(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(PRECISION),--precision $(PRECISION)) $(if $(INIT),--init "$(INIT)")
 	@echo '$(SET_TRAIN)' > $(RUN)/.train
 
 ifeq ($(LOG),)
@@ -156,16 +192,31 @@ endif
 
 $(EVALUATION): $(WEIGHTS) | $(READY)
 	$(PYTHON) -m train.evaluate $(RUN)/deploy.prototxt $(WEIGHTS) --mean $(RUN)/mean.binaryproto \
-		--lmdb val=$(W)/lmdb/val_lmdb --lmdb test=$(W)/lmdb/test_lmdb --exclude-duplicates-of $(W)/lmdb/train_lmdb \
-		--mirror --output $(RUN)/evaluation --device $(DEVICE)
+		--output $(RUN)/evaluation $(call evaluate,$(TRAIN_ON))
+
+# a trained member is taken as it is; one that is not is trained as `make train` does it
+$(ENSEMBLE): $(foreach m,$(MEMBERS),$(wildcard $(m)/*.caffemodel)) $(addprefix member-,$(UNTRAINED)) | $(READY)
+	$(PYTHON) -m train.ensemble $(MEMBERS) --output $(@D) $(call evaluate,$(MEMBERS))
+
+.PHONY: $(addprefix member-,$(UNTRAINED)) no-models
+$(addprefix member-,$(UNTRAINED)): member-%: $(W)/mean.binaryproto
+	$(MAKE) train MODEL=$(call model,$*) SOLVER=$(call solver,$*) SEED=$(call seed,$*) \
+		TRAIN_ON=$(if $(filter %_train+val,$*),train+val,train)
+
+no-models:
+	@echo 'error: MODELS is empty; expected networks, as in: make ensemble MODELS="face_emotion_net mini_xception"' >&2
+	@exit 1
+
+results: $(READY) ## a table of all evaluated runs of DATASET, mean and spread over seeds
+	$(PYTHON) -m train.summary $(D)
 
 # what `make` shows at the end: the new network on a photo
-$(PREDICTION): $(WEIGHTS) images/astronaut.png | $(READY)
+$(PREDICTION): $(WEIGHTS) $(EVALUATION) images/astronaut.png | $(READY)
 	$(PYTHON) -m predict images/astronaut.png --deploy $(RUN)/deploy.prototxt --weights $(WEIGHTS) \
 		--mean $(RUN)/mean.binaryproto --output $(RUN)/predictions --device $(DEVICE)
 	@touch $@
 
-predict: $(READY) $(if $(filter run,$(FROM)),$(WEIGHTS)) ## the emotions in IMG: a photo, a folder, a quoted pattern
+predict: $(READY) $(if $(filter run,$(FROM)),$(WEIGHTS) $(EVALUATION)) ## the emotions in IMG: a photo, a folder, a quoted pattern
 	$(if $(filter 1,$(JSON)),@)$(PYTHON) -m predict "$(IMG)" --face $(FACE) --device $(DEVICE) \
 		$(if $(filter run,$(FROM)),--deploy $(RUN)/deploy.prototxt --weights $(WEIGHTS) --mean $(RUN)/mean.binaryproto,--model $(MODEL)) \
 		$(if $(filter 1,$(JSON)),--json)

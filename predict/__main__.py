@@ -16,6 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from preprocessing.network_input import VIEWS
 from preprocessing.stage import StageError, add_device_argument, replace_file, run_main
 
 from .annotate import annotate
@@ -113,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
         images = [image for _, image in chunk if isinstance(image, np.ndarray)]
         if images and recognizer is None:  # loaded when there is something to look at
             recognizer = Recognizer(
-                args.deploy, args.weights, args.mean, args.face, args.device, args.mirror, args.model
+                args.deploy, args.weights, args.mean, args.face, args.device, args.views, args.model
             )
         answers = iter(recognizer.predict_batch(images) if recognizer else [])
         for path, image in chunk:
@@ -151,7 +152,12 @@ def main() -> int:
         default="detect",
         help="detect: find the faces in photos; none: each image is one cropped face (default: %(default)s)",
     )
-    parser.add_argument("--mirror", action="store_true", help="average with the mirrored face")
+    parser.add_argument(
+        "--views",
+        choices=tuple(VIEWS),
+        default="centre",
+        help="average over views of each face: mirror 2, ten_crop 10 (default: %(default)s)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON for programs, and nothing else")
     parser.add_argument(
         "--output", type=Path, default=OUTPUT, help="folder for annotated images (default: %(default)s)"

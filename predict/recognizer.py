@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from preprocessing.alignment import align_face
-from preprocessing.network_input import FaceNetwork
+from preprocessing.network_input import FaceNetwork, check_views
 from preprocessing.stage import StageError
 
 from .images import check_image, read_image
@@ -79,12 +79,13 @@ class Recognizer:
     Parameters
     ----------
     deploy, weights, mean: files of a trained net (deploy.prototxt, .caffemodel, mean.binaryproto), all three;
-        default: those of the model that ships.
+        default: those of the model that ships. A calibration.json beside the weights calibrates the probabilities.
     face: `detect` (default) finds all faces in a photo by MTCNN and aligns them by their landmarks, as the training
         faces were; `none` takes each image as one cropped face, such as FER2013's, which is only resized. A net that
         was trained on aligned faces does a little worse on those.
     device: `auto` (a GPU where there is one, the default), `cpu`, `cuda` or `cuda:N`.
-    mirror: average the probabilities with those of the mirrored face: a little better, at twice the time of the net.
+    views: what the net sees of each face: `centre` (default), `mirror` (also mirrored) or `ten_crop` (also four other
+        crops, mirrored too); the probabilities are averaged: a little better, at 2 or 10 times the time of the net.
     model: the name of the shipped model, used where no files are given.
 
     Raises
@@ -105,11 +106,12 @@ class Recognizer:
         mean: StrPath | None = None,
         face: str = "detect",
         device: str = "auto",
-        mirror: bool = False,
+        views: str = "centre",
         model: str = DEFAULT_MODEL,
     ) -> None:
         if face not in ("detect", "none"):
             raise ValueError(f"face is {face!r}; expected 'detect' or 'none'")
+        check_views([views])
         given = [name for name, path in (("deploy", deploy), ("weights", weights), ("mean", mean)) if path is not None]
         if given and len(given) < 3:
             raise ValueError(
@@ -118,7 +120,7 @@ class Recognizer:
         if deploy is None or weights is None or mean is None:
             deploy, weights, mean = model_files(model)
         self.face = face
-        self.mirror = mirror
+        self.views = views
         self.network = FaceNetwork(deploy, weights, mean, device)
         channels, height, self._size = self.network.face_shape
         if channels != 1 or height != self._size:
@@ -156,7 +158,7 @@ class Recognizer:
             for _, landmarks, _ in faces
         ]
         stack = np.stack(aligned) if aligned else np.empty((0, self._size, self._size), np.uint8)
-        answers = iter(self.network.probabilities(stack, self.mirror))
+        answers = iter(self.network.probabilities(stack, self.views))
         return [[self._prediction(*face, next(answers)) for face in faces] for faces in found]
 
     def _find(

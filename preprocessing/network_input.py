@@ -5,32 +5,49 @@ The evaluation and the recogniser both use it, and it does what Caffe's Data lay
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 
 import caffe
 from preprocessing.datasets import EMOTIONS
-from preprocessing.stage import StageError
+from preprocessing.stage import StageError, sha256
 
 StrPath = str | PathLike[str]
 BATCH = 256  # faces that go through the net at a time
+CALIBRATION = "calibration.json"
+
+CORNERS = ("top left", "top right", "bottom left", "bottom right")
+# what a face is seen by when testing: crops, each with whether it is mirrored; their probabilities are averaged
+VIEWS: dict[str, tuple[tuple[str, bool], ...]] = {
+    "centre": (("centre", False),),
+    "mirror": (("centre", False), ("centre", True)),
+    "ten_crop": tuple((crop, mirrored) for crop in ("centre", *CORNERS) for mirrored in (False, True)),
+}
 
 
-def faces_to_input(faces: np.ndarray, mean: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The net's input: the centre of each face, minus the centre of the mean.
+def faces_to_input(
+    faces: np.ndarray, mean: np.ndarray, size: tuple[int, int], crop: str = "centre", mirrored: bool = False
+) -> np.ndarray:
+    """The net's input: a crop of each face, minus the same crop of the mean.
 
     Parameters
     ----------
     faces: N×H×W or N×C×H×W, grey levels 0..255.
     mean: C×H×W, 0..255, the training set's.
     size: height and width of the net's input, at most H and W.
+    crop: `centre` (default), `top left`, `top right`, `bottom left` or `bottom right`.
+    mirrored: left and right are exchanged after the mean is subtracted, as training does it.
 
     Returns
     -------
-    float32, N×C×height×width, -255..255. Where H - height is odd, the smaller margin is at the top, as in Caffe.
+    float32, N×C×height×width, -255..255. Where H - height is odd, the centre's smaller margin is at the top, as in
+    Caffe.
 
     Raises
     ------
@@ -42,14 +59,50 @@ def faces_to_input(faces: np.ndarray, mean: np.ndarray, size: tuple[int, int]) -
     (height, width), (full_height, full_width) = size, mean.shape[1:]
     if height > full_height or width > full_width:
         raise ValueError(f"the net's input is {height}×{width}; the faces are {full_height}×{full_width}")
-    top, left = (full_height - height) // 2, (full_width - width) // 2
+    below, right = full_height - height, full_width - width
+    places = {"centre": (below // 2, right // 2)}
+    places |= dict(zip(CORNERS, ((0, 0), (0, right), (below, 0), (below, right)), strict=True))
+    top, left = places[crop]
     window = (..., slice(top, top + height), slice(left, left + width))
-    return faces[window].astype(np.float32) - mean[window].astype(np.float32)
+    inputs = faces[window].astype(np.float32) - mean[window].astype(np.float32)
+    return inputs[..., ::-1] if mirrored else inputs
+
+
+def soften(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """The probabilities of the logits divided by a temperature (Guo et al. 2017): above 1 they are less sure.
+
+    probabilities: N×classes, rows of sum 1; their logarithms are the logits but for a constant of each row.
+    temperature: above 0; 1 changes nothing.
+    Returns float64, N×classes, rows of sum 1; the order of the classes in a row stays.
+    """
+    scores = log_probabilities(probabilities) / temperature
+    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def log_probabilities(probabilities: np.ndarray) -> np.ndarray:
+    """Natural logarithms, float64; 0, which a softmax in float32 may give, counts as the smallest float32."""
+    return np.log(np.maximum(probabilities, np.finfo(np.float32).tiny, dtype=np.float64))
 
 
 def class_names(count: int) -> tuple[str, ...]:
     """The emotions where there are as many classes, else `class_0`, `class_1`, …"""
     return EMOTIONS if count == len(EMOTIONS) else tuple(f"class_{i}" for i in range(count))
+
+
+class Classifier(Protocol):
+    """What can be evaluated: a FaceNetwork, or several together.
+
+    `face_shape`: C, H and W of the faces that go in. `classes`: the names of the outputs. `name`: for titles.
+    `files`: for each net the paths of its `deploy`, `weights` and `mean`.
+    """
+
+    name: str
+    files: list[dict[str, str]]
+    face_shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+
+    def probabilities(self, faces: np.ndarray, views: str = "centre") -> np.ndarray: ...
 
 
 class FaceNetwork:
@@ -61,19 +114,29 @@ class FaceNetwork:
     weights: its .caffemodel.
     mean: the training set's mean.binaryproto; its size is the size of the faces that go in.
     device: `auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:N`.
+    calibrated: divide the logits by the temperature of the calibration.json that `train.evaluate` wrote beside the
+        weights, if one is there and names these weights (their SHA-256): then 0.8 means right in 80% of such faces.
+        False leaves the probabilities as the net gives them.
 
-    Attributes: `classes`, the names of the outputs; `face_shape`, C, H and W of the faces that go in.
+    Attributes: `classes`, the names of the outputs; `face_shape`, C, H and W of the faces that go in; `temperature`,
+    1 where the probabilities are the net's own; `name`, the weights' file name without its ending; `files`, the three
+    paths in a list of one.
 
     Raises
     ------
     StageError: a file is missing or is not what it should be, or the three do not fit each other.
     """
 
-    def __init__(self, deploy: StrPath, weights: StrPath, mean: StrPath, device: str = "auto") -> None:
+    def __init__(
+        self, deploy: StrPath, weights: StrPath, mean: StrPath, device: str = "auto", calibrated: bool = True
+    ) -> None:
         for what, path in (("net", deploy), ("weights", weights), ("mean", mean)):
             if not Path(path).is_file():
                 raise StageError(f"{path}: no such file; expected the {what} of a trained model")
         self.deploy, self.weights = str(deploy), str(weights)
+        self.name = Path(weights).stem
+        self.files = [{"deploy": self.deploy, "weights": self.weights, "mean": str(mean)}]
+        self.temperature = read_temperature(Path(weights)) if calibrated else 1.0
         try:
             self.mean = caffe.io.load_mean(mean)
             caffe.use_device(device)
@@ -98,13 +161,14 @@ class FaceNetwork:
         self.face_shape: tuple[int, int, int] = (self.mean.shape[0], self.mean.shape[1], self.mean.shape[2])
         self.classes = class_names(self._net.blobs[self._output].shape[1])
 
-    def probabilities(self, faces: np.ndarray, mirror: bool = False) -> np.ndarray:
+    def probabilities(self, faces: np.ndarray, views: str = "centre") -> np.ndarray:
         """The probability of each class for each face.
 
         Parameters
         ----------
         faces: N×H×W (grey) or N×C×H×W, 0..255, of the mean's size.
-        mirror: average with the probabilities of the mirrored input.
+        views: `centre` (1), `mirror` (the centre and its mirror image: 2) or `ten_crop` (the centre and the four
+            corners, each also mirrored: 10); the probabilities of all views are averaged.
 
         Returns
         -------
@@ -112,15 +176,15 @@ class FaceNetwork:
 
         Raises
         ------
-        ValueError: the faces are not of the mean's size. StageError: the net's output is no probabilities.
+        ValueError: the faces are not of the mean's size, or `views` is none of these.
+        StageError: the net's output is no probabilities.
         """
+        check_views([views])
         parts = [np.empty((0, len(self.classes)))]
         for start in range(0, len(faces), BATCH):
-            inputs = faces_to_input(faces[start : start + BATCH], self.mean, self.input_size)
-            result = self._run(inputs)
-            if mirror:  # the input as training mirrors it: with the mean subtracted
-                result = (result + self._run(inputs[..., ::-1])) / 2
-            parts.append(result)
+            batch = faces[start : start + BATCH]
+            seen = [self._run(faces_to_input(batch, self.mean, self.input_size, *view)) for view in VIEWS[views]]
+            parts.append(np.mean(seen, axis=0))
         return np.concatenate(parts)
 
     def _run(self, inputs: np.ndarray) -> np.ndarray:
@@ -133,7 +197,34 @@ class FaceNetwork:
                 f"{self.deploy}: the output {self._output!r} is not {len(self.classes)} probabilities that sum to 1; "
                 f"expected a deploy net that ends in Softmax, and whole weights in {self.weights}"
             )
-        return result / total
+        result /= total
+        return result if self.temperature == 1 else soften(result, self.temperature)
+
+
+def check_views(views: Sequence[str]) -> None:
+    """Raise ValueError for a name that is not in VIEWS."""
+    for name in views:
+        if name not in VIEWS:
+            raise ValueError(f"views is {name!r}; expected one of {', '.join(VIEWS)}")
+
+
+def read_temperature(weights: Path) -> float:
+    """The temperature in the calibration.json beside the weights; 1 where there is none, or it is for other weights.
+
+    Raises StageError for a file that is not what `train.evaluate` writes.
+    """
+    path = weights.parent / CALIBRATION
+    if not path.is_file():
+        return 1.0
+    expected = "expected what `python -m train.evaluate --calibrate-on` writes"
+    try:
+        calibration = json.loads(path.read_text())
+        temperature, of = calibration["temperature"], calibration["weights_sha256"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise StageError(f"{path}: {type(error).__name__}: {error}; {expected}") from error
+    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not 0 < temperature < 1e6:
+        raise StageError(f"{path}: temperature is {temperature!r}; expected a number above 0")
+    return float(temperature) if of == sha256(weights) else 1.0
 
 
 def _times(shape: tuple[int, ...]) -> str:

@@ -1,7 +1,7 @@
 """Train a network of prototxt/ on the LMDBs of a data set, choosing the epoch that validates best.
 
 python -m train prototxt/face_emotion_net --train data/fer2013/lmdb/train_lmdb --val data/fer2013/lmdb/val_lmdb \\
-    --mean data/fer2013/mean.binaryproto --output data/fer2013/runs/face_emotion_net [--epochs 150]
+    --mean data/fer2013/mean.binaryproto --output data/fer2013/runs/face_emotion_net [--epochs 150] [--solver modern]
 
 The run's folder is a Caffe project of its own: solver.prototxt and train_val.prototxt with every setting filled in,
 snapshots, train.log in Caffe's format. Stopped by Ctrl-C or a kill, the same command goes on from the last snapshot
@@ -27,8 +27,16 @@ from tqdm import tqdm
 import caffe
 from caffe import glog as log
 from caffe.database import write_lmdb
-from caffe.io import DatumReader, open_lmdb, read_net_parameter, read_solver_parameter, replace_bytes
+from caffe.io import (
+    DatumReader,
+    open_lmdb,
+    read_net_binary,
+    read_net_parameter,
+    read_solver_parameter,
+    replace_bytes,
+)
 from caffe.proto.caffe_pb2 import TEST, TRAIN, LayerParameter, NetParameter, SolverParameter
+from preprocessing.network_input import CALIBRATION
 from preprocessing.stage import Stage, StageError, add_device_argument, replace_file, run_main, sha256
 
 LARGEST_TEST_BATCH = 512
@@ -60,22 +68,65 @@ def validation_batches(records: int, largest: int = LARGEST_TEST_BATCH) -> tuple
 
 
 def rescale(solver: SolverParameter, epoch: int, epochs: int | None) -> None:
-    """Set max_iter, stepvalue and stepsize for `epochs` epochs of `epoch` iterations, in their proportions.
+    """Set what a solver counts in iterations for `epochs` epochs of `epoch` iterations.
 
+    max_iter, stepvalue, stepsize and swa_start keep their proportions. warmup_iter and swa_interval stay as many epochs
+    as they are of the prototxt's, whose epoch is its test_interval; patience and early_stop count tests, so epochs.
     Without `epochs`: as many as the prototxt's max_iter makes of FER2013's 449 iterations, its test_interval.
     """
-    before = solver.max_iter
+    before, epoch_before = solver.max_iter, solver.test_interval
     if epochs is None:
-        epochs = max(round(before / solver.test_interval), 1)
+        epochs = max(round(before / epoch_before), 1)
     solver.max_iter = epoch * epochs
     steps = [max(round(step * solver.max_iter / before), 1) for step in solver.stepvalue]
     del solver.stepvalue[:]
     solver.stepvalue.extend(steps)
     if solver.stepsize:
         solver.stepsize = max(round(solver.stepsize * solver.max_iter / before), 1)
+    if solver.warmup_iter:
+        solver.warmup_iter = min(max(round(solver.warmup_iter * epoch / epoch_before), 1), solver.max_iter)
+    if solver.swa_start > 0:
+        solver.swa_start = max(round(solver.swa_start * solver.max_iter / before), 1)
+    if solver.swa_interval > 1:
+        solver.swa_interval = max(round(solver.swa_interval * epoch / epoch_before), 1)
     solver.test_interval = solver.snapshot = epoch
     solver.display = max(min(solver.display, epoch // 4), 1)
     solver.average_loss = solver.display
+
+
+def solver_file(network: Path, recipe: str | None) -> Path:
+    """The solver prototxt of a network's folder: solver.prototxt, or solver_RECIPE.prototxt.
+
+    Raises StageError for a recipe that the folder has no file for, naming those that it has.
+    """
+    if not recipe:
+        return network / "solver.prototxt"
+    path = network / f"solver_{recipe}.prototxt"
+    if not path.is_file():
+        known = sorted(file.stem.removeprefix("solver_") for file in network.glob("solver_*.prototxt"))
+        raise StageError(
+            f"--solver is {recipe}, but there is no {path}; expected one of {', '.join(known)}, or no --solver for "
+            f"solver.prototxt"
+            if known
+            else f"--solver is {recipe}, but there is no {path}; {network} has solver.prototxt alone"
+        )
+    return path
+
+
+def check_initial_weights(path: Path, net: NetParameter) -> None:
+    """Look at weights that a training is to start from, before anything is written.
+
+    Raises StageError where the file is missing, or none of its layers with parameters is one of the net's, by name,
+    CaffeError where it is no .caffemodel.
+    """
+    if not path.is_file():
+        raise StageError(f"{path}: no such file; expected a .caffemodel to start from")
+    given = {layer.name for layer in read_net_binary(path).layer if layer.blobs}
+    if not given & {layer.name for layer in net.layer}:
+        raise StageError(
+            f"{path}: has parameters of {', '.join(sorted(given)) or 'no layer'}; expected some of the layers of "
+            f"{net.name}, by name"
+        )
 
 
 def merge(sources: list[Path], target: Path, seed: int) -> None:
@@ -110,12 +161,15 @@ class Run:
         self.name = self.source.absolute().name
         self.mean = Path(arguments.mean)
         self.train_on = arguments.train_on
-        self.solver_param = read_solver_parameter(self.source / "solver.prototxt")
+        self.recipe = solver_file(self.source, arguments.solver)
+        self.solver_param = read_solver_parameter(self.recipe)
         for setting in ("max_iter", "test_interval"):
             value = getattr(self.solver_param, setting)
             if value < 1:
-                raise StageError(f"{self.source / 'solver.prototxt'}: {setting} is {value}; expected at least 1")
-        self.net_param = read_net_parameter(self.source / "train_val.prototxt")
+                raise StageError(f"{self.recipe}: {setting} is {value}; expected at least 1")
+        # the net that the recipe names lies beside it, wherever the folder is
+        self.net_file = self.source / Path(self.solver_param.net or "train_val.prototxt").name
+        self.net_param = read_net_parameter(self.net_file)
         read_net_parameter(self.source / "deploy.prototxt")  # copied at the end, but to be missed before the training
         if arguments.seed is not None:
             self.solver_param.random_seed = arguments.seed
@@ -123,6 +177,13 @@ class Run:
             self.solver_param.random_seed = 1
         if arguments.precision:
             self.solver_param.precision = SolverParameter.Precision.Value(arguments.precision.upper())
+        if arguments.init:
+            if "," in arguments.init:  # Caffe takes commas to separate names
+                raise StageError(f"--init is {arguments.init}; expected a path without a comma")
+            self.solver_param.weights[:] = [arguments.init]
+        self.weights = [Path(name.strip()) for names in self.solver_param.weights for name in names.split(",")]
+        for path in self.weights:
+            check_initial_weights(path, self.net_param)
         self.val, self.sources = Path(arguments.val), [Path(arguments.train)]
         if self.train_on == "train+val":
             self.sources.append(self.val)
@@ -144,7 +205,7 @@ class Run:
         solver.test_iter[:] = [test_iter]
         solver.net = str(self.folder / "train_val.prototxt")
         solver.snapshot_prefix = str(self.folder / self.name)
-        files = [*sorted(p / "data.mdb" for p in {*self.sources, self.val}), self.mean]
+        files = [*sorted(p / "data.mdb" for p in {*self.sources, self.val}), self.mean, *self.weights]
         settings = {
             "solver": text_format.MessageToString(solver),
             "net": text_format.MessageToString(self.net_param),
@@ -165,7 +226,8 @@ class Run:
     def _clear(self) -> None:
         """Remove what a run with other settings left: it must not be taken for this run's."""
         (self.folder / "settings.json").unlink(missing_ok=True)  # first, so that a kill in between begins anew too
-        for pattern in (f"{self.name}_iter_*", f"{self.name}.caffemodel", "manifest.json", "best.*", "train.log"):
+        left = (f"{self.name}_iter_*", f"{self.name}.caffemodel", CALIBRATION, "manifest.json", "best.*", "train.log")
+        for pattern in left:
             for path in self.folder.glob(pattern):
                 path.unlink()
 
@@ -182,15 +244,16 @@ class Run:
             try:
                 solver = caffe.get_solver(self.solver_param)
                 outputs = solver.test_nets[0].outputs
-                if not {"loss", "accuracy"} <= set(outputs):
+                needed = ["loss", "accuracy", *({solver.param.monitor} - {"loss", "accuracy"})]
+                if not set(needed) <= set(outputs):
                     raise StageError(
-                        f"{self.source / 'train_val.prototxt'}: the outputs in phase TEST are {', '.join(outputs)}; "
-                        f"expected loss and accuracy among them"
+                        f"{self.net_file}: the outputs in phase TEST are {', '.join(outputs)}; "
+                        f"expected {' and '.join(needed)} among them"
                     )
                 best_file = self.folder / "best.json"
                 self.best: dict[str, Any] = json.loads(best_file.read_text()) if states and best_file.is_file() else {}
+                solver.on_test.append(self._keep_best)
                 with Display(self, solver):
-                    solver.on_test.append(self._keep_best)
                     solver.on_snapshot.append(self._prune)
                     solver.solve(states[-1] if states else None)
                 self.solver = solver
@@ -205,15 +268,18 @@ class Run:
                 f"training diverged: at iteration {solver.iter} the training loss is {solver.smoothed_loss():.4g} "
                 f"and the validation loss {outputs['loss']:.4g}; expected finite numbers (try a lower base_lr)"
             )
-        if solver.iter and outputs["accuracy"] > self.best.get("accuracy", -1.0):
+        assert solver.monitor is not None  # `train` has seen that it is among the outputs
+        name = solver.monitor.name
+        if solver.iter and solver.monitor.better(outputs[name], self.best.get(name)):
             self.best = {"iteration": solver.iter, "epoch": solver.iter / self.epoch, **outputs}
-            solver.net.save(self.folder / "best.caffemodel")
+            solver.save_weights(self.folder / "best.caffemodel")
             replace_bytes(self.folder / "best.json", json.dumps(self.best).encode())
 
     def _prune(self, solver: caffe.Solver, state_file: str) -> None:
         for old in self.snapshots()[:-KEPT_SNAPSHOTS]:
             old.unlink()
-            old.with_suffix(".caffemodel").unlink(missing_ok=True)
+            for ending in (".caffemodel", "_averaged.caffemodel"):
+                old.with_name(old.stem + ending).unlink(missing_ok=True)
 
     def finish(self, stage: Stage) -> None:
         """Put the chosen weights, the deploy net, the mean and the manifest in place: a complete model folder."""
@@ -226,6 +292,7 @@ class Run:
             "iterations": self.solver.iter,
             "epochs": self.solver.iter / self.epoch,
             "iterations_per_epoch": self.epoch,
+            "stopped_early": self.solver.iter < self.solver_param.max_iter,
             "chosen": self.best if chosen else {"iteration": self.solver.iter},
         }
         with replace_file(self.folder / "manifest.json") as path:
@@ -234,7 +301,7 @@ class Run:
             if chosen:
                 shutil.copyfile(self.folder / "best.caffemodel", path)
             else:
-                self.solver.net.save(path)
+                self.solver.save_weights(path)
 
 
 class Display:
@@ -268,7 +335,7 @@ class Display:
             self.bar.update(self.solver.iter - self.bar.n)
 
     def _tested(self, solver: caffe.Solver, number: int, outputs: dict[str, float]) -> None:
-        best = max(self.run.best.get("accuracy", 0.0), outputs["accuracy"] if solver.iter else 0.0)
+        best = self.run.best.get("accuracy", 0.0)
         self.text = (
             f"epoch {solver.iter / self.run.epoch:.0f}/{solver.param.max_iter // self.run.epoch}"
             f"  training loss {solver.smoothed_loss():.3f}  validation loss {outputs['loss']:.3f}"
@@ -283,6 +350,9 @@ class Display:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m train", description=__doc__.split("\n")[0])
     parser.add_argument("network", help="folder with solver.prototxt, train_val.prototxt and deploy.prototxt")
+    parser.add_argument(
+        "--solver", metavar="NAME", help="train by the folder's solver_NAME.prototxt and the net that it names"
+    )
     parser.add_argument("--train", required=True, help="LMDB to train on")
     parser.add_argument("--val", required=True, help="LMDB to choose the epoch on")
     parser.add_argument("--mean", required=True, help="the training set's mean.binaryproto")
@@ -290,6 +360,11 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, help="default: as the solver prototxt's max_iter says (150)")
     parser.add_argument("--train-on", choices=("train", "train+val"), default="train", help="(default: train)")
     parser.add_argument("--seed", type=int, help="default: the solver prototxt's random_seed (1)")
+    parser.add_argument(
+        "--init",
+        metavar="WEIGHTS.caffemodel",
+        help="start from these weights, layer by layer as they have the same names",
+    )
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), help="default: the solver prototxt's")
     add_device_argument(parser)
     arguments = parser.parse_args()
@@ -299,17 +374,23 @@ def main() -> int:
         device = caffe.use_device(arguments.device)
         run = Run(arguments)
         run.prepare()
-        settings = {"network": run.name, "train_on": run.train_on, "device": str(device)}
+        settings = {"network": run.name, "solver": arguments.solver, "train_on": run.train_on, "device": str(device)}
         settings |= {"seed": run.solver_param.random_seed, "max_iter": run.solver_param.max_iter}
-        stage = Stage("train", [run.folder / "solver.prototxt", run.folder / "train_val.prototxt", run.mean], settings)
+        prototxts = [run.folder / "solver.prototxt", run.folder / "train_val.prototxt"]
+        stage = Stage("train", [*prototxts, run.mean, *run.weights], settings)
         if not run.train():
             print(f"train: stopped at iteration {run.solver.iter}; run it again to go on", file=sys.stderr)
             return 130
         run.finish(stage)
     except caffe.CaffeError as error:
         raise StageError(str(error)) from error
+    iterations = f"{run.solver.iter} iterations"
+    if stage.counts["stopped_early"]:
+        iterations += (
+            f" (stopped early, after epoch {stage.counts['epochs']:.0f} of {run.solver_param.max_iter // run.epoch})"
+        )
     best = f"best validation accuracy {run.best['accuracy']:.2%} in epoch {run.best['epoch']:.0f}"
-    stage.summary(f"{run.solver.iter} iterations, {best} -> {run.folder / run.name}.caffemodel")
+    stage.summary(f"{iterations}, {best} -> {run.folder / run.name}.caffemodel")
     return 0
 
 

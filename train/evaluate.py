@@ -1,7 +1,10 @@
 """Measure a trained net on whole databases: accuracy, confusion matrix, precision, recall and F1 per emotion.
 
     python -m train.evaluate deploy.prototxt NET.caffemodel --mean mean.binaryproto \\
-        --lmdb val=data/fer2013/lmdb/val_lmdb --lmdb test=data/fer2013/lmdb/test_lmdb --output DIR
+        --lmdb val=data/fer2013/lmdb/val_lmdb --lmdb test=data/fer2013/lmdb/test_lmdb --output DIR \\
+        [--views centre mirror ten_crop] [--exclude-duplicates-of TRAIN_LMDB] [--calibrate-on val]
+
+Probabilities are taken as the net gives them, whatever calibration.json stands beside the weights.
 """
 
 from __future__ import annotations
@@ -22,10 +25,20 @@ from matplotlib.figure import Figure
 
 from caffe.errors import CaffeError
 from caffe.io import DatumReader
-from preprocessing.network_input import FaceNetwork
-from preprocessing.stage import Stage, StageError, add_device_argument, replace_directory, run_main
+from preprocessing.network_input import CALIBRATION, VIEWS, Classifier, FaceNetwork, check_views
+from preprocessing.stage import (
+    Stage,
+    StageError,
+    add_device_argument,
+    replace_directory,
+    replace_file,
+    run_main,
+    sha256,
+)
+from train.calibrate import BINS, Calibration, calibrate, draw_reliability, find_temperature
 
 RESULT = "evaluation.json"
+VIEW_NAMES = {"centre": "centre", "mirror": "mirrored", "ten_crop": "ten crops"}
 
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
@@ -56,33 +69,45 @@ class Evaluation:
     Attributes
     ----------
     name: as `--lmdb NAME=PATH` calls it.
-    confusion: counts, true class by predicted class.
-    mirrored: the same, for probabilities averaged with the mirrored image's; None where not asked for.
-    unseen: the same as `confusion`, without the images that stand in the training database too; None where not asked.
-    unseen_mirrored: both.
+    confusions: counts by views (`centre`, …), true class by predicted class; the first is the one that counts.
+    unseen: the same without the images that stand in the training database too; empty where not asked for.
+    labels, probabilities: the images' classes (N), and what the net says by the first views (N×classes).
+    calibration: the probabilities before and after calibration, where asked for.
     """
 
     name: str
     source: str
     classes: tuple[str, ...]
-    confusion: np.ndarray
-    mirrored: np.ndarray | None = None
-    unseen: np.ndarray | None = None
-    unseen_mirrored: np.ndarray | None = None
+    confusions: dict[str, np.ndarray]
+    unseen: dict[str, np.ndarray]
+    labels: np.ndarray
+    probabilities: np.ndarray
+    calibration: Calibration | None = None
+
+    @property
+    def confusion(self) -> np.ndarray:
+        """The counts by the first views."""
+        return next(iter(self.confusions.values()))
+
+    @property
+    def left_out(self) -> int:
+        """How many images `unseen` lacks."""
+        return int(self.confusion.sum() - next(iter(self.unseen.values())).sum())
 
     def to_dict(self) -> dict[str, Any]:
         """What evaluation.json says of the database; shares are 0..1."""
         metrics = class_metrics(self.confusion)
         result: dict[str, Any] = {"source": self.source, **_share(self.confusion)}
-        if self.mirrored is not None:
-            result["mirrored"] = _share(self.mirrored)
-        if self.unseen is not None:
+        result["views"] = {views: _share(counts) for views, counts in self.confusions.items()}
+        if self.unseen:
+            shares = {views: _share(counts) for views, counts in self.unseen.items()}
             result["without_training_duplicates"] = {
-                "duplicates": int(self.confusion.sum() - self.unseen.sum()),
-                **_share(self.unseen),
+                "duplicates": self.left_out,
+                **next(iter(shares.values())),
+                "views": shares,
             }
-            if self.unseen_mirrored is not None:
-                result["without_training_duplicates"]["mirrored"] = _share(self.unseen_mirrored)
+        if self.calibration is not None:
+            result["calibration"] = self.calibration.to_dict()
         result["macro"] = {name: float(metrics[name].mean()) for name in ("precision", "recall", "f1")}
         result["classes"] = {
             emotion: {
@@ -100,7 +125,7 @@ def _share(confusion: np.ndarray) -> dict[str, Any]:
     return {"images": count, "correct": right, "accuracy": right / count if count else 0.0}
 
 
-def read_database(path: Path, network: FaceNetwork) -> tuple[np.ndarray, np.ndarray]:
+def read_database(path: Path, network: Classifier) -> tuple[np.ndarray, np.ndarray]:
     """All images (N×C×H×W, of the net's faces' size) and labels of an LMDB of Datum, each record once.
 
     Raises StageError for what is no such database, images of another size, and labels outside the net's classes.
@@ -128,32 +153,33 @@ def fingerprints(images: np.ndarray) -> list[bytes]:
 
 
 def evaluate(
-    network: FaceNetwork, name: str, source: Path, mirror: bool = False, training: set[bytes] | None = None
+    network: Classifier,
+    name: str,
+    source: Path,
+    views: Sequence[str] = ("centre",),
+    training: set[bytes] | None = None,
 ) -> Evaluation:
-    """Run every record of the LMDB `source` through the net once (twice with `mirror`) and count.
+    """Run every record of the LMDB `source` through the net, once for each of `views`, and count.
 
     Parameters
     ----------
     network: the trained net.
     name: what the results are called.
     source: the LMDB.
-    mirror: also count with the probabilities averaged with the mirrored image's.
+    views: names of VIEWS, at least one, each once.
     training: fingerprints of the training images; also count without those.
     """
     images, labels = read_database(source, network)
-    classes = len(network.classes)
     kept = np.array([print_ not in training for print_ in fingerprints(images)]) if training is not None else None
-    counts: list[np.ndarray | None] = []
-    for mirrored in (False, True):
-        if mirrored and not mirror:
-            counts += [None, None]
-            continue
-        predicted = network.probabilities(images, mirror=mirrored).argmax(axis=1)
-        counts.append(confusion_matrix(labels, predicted, classes))
-        counts.append(None if kept is None else confusion_matrix(labels[kept], predicted[kept], classes))
-    confusion = counts[0]
-    assert confusion is not None
-    return Evaluation(name, str(source), network.classes, confusion, counts[2], counts[1], counts[3])
+    confusions, unseen = {}, {}
+    answers = []
+    for view in views:
+        answers.append(network.probabilities(images, view))
+        predicted = answers[-1].argmax(axis=1)
+        confusions[view] = confusion_matrix(labels, predicted, len(network.classes))
+        if kept is not None:
+            unseen[view] = confusion_matrix(labels[kept], predicted[kept], len(network.classes))
+    return Evaluation(name, str(source), network.classes, confusions, unseen, labels, answers[0])
 
 
 def draw_confusion(confusion: np.ndarray, classes: Sequence[str], title: str) -> Figure:
@@ -203,10 +229,10 @@ def write_confusion(path: Path, confusion: np.ndarray, classes: Sequence[str]) -
             writer.writerow([name, *row])
 
 
-def to_markdown(evaluations: Sequence[Evaluation], network: FaceNetwork) -> str:
+def to_markdown(evaluations: Sequence[Evaluation], network: Classifier) -> str:
     """evaluation.md: the accuracies, then precision, recall, F1 and support per class, a section a database."""
-    lines = [f"# Evaluation of {Path(network.weights).name}", ""]
-    lines += [*_accuracy_table(evaluations), ""]
+    lines = [f"# Evaluation of {network.name}", ""]
+    lines += [*_accuracy_table(evaluations), "", *_calibration_table(evaluations)]
     for evaluation in evaluations:
         metrics = class_metrics(evaluation.confusion)
         lines += [
@@ -221,32 +247,46 @@ def to_markdown(evaluations: Sequence[Evaluation], network: FaceNetwork) -> str:
         macro = " | ".join(f"{100 * metrics[m].mean():.1f}%" for m in ("precision", "recall", "f1"))
         lines += [f"| **macro average** | {macro} | {metrics['support'].sum():,} |", ""]
         lines += [f"![confusion matrix of {evaluation.name}](confusion_{evaluation.name}.png)", ""]
+    first = next(iter(evaluations[0].confusions))
     lines.append(
-        "Every image of each database was run through the net once. Precision, recall and F1 are 0 where they would "
-        "divide by zero; macro averages weigh all emotions alike."
+        f"Every image of each database counts once. The tables and matrices of the emotions are by the "
+        f"{VIEW_NAMES[first]} view; further views average the probabilities of the mirrored image, or of ten crops. "
+        "Precision, recall and F1 are 0 where they would divide by zero; macro averages weigh all emotions alike."
     )
     return "\n".join(lines) + "\n"
 
 
 def _accuracy_table(evaluations: Sequence[Evaluation]) -> list[str]:
-    heads, columns = ["database", "images", "accuracy"], ["|---|--:|--:|"]
     first = evaluations[0]
-    optional = [
-        ("with the mirrored image", first.mirrored, "mirrored"),
-        ("without images of the training set", first.unseen, "unseen"),
-        ("both", first.unseen_mirrored, "unseen_mirrored"),
-    ]
-    heads += [head for head, asked, _ in optional if asked is not None]
-    columns[0] += "--:|" * (len(heads) - 3)
+    heads = ["database", "images", *(VIEW_NAMES[view] for view in first.confusions)]
+    heads += [f"{VIEW_NAMES[view]}, without images of the training set" for view in first.unseen]
+    rows = []
     for evaluation in evaluations:
-        cells = [evaluation.name, f"{evaluation.confusion.sum():,}", f"**{_percent(evaluation.confusion)}**"]
-        for _, asked, attribute in optional:
-            if asked is not None:
-                counts = getattr(evaluation, attribute)
-                left_out = evaluation.confusion.sum() - counts.sum()
-                cells.append(_percent(counts) + (f" of {counts.sum():,}" if left_out else ""))
-        columns.append("| " + " | ".join(cells) + " |")
-    return ["| " + " | ".join(heads) + " |", *columns]
+        main, *others = map(_percent, evaluation.confusions.values())
+        cells = [evaluation.name, f"{evaluation.confusion.sum():,}", f"**{main}**", *others]
+        for counts in evaluation.unseen.values():
+            cells.append(_percent(counts) + (f" of {counts.sum():,}" if evaluation.left_out else ""))
+        rows.append("| " + " | ".join(cells) + " |")
+    return ["| " + " | ".join(heads) + " |", "|---|" + "--:|" * (len(heads) - 1), *rows]
+
+
+def _calibration_table(evaluations: Sequence[Evaluation]) -> list[str]:
+    calibrated = [(e.name, e.calibration) for e in evaluations if e.calibration is not None]
+    if not calibrated:
+        return []
+    temperature = calibrated[0][1].temperature
+    lines = [
+        f"Expected calibration error ({BINS} bins) and negative log-likelihood, as trained and with the logits divided "
+        f"by the temperature {temperature:.4f}, which changes no answer:",
+        "",
+        "| database | ECE | calibrated | NLL | calibrated |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for name, calibration in calibrated:
+        before, after = calibration.before.error, calibration.after.error
+        likelihoods = f"{calibration.likelihood_before:.4f} | {calibration.likelihood_after:.4f}"
+        lines.append(f"| {name} | {100 * before:.2f}% | {100 * after:.2f}% | {likelihoods} |")
+    return [*lines, "", "![reliability diagrams](reliability.png)", ""]
 
 
 def _percent(confusion: np.ndarray) -> str:
@@ -255,14 +295,15 @@ def _percent(confusion: np.ndarray) -> str:
 
 def print_summary(evaluation: Evaluation) -> None:
     """The figures of one database for people: the accuracies in a line, then a table of the emotions."""
-    parts = [f"{_percent(evaluation.confusion)} of {evaluation.confusion.sum():,} images"]
-    if evaluation.mirrored is not None:
-        parts.append(f"{_percent(evaluation.mirrored)} with the mirrored image")
-    if evaluation.unseen is not None:
-        left_out = evaluation.confusion.sum() - evaluation.unseen.sum()
-        parts.append(f"{_percent(evaluation.unseen)} without the {left_out:,} that stand in the training set too")
-    if evaluation.unseen_mirrored is not None:
-        parts.append(f"{_percent(evaluation.unseen_mirrored)} with both")
+    (_, main), *others = evaluation.confusions.items()
+    parts = [f"{_percent(main)} of {main.sum():,} images"]
+    parts += [f"{_percent(counts)} {VIEW_NAMES[view]}" for view, counts in others]
+    if evaluation.unseen:
+        shares = ", ".join(f"{_percent(counts)} {VIEW_NAMES[view]}" for view, counts in evaluation.unseen.items())
+        parts.append(f"without the {evaluation.left_out:,} that stand in the training set too {shares}")
+    if evaluation.calibration is not None:
+        before, after = evaluation.calibration.before.error, evaluation.calibration.after.error
+        parts.append(f"calibration error {100 * before:.2f}%, calibrated {100 * after:.2f}%")
     metrics = class_metrics(evaluation.confusion)
     width = max(13, *(len(name) for name in evaluation.classes))
     print(f"{evaluation.name}: accuracy {', '.join(parts)}")
@@ -276,45 +317,133 @@ def print_summary(evaluation: Evaluation) -> None:
 
 
 def write_evaluation(
-    network: FaceNetwork,
+    network: Classifier,
     databases: dict[str, Path],
-    mean: Path,
     output: Path,
-    mirror: bool = False,
+    views: Sequence[str] = ("centre",),
     exclude_duplicates_of: Path | None = None,
+    calibrate_on: str | None = None,
 ) -> list[Evaluation]:
     """Evaluate on each database and write evaluation.json, evaluation.md, manifest.json and, for each database,
-    confusion_NAME.png and .csv into the folder `output`, which is replaced as a whole.
+    confusion_NAME.png and .csv, with `calibrate_on` reliability.png, into the folder `output`, which is replaced as a
+    whole.
 
-    Raises StageError for a database that does not fit the net, and for an `output` that holds other files.
+    Parameters
+    ----------
+    network: the net, or several together.
+    databases: LMDBs by name.
+    views: by what the faces are seen, names of VIEWS; the first is the one that confusion matrices are of.
+    exclude_duplicates_of: LMDB of the training images, to count also without those.
+    calibrate_on: the database on which the temperature is chosen (validation, not test).
+
+    Raises StageError for a database that does not fit the net, and for an `output` that holds other files; ValueError
+    for views and a `calibrate_on` that are not known.
     """
     output = Path(output)
+    check_views(views)
+    if calibrate_on is not None and calibrate_on not in databases:
+        raise ValueError(f"calibrate_on is {calibrate_on!r}; expected one of {', '.join(databases)}")
     if output.exists() and not (output / RESULT).is_file() and (not output.is_dir() or any(output.iterdir())):
         raise StageError(f"{output}: exists and was not written by this stage; expected a new name")
-    settings = {"databases": {name: str(path) for name, path in databases.items()}, "mirror": mirror}
-    stage = Stage("evaluate", [Path(network.deploy), Path(network.weights), mean], settings)
+    settings: dict[str, Any] = {"databases": {name: str(path) for name, path in databases.items()}}
+    settings |= {"views": list(views), "calibrate_on": calibrate_on}
+    stage = Stage("evaluate", [Path(path) for files in network.files for path in files.values()], settings)
     training = None
     if exclude_duplicates_of is not None:
         stage.settings["exclude_duplicates_of"] = str(exclude_duplicates_of)
         training = set(fingerprints(read_database(exclude_duplicates_of, network)[0]))
-    evaluations = [evaluate(network, name, path, mirror, training) for name, path in databases.items()]
-    model = {"deploy": network.deploy, "weights": network.weights, "mean": str(mean)}
-    with replace_directory(output) as folder:
-        results = {evaluation.name: evaluation.to_dict() for evaluation in evaluations}
-        (folder / RESULT).write_text(json.dumps({"model": model, "databases": results}, indent=1) + "\n")
-        (folder / "evaluation.md").write_text(to_markdown(evaluations, network), encoding="utf-8")
+    evaluations = [evaluate(network, name, path, views, training) for name, path in databases.items()]
+    result: dict[str, Any] = {"model": {"name": network.name, "nets": network.files}}
+    if calibrate_on is not None:
+        chosen = next(evaluation for evaluation in evaluations if evaluation.name == calibrate_on)
+        temperature = find_temperature(chosen.probabilities, chosen.labels)
         for evaluation in evaluations:
-            name, confusion = evaluation.name, evaluation.confusion
-            title = f"{Path(network.weights).stem} on {name}: {_percent(confusion)} of {confusion.sum():,}"
-            draw_confusion(confusion, evaluation.classes, title).savefig(folder / f"confusion_{name}.png")
-            write_confusion(folder / f"confusion_{name}.csv", confusion, evaluation.classes)
-            stage.counts[name] = _share(confusion)
+            evaluation.calibration = calibrate(evaluation.probabilities, evaluation.labels, temperature)
+        result["calibration"] = {"temperature": temperature, "chosen_on": calibrate_on, "bins": BINS}
+    result["databases"] = {evaluation.name: evaluation.to_dict() for evaluation in evaluations}
+    with replace_directory(output) as folder:
+        (folder / RESULT).write_text(json.dumps(result, indent=1) + "\n")
+        (folder / "evaluation.md").write_text(to_markdown(evaluations, network), encoding="utf-8")
+        _draw(evaluations, network, folder)
+        stage.counts = {evaluation.name: _share(evaluation.confusion) for evaluation in evaluations}
         stage.write_manifest(folder / "manifest.json")
     for evaluation in evaluations:
         print_summary(evaluation)
     accuracies = ", ".join(f"{evaluation.name} {_percent(evaluation.confusion)}" for evaluation in evaluations)
     stage.summary(f"{accuracies}; see {output / 'evaluation.md'}")
     return evaluations
+
+
+def _draw(evaluations: Sequence[Evaluation], network: Classifier, folder: Path) -> None:
+    for evaluation in evaluations:
+        name, confusion = evaluation.name, evaluation.confusion
+        title = f"{network.name} on {name}: {_percent(confusion)} of {confusion.sum():,}"
+        draw_confusion(confusion, evaluation.classes, title).savefig(folder / f"confusion_{name}.png")
+        write_confusion(folder / f"confusion_{name}.csv", confusion, evaluation.classes)
+    calibrations = [(e.name, e.calibration) for e in evaluations if e.calibration is not None]
+    if calibrations:
+        draw_reliability(calibrations).savefig(folder / "reliability.png")
+
+
+def write_calibration(weights: Path, evaluation: Evaluation) -> Path:
+    """Write calibration.json beside the weights, where FaceNetwork finds it; returns its path.
+
+    evaluation: that of the database on which the temperature was chosen.
+    """
+    assert evaluation.calibration is not None
+    calibration = {
+        "temperature": evaluation.calibration.temperature,
+        "chosen_on": evaluation.source,
+        "images": len(evaluation.labels),
+        **evaluation.calibration.to_dict(),
+        "weights_sha256": sha256(weights),
+    }
+    with replace_file(weights.parent / CALIBRATION) as path:
+        path.write_text(json.dumps(calibration, indent=1) + "\n")
+    return weights.parent / CALIBRATION
+
+
+def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that say on what and how is evaluated: those of this command and of `train.ensemble`."""
+    parser.add_argument(
+        "--lmdb",
+        type=_named_database,
+        action="append",
+        required=True,
+        metavar="NAME=PATH",
+        help="a database (repeatable)",
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the results; replaced")
+    parser.add_argument(
+        "--views",
+        nargs="+",
+        choices=tuple(VIEWS),
+        default=["centre"],
+        help="what is seen of a face: the centre crop, it and its mirror image, ten crops (default: centre)",
+    )
+    parser.add_argument(
+        "--exclude-duplicates-of", type=Path, metavar="TRAIN_LMDB", help="also without the images that stand there too"
+    )
+    parser.add_argument(
+        "--calibrate-on",
+        metavar="NAME",
+        help="choose the temperature on that database, by its centre crops, and say how much it improves",
+    )
+    add_device_argument(parser)
+
+
+def check_evaluation_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict[str, Path]:
+    """The databases by name; ends the command where options do not fit each other."""
+    databases = dict(args.lmdb)
+    if len(databases) != len(args.lmdb):
+        parser.error("--lmdb: a name is given twice")
+    if len(set(args.views)) != len(args.views):
+        parser.error("--views: a name is given twice")
+    if args.calibrate_on is not None and args.calibrate_on not in databases:
+        parser.error(f"--calibrate-on is {args.calibrate_on}; expected one of {', '.join(databases)}")
+    if args.calibrate_on is not None and args.views[0] != "centre":
+        parser.error(f"--calibrate-on: the first of --views is {args.views[0]}; expected centre")
+    return databases
 
 
 def _named_database(text: str) -> tuple[str, Path]:
@@ -330,26 +459,17 @@ def main() -> None:
     parser.add_argument("deploy", type=Path, metavar="DEPLOY.prototxt", help="the net, ending in a Softmax")
     parser.add_argument("weights", type=Path, metavar="WEIGHTS.caffemodel", help="what training wrote")
     parser.add_argument("--mean", type=Path, required=True, metavar="MEAN.binaryproto", help="the training set's mean")
-    parser.add_argument(
-        "--lmdb",
-        type=_named_database,
-        action="append",
-        required=True,
-        metavar="NAME=PATH",
-        help="a database (repeatable)",
-    )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the results; replaced")
-    parser.add_argument("--mirror", action="store_true", help="also with the mirrored image averaged in")
-    parser.add_argument(
-        "--exclude-duplicates-of", type=Path, metavar="TRAIN_LMDB", help="also without the images that stand there too"
-    )
-    add_device_argument(parser)
+    add_evaluation_arguments(parser)
     args = parser.parse_args()
-    databases = dict(args.lmdb)
-    if len(databases) != len(args.lmdb):
-        parser.error("--lmdb: a name is given twice")
-    network = FaceNetwork(args.deploy, args.weights, args.mean, args.device)
-    write_evaluation(network, databases, args.mean, args.output, args.mirror, args.exclude_duplicates_of)
+    databases = check_evaluation_arguments(parser, args)
+    network = FaceNetwork(args.deploy, args.weights, args.mean, args.device, calibrated=False)
+    evaluations = write_evaluation(
+        network, databases, args.output, args.views, args.exclude_duplicates_of, args.calibrate_on
+    )
+    for evaluation in evaluations:
+        if evaluation.name == args.calibrate_on:
+            path = write_calibration(args.weights, evaluation)
+            print(f"evaluate: `predict` divides the logits by the temperature in {path}")
 
 
 if __name__ == "__main__":

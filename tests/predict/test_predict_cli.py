@@ -77,6 +77,15 @@ def test_json_and_nothing_else(monkeypatch: Any, capsys: Any, model: list[str], 
     assert [line.split(":")[0] for line in captured.err.splitlines()] == ["error", "error"]
 
 
+def test_views_are_averaged(monkeypatch: Any, capsys: Any, model: list[str], faces: Path, tmp_path: Path) -> None:
+    options = ["--face", "none", "--json", "--output", tmp_path / "out", "--views", "mirror"]
+    assert call(monkeypatch, faces / "angry.png", *model, *options) == 0
+    (face,) = json.loads(capsys.readouterr().out)[0]["faces"]
+    first, *_, last = face["probabilities"].values()  # the brightest band is the first, mirrored it is the last
+    assert first == pytest.approx(last, abs=1e-4)
+    assert first > 0.4
+
+
 def test_a_bad_file_does_not_stop_the_rest(
     monkeypatch: Any, capsys: Any, model: list[str], faces: Path, tmp_path: Path
 ) -> None:

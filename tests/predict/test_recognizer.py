@@ -102,7 +102,7 @@ def test_cropped_faces_need_no_detector(cropped: Recognizer) -> None:
 
 
 def test_mirror_averages_with_the_mirrored_face(model: tuple[Path, Path, Path]) -> None:
-    recognizer = Recognizer(*model, face="none", device="cpu", mirror=True)
+    recognizer = Recognizer(*model, face="none", device="cpu", views="mirror")
     levels = [80.0, 0, 0, 0, 0, 0, 0]
     (prediction,) = recognizer.predict(band_face(0, 80))
     expected = (band_probabilities(levels) + band_probabilities(levels[::-1])) / 2
@@ -154,6 +154,8 @@ def test_arrays_that_are_no_images(cropped: Recognizer, image: Any, message: str
 def test_arguments_that_do_not_fit(model: tuple[Path, Path, Path]) -> None:
     with pytest.raises(ValueError, match="face is 'some'; expected 'detect' or 'none'"):
         Recognizer(*model, face="some")
+    with pytest.raises(ValueError, match="views is 'two'; expected one of centre, mirror, ten_crop"):
+        Recognizer(*model, views="two")
     with pytest.raises(ValueError, match="only deploy and mean given"):
         Recognizer(deploy=model[0], mean=model[2])
 

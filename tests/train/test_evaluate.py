@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 import subprocess
@@ -16,9 +17,11 @@ from tiny_model import band_face, band_probabilities, make_model, write_database
 
 import caffe
 from preprocessing.datasets import EMOTIONS
-from preprocessing.network_input import FaceNetwork, class_names, faces_to_input
+from preprocessing.network_input import FaceNetwork, class_names, faces_to_input, soften
 from preprocessing.stage import StageError
-from train.evaluate import class_metrics, confusion_matrix, draw_confusion, write_evaluation
+from train.calibrate import find_temperature, negative_log_likelihood, reliability
+from train.ensemble import Ensemble, model_files
+from train.evaluate import class_metrics, confusion_matrix, draw_confusion, main, write_calibration, write_evaluation
 
 ROOT = Path(__file__).parents[2]
 
@@ -75,7 +78,7 @@ def test_probabilities_of_a_net_known_by_hand(tmp_path: Path) -> None:
     network = FaceNetwork(*make_model(tmp_path), device="cpu")
     face = band_face(1, 50)
     face[:, 3 + 6 * 5 : 9 + 6 * 5] = 25  # band 5
-    plain, mirrored = network.probabilities(face[None]), network.probabilities(face[None], mirror=True)
+    plain, mirrored = network.probabilities(face[None]), network.probabilities(face[None], "mirror")
     levels = [0.0, 50, 0, 0, 0, 25, 0]
     assert np.allclose(plain[0], band_probabilities(levels), atol=1e-5)
     expected = (band_probabilities(levels) + band_probabilities(levels[::-1])) / 2
@@ -87,8 +90,33 @@ def test_mirror_flips_after_the_mean_is_subtracted_as_in_training(tmp_path: Path
     deploy, weights, mean = make_model(tmp_path)
     caffe.io.save_mean(mean, band_face(2, 100)[None].astype(np.float32))  # a mean that is not symmetric
     network = FaceNetwork(deploy, weights, mean, device="cpu")
-    result = network.probabilities(band_face(2, 100)[None], mirror=True)
+    result = network.probabilities(band_face(2, 100)[None], "mirror")
     assert np.allclose(result, 1 / 7, atol=1e-6)  # the face is the mean: nothing is left, mirrored or not
+
+
+def test_ten_crops_are_the_corners_and_the_centre_each_mirrored_too(tmp_path: Path) -> None:
+    random = np.random.default_rng(11)
+    mean = random.uniform(0, 255, (1, 48, 48)).astype(np.float32)
+    deploy, weights, mean_file = make_model(tmp_path)
+    caffe.io.save_mean(mean_file, mean)
+    faces = random.integers(0, 256, (4, 48, 48), np.uint8)
+    answers = FaceNetwork(deploy, weights, mean_file, device="cpu").probabilities(faces, "ten_crop")
+    expected = []
+    for face in faces - mean:  # the score of class k is the sum of band k of the crop over 6 · 42 · 25
+        crops = [face[y : y + 42, x : x + 42] for y, x in ((0, 0), (0, 6), (6, 0), (6, 6), (3, 3))]
+        bands = np.array(
+            [c.reshape(42, 7, 6).sum((0, 2)) / (6 * 42 * 25) for c in (*crops, *(c[:, ::-1] for c in crops))]
+        )
+        expected.append((np.exp(bands) / np.exp(bands).sum(1, keepdims=True)).mean(0))
+    assert np.allclose(answers, expected, atol=1e-5)
+    with pytest.raises(ValueError, match="views is 'five'; expected one of centre, mirror, ten_crop"):
+        FaceNetwork(deploy, weights, mean_file, device="cpu").probabilities(faces, "five")
+
+
+def test_where_nothing_is_cropped_ten_crops_are_the_mirrored_pair(tmp_path: Path) -> None:
+    network = FaceNetwork(*make_model(tmp_path, size=48), device="cpu")
+    faces = np.random.default_rng(1).integers(0, 256, (3, 48, 48), np.uint8)
+    assert np.allclose(network.probabilities(faces, "ten_crop"), network.probabilities(faces, "mirror"), atol=1e-7)
 
 
 def known_database(folder: Path) -> tuple[Path, list[tuple[int, int]]]:
@@ -102,13 +130,14 @@ def test_every_record_counts_once_and_the_files_agree(tmp_path: Path) -> None:
     database, pairs = known_database(tmp_path / "val_lmdb")
     model = make_model(tmp_path / "model")
     output = tmp_path / "evaluation"
-    write_evaluation(FaceNetwork(*model, device="cpu"), {"val": database, "again": database}, model[2], output)
+    write_evaluation(FaceNetwork(*model, device="cpu"), {"val": database, "again": database}, output)
     expected = [[sum(p == (true, column) for p in pairs) for column in range(7)] for true in range(7)]
     result = json.loads((output / "evaluation.json").read_text())["databases"]["val"]
     assert result["confusion"] == expected
     assert (result["images"], result["correct"]) == (300, 225)
     assert result["accuracy"] == 0.75
-    assert "mirrored" not in result
+    assert result["views"] == {"centre": {"images": 300, "correct": 225, "accuracy": 0.75}}
+    assert "calibration" not in result
     assert result["classes"]["happy"]["support"] == sum(true == 3 for true, _ in pairs)
     with open(output / "confusion_val.csv", newline="") as f:
         table = list(csv.reader(f))
@@ -134,9 +163,8 @@ def test_images_that_stand_in_training_too_are_left_out_of_a_second_figure(tmp_p
     evaluation = write_evaluation(
         FaceNetwork(*model, device="cpu"),
         {"test": test},
-        model[2],
         tmp_path / "out",
-        mirror=True,
+        ["centre", "mirror"],
         exclude_duplicates_of=train,
     )[0]
     result = evaluation.to_dict()
@@ -144,7 +172,8 @@ def test_images_that_stand_in_training_too_are_left_out_of_a_second_figure(tmp_p
     assert result["without_training_duplicates"]["duplicates"] == 2
     assert result["without_training_duplicates"]["images"] == 3
     assert result["without_training_duplicates"]["accuracy"] == pytest.approx(2 / 3)
-    assert result["mirrored"]["images"] == 5
+    assert result["views"]["mirror"]["images"] == 5
+    assert result["without_training_duplicates"]["views"]["mirror"]["images"] == 3
     assert "without the 2 that" not in (tmp_path / "out/evaluation.md").read_text()
     assert "66.67% of 3" in (tmp_path / "out/evaluation.md").read_text()
 
@@ -160,11 +189,11 @@ def test_the_same_output_folder_is_replaced_but_no_other(tmp_path: Path) -> None
     model = make_model(tmp_path / "model")
     network = FaceNetwork(*model, device="cpu")
     output = tmp_path / "evaluation"
-    write_evaluation(network, {"test": database}, model[2], output)
-    write_evaluation(network, {"val": database}, model[2], output)
+    write_evaluation(network, {"test": database}, output)
+    write_evaluation(network, {"val": database}, output)
     assert not (output / "confusion_test.png").exists()
     with pytest.raises(StageError, match="was not written by this stage"):
-        write_evaluation(network, {"val": database}, model[2], tmp_path / "model")
+        write_evaluation(network, {"val": database}, tmp_path / "model")
     assert model[1].is_file()
 
 
@@ -172,7 +201,7 @@ def test_a_database_that_does_not_fit_is_an_error_and_leaves_the_old_output(tmp_
     model = make_model(tmp_path / "model")
     network = FaceNetwork(*model, device="cpu")
     good, _ = known_database(tmp_path / "good")
-    write_evaluation(network, {"val": good}, model[2], tmp_path / "out")
+    write_evaluation(network, {"val": good}, tmp_path / "out")
     before = (tmp_path / "out/evaluation.json").read_bytes()
     large = write_database(tmp_path / "large", [np.zeros((64, 64), np.uint8)], [0])
     labelled = write_database(tmp_path / "labelled", [band_face(0), band_face(1)], [0, 7])
@@ -182,7 +211,7 @@ def test_a_database_that_does_not_fit_is_an_error_and_leaves_the_old_output(tmp_
         (tmp_path / "none", "none: not an LMDB"),
     ):
         with pytest.raises(StageError, match=message):
-            write_evaluation(network, {"val": good, "test": database}, model[2], tmp_path / "out")
+            write_evaluation(network, {"val": good, "test": database}, tmp_path / "out")
     assert (tmp_path / "out/evaluation.json").read_bytes() == before
 
 
@@ -209,13 +238,17 @@ def test_the_picture_says_counts_and_shares_of_rows() -> None:
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["happy\n(4)", "sad\n(0)"]
 
 
-def test_the_command(tmp_path: Path) -> None:
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     database, _ = known_database(tmp_path / "val_lmdb")
     deploy, weights, mean = (str(path) for path in make_model(tmp_path / "model"))
     arguments = [deploy, weights, "--mean", mean, "--output", str(tmp_path / "out"), "--device", "cpu"]
     command = [sys.executable, "-m", "train.evaluate", *arguments]
-    run = subprocess.run([*command, "--lmdb", f"val={database}"], cwd=ROOT, capture_output=True, text=True, check=True)
+    more = ["--lmdb", f"val={database}", "--views", "centre", "mirror", "--calibrate-on", "val"]
+    run = subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "val: accuracy 75.00% of 300 images" in run.stdout
+    calibration = json.loads((tmp_path / "model/calibration.json").read_text())
+    assert calibration["temperature"] > 1
+    assert calibration["weights_sha256"] == hashlib.sha256(Path(weights).read_bytes()).hexdigest()
     assert any(line.split()[:1] == ["happy"] for line in run.stdout.splitlines())
     run = subprocess.run(
         [*command, "--lmdb", f"val={tmp_path}/none"], cwd=ROOT, capture_output=True, text=True, check=False
@@ -223,3 +256,169 @@ def test_the_command(tmp_path: Path) -> None:
     assert run.returncode == 1
     assert run.stderr.startswith("error: ")
     assert "Traceback" not in run.stderr
+    for options, message in (
+        (["--views", "mirror", "--calibrate-on", "val"], "the first of --views is mirror; expected centre"),
+        (["--views", "mirror", "mirror"], "--views: a name is given twice"),
+        (["--calibrate-on", "test"], "--calibrate-on is test; expected one of val"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["evaluate", *arguments, "--lmdb", f"val={database}", *options])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        assert caught.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+# Calibration
+
+
+def test_a_temperature_that_is_known(tmp_path: Path) -> None:
+    """One image in four is wrong and all are equally sure: calibrated, they are sure of three quarters.
+
+    With probability p of the answer and (1 - p) / 6 of each other class, temperature T gives 1 / (1 + 6 r^(1 / T)) for
+    r = (1 - p) / (6 p); it is 3 / 4 where r^(1 / T) is 1 / 18.
+    """
+    pairs = [(i % 7, i % 7 if i % 4 else (i + 2) % 7) for i in range(280)]
+    database = write_database(tmp_path / "val_lmdb", [band_face(k, 150) for _, k in pairs], [true for true, _ in pairs])
+    model = make_model(tmp_path / "model")
+    network = FaceNetwork(*model, device="cpu", calibrated=False)
+    before = write_evaluation(network, {"val": database}, tmp_path / "out")[0].to_dict()
+    evaluation = write_evaluation(network, {"val": database}, tmp_path / "out", calibrate_on="val")[0]
+    answer = np.exp(150 / 25) / (np.exp(150 / 25) + 6)
+    result = json.loads((tmp_path / "out/evaluation.json").read_text())
+    expected = math.log((1 - answer) / (6 * answer)) / math.log(1 / 18)
+    assert result["calibration"] == {"temperature": pytest.approx(expected, rel=1e-5), "chosen_on": "val", "bins": 15}
+    figures = result["databases"]["val"].pop("calibration")
+    assert result["databases"]["val"] == before, "the accuracy is another"
+    assert figures["ece"] == pytest.approx(answer - 0.75, abs=1e-6)
+    assert figures["ece_calibrated"] == pytest.approx(0, abs=1e-5)
+    assert figures["nll"] == pytest.approx(-0.75 * math.log(answer) - 0.25 * math.log((1 - answer) / 6), rel=1e-5)
+    assert figures["nll_calibrated"] == pytest.approx(-0.75 * math.log(0.75) - 0.25 * math.log(0.25 / 6), rel=1e-5)
+    picture = cv2.imread(str(tmp_path / "out/reliability.png"))
+    assert picture is not None
+    assert picture.shape[1] > 800
+    assert f"by the temperature {expected:.4f}" in (tmp_path / "out/evaluation.md").read_text()
+
+    path = write_calibration(model[1], evaluation)
+    assert path == tmp_path / "model" / "calibration.json"
+    calibrated = FaceNetwork(*model, device="cpu")
+    assert calibrated.temperature == pytest.approx(expected, rel=1e-5)
+    assert calibrated.probabilities(band_face(2, 150)[None])[0, 2] == pytest.approx(0.75, abs=1e-4)
+    assert FaceNetwork(*model, device="cpu", calibrated=False).probabilities(band_face(2, 150)[None])[0, 2] > 0.98
+
+
+def test_a_calibration_is_for_the_weights_that_it_names(tmp_path: Path) -> None:
+    deploy, weights, mean = make_model(tmp_path)
+    file = tmp_path / "calibration.json"
+    file.write_text(json.dumps({"temperature": 2, "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}))
+    levels = [0.0, 50, 0, 0, 0, 25, 0]
+    face = (band_face(1, 50) + band_face(5, 25))[None]
+    answer = FaceNetwork(deploy, weights, mean, device="cpu").probabilities(face)[0]
+    assert np.allclose(answer, band_probabilities([level / 2 for level in levels]), atol=1e-5)
+    net = caffe.Net(str(deploy), str(weights), caffe.TEST)
+    net.params["score"][1].data[0] = 1
+    net.save(str(weights))
+    assert FaceNetwork(deploy, weights, mean, device="cpu").temperature == 1
+    for text in ("{", "[]", '{"temperature": 2}', '{"temperature": 0, "weights_sha256": ""}'):
+        file.write_text(text)
+        with pytest.raises(StageError, match=r"calibration\.json: .*; expected"):
+            FaceNetwork(deploy, weights, mean, device="cpu")
+
+
+def test_the_temperature_has_the_lowest_likelihood_of_all() -> None:
+    random = np.random.default_rng(3)
+    logits = random.normal(0, 3, (500, 7))
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    labels = np.where(random.uniform(size=500) < 0.5, logits.argmax(1), random.integers(0, 7, 500))
+
+    def likelihood(temperature: float) -> float:  # by the definition
+        scores = logits / temperature
+        return float((np.log(np.exp(scores).sum(1)) - scores[np.arange(500), labels]).mean())
+
+    found = find_temperature(probabilities, labels)
+    assert 1 < found < 10
+    grid = np.geomspace(0.05, 20, 4000)
+    assert found == pytest.approx(grid[np.argmin([likelihood(t) for t in grid])], rel=2e-3)
+    assert likelihood(found) <= min(likelihood(found * 0.999), likelihood(found * 1.001))
+    assert negative_log_likelihood(soften(probabilities, found), labels) == pytest.approx(likelihood(found), rel=1e-9)
+    # always right: the surer the better; never right: the less sure the better
+    assert find_temperature(probabilities, probabilities.argmax(1)) == 0.05
+    assert find_temperature(probabilities, probabilities.argmin(1)) == 20
+
+
+def test_expected_calibration_error_worked_out_by_hand() -> None:
+    """With 5 bins: 0.45 and 0.6 (an upper edge belongs to its bin) in the third, 0.85 and 1 in the last."""
+    sure = np.array([0.45, 0.6, 0.85, 1.0])
+    probabilities = np.stack([sure, 0.7 * (1 - sure), 0.3 * (1 - sure)], 1)
+    bins = reliability(probabilities, np.array([0, 2, 0, 1]), bins=5)
+    assert bins.count.tolist() == [0, 0, 2, 0, 2]
+    assert bins.confidence.tolist() == pytest.approx([0, 0, 0.525, 0, 0.925])
+    assert bins.accuracy.tolist() == [0, 0, 0.5, 0, 0.5]
+    assert bins.error == pytest.approx(0.5 * 0.025 + 0.5 * 0.425)
+
+
+def test_probabilities_of_zero_stay_numbers() -> None:
+    certain = np.array([[1.0, 0, 0], [0, 1, 0]])
+    softened = soften(certain, 4)
+    assert np.isfinite(softened).all()
+    assert np.allclose(softened.sum(1), 1)
+    assert (softened.argmax(1) == [0, 1]).all()
+    assert math.isfinite(negative_log_likelihood(certain, np.array([1, 1])))
+
+
+# Ensembles
+
+
+def test_an_ensemble_is_the_mean_of_its_members_with_their_own_means_and_crops(tmp_path: Path) -> None:
+    first = make_model(tmp_path / "one", mean=10)
+    second = make_model(tmp_path / "two", mean=0, size=48, name="other")
+    networks = [FaceNetwork(*files, device="cpu") for files in (first, second)]
+    ensemble = Ensemble(networks)
+    face = band_face(1, 100)
+    for views in ("centre", "mirror", "ten_crop"):
+        expected = sum(network.probabilities(face[None], views) for network in networks) / 2
+        assert np.allclose(ensemble.probabilities(face[None], views), expected)
+    assert (ensemble.name, len(ensemble.files)) == ("bands+other", 2)
+
+
+def test_an_ensemble_of_nets_that_do_not_fit(tmp_path: Path) -> None:
+    three = FaceNetwork(*make_model(tmp_path / "three", classes=3), device="cpu")
+    seven = FaceNetwork(*make_model(tmp_path / "seven"), device="cpu")
+    with pytest.raises(StageError, match=r"seven/bands\.caffemodel: classes is .*; expected .*as .*three"):
+        Ensemble([three, seven])
+    with pytest.raises(StageError, match="an ensemble of 1; expected two nets or more"):
+        Ensemble([seven])
+
+
+def test_the_ensemble_command(tmp_path: Path) -> None:
+    database, _ = known_database(tmp_path / "val_lmdb")
+    for name in ("one", "two"):
+        make_model(tmp_path / name)
+        for other in ("best", "bands_iter_5", "bands_iter_5_averaged"):  # what else a run's folder holds
+            (tmp_path / name / f"{other}.caffemodel").write_bytes(b"")
+    command = [sys.executable, "-m", "train.ensemble", "--output", str(tmp_path / "out"), "--device", "cpu"]
+    command += ["--lmdb", f"val={database}", "--views", "centre", "mirror", "--calibrate-on", "val"]
+    run = subprocess.run(
+        [*command, str(tmp_path / "one"), str(tmp_path / "two")], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "val: accuracy 75.00% of 300 images" in run.stdout
+    result = json.loads((tmp_path / "out/evaluation.json").read_text())
+    assert result["model"]["name"] == "one+two"
+    weights = [net["weights"] for net in result["model"]["nets"]]
+    assert weights == [f"{tmp_path}/one/bands.caffemodel", f"{tmp_path}/two/bands.caffemodel"]
+    assert not (tmp_path / "one" / "calibration.json").exists()
+
+
+def test_folders_that_hold_no_trained_net_are_named(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="nothing: no such folder; expected the folder of a finished run"):
+        model_files(tmp_path / "nothing")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "best.caffemodel").touch()
+    with pytest.raises(StageError, match=r"run: no weights \(is it trained to the end\?\)"):
+        model_files(tmp_path / "run")
+    for name in ("a", "b"):
+        (tmp_path / "run" / f"{name}.caffemodel").touch()
+    with pytest.raises(StageError, match=r"run: a\.caffemodel, b\.caffemodel; expected .* with one NAME\.caffemodel"):
+        model_files(tmp_path / "run")
+    (tmp_path / "run" / "b.caffemodel").unlink()
+    with pytest.raises(StageError, match=r"run/deploy\.prototxt: no such file"):
+        model_files(tmp_path / "run")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -47,8 +48,8 @@ def project(tmp_path: Path) -> Path:
         f'{layers}layer {{ name: "prob" type: "Softmax" bottom: "fc2" top: "prob" }}'
     )
     (network / "solver.prototxt").write_text(
-        'net: "/nowhere/net" base_lr: 0.005 lr_policy: "multistep" gamma: 0.1 stepvalue: 20 stepvalue: 35 max_iter: 40 '
-        "momentum: 0.9 display: 100 test_iter: 9 test_interval: 10 random_seed: 3 snapshot: 10"
+        'net: "/nowhere/train_val.prototxt" base_lr: 0.005 lr_policy: "multistep" gamma: 0.1 stepvalue: 20 '
+        "stepvalue: 35 max_iter: 40 momentum: 0.9 display: 100 test_iter: 9 test_interval: 10 random_seed: 3 snapshot: 10"
     )
     faces, _ = images(22, seed=0)
     caffe.io.save_mean(folder / "mean.binaryproto", np.mean(faces, 0, dtype=np.float32)[None])
@@ -121,6 +122,15 @@ def test_batches_that_read_the_validation_split_once(count: int, expected: tuple
          {"max_iter": 200, "stepsize": 60, "display": 12}),
         ("max_iter: 1000 test_interval: 100 stepvalue: 1 display: 20", 2, 1,
          {"max_iter": 2, "stepvalue": [1], "display": 1}),
+        # 5 epochs of warm-up stay 5, averaging from three quarters on stays there, once an epoch
+        ("max_iter: 67350 test_interval: 449 warmup_iter: 2245 swa_start: 50512 swa_interval: 449 early_stop: 20 "
+         "patience: 7", 90, 20,
+         {"max_iter": 1800, "warmup_iter": 450, "swa_start": 1350, "swa_interval": 90, "early_stop": 20,
+          "patience": 7}),
+        # no longer than the training; averaging from the start, or never, each iteration, is what it was
+        ("max_iter: 1000 test_interval: 100 warmup_iter: 300 swa_start: 0", 10, 2,
+         {"warmup_iter": 20, "swa_start": 0, "swa_interval": 1}),
+        ("max_iter: 1000 test_interval: 100", 10, 2, {"warmup_iter": 0, "swa_start": -1}),
     ],
 )  # fmt: skip
 def test_rescaling(settings: str, epoch: int, epochs: int | None, expected: dict[str, object]) -> None:
@@ -151,7 +161,7 @@ def test_a_run_leaves_a_complete_model(
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["stage"] == "train"
     assert manifest["settings"] == {
-        "network": "tiny net", "train_on": "train", "device": "cpu", "seed": 3, "max_iter": 20,
+        "network": "tiny net", "solver": None, "train_on": "train", "device": "cpu", "seed": 3, "max_iter": 20,
     }  # fmt: skip
     counts = manifest["counts"]
     assert (counts["iterations"], counts["epochs"], counts["iterations_per_epoch"]) == (20, 4, EPOCH)
@@ -255,9 +265,11 @@ runpy.run_module("train", run_name="__main__", alter_sys=True)
 """
 
 
-def stopped(project: Path, what: str, number: int = 0, output: str = "stopped") -> subprocess.CompletedProcess[str]:
+def stopped(
+    project: Path, what: str, number: int = 0, output: str = "stopped", more: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
     """The command in a process that stops itself: by a signal at an iteration, or killed before a file is renamed."""
-    command = [sys.executable, "-c", STOPPER, what, str(number), *arguments(project, output)]
+    command = [sys.executable, "-c", STOPPER, what, str(number), *arguments(project, output, *more)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
@@ -298,6 +310,175 @@ def test_killed_and_stopped_again_and_again(project: Path) -> None:
         for row in [*ours, *theirs]:
             row.pop("Seconds")
         assert ours == theirs
+
+
+def write_recipe(project: Path, name: str, changes: str, net: str = "train_val.prototxt") -> None:
+    """Write solver_NAME.prototxt: the network's solver with other settings, and the net that it names."""
+    text = (project / "tiny net" / "solver.prototxt").read_text()
+    solver = text_format.Parse(text, SolverParameter())
+    text_format.Merge(changes, solver)
+    solver.net = f"/nowhere/{net}"
+    (project / "tiny net" / f"solver_{name}.prototxt").write_text(text_format.MessageToString(solver))
+
+
+def test_early_stopping_ends_the_run_and_says_when(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_recipe(project, "early", "early_stop: 2")
+    assert train(monkeypatch, project, "run", "--solver", "early", "--epochs", "40") == 0
+    _, rows = parse_log(project / "run" / "train.log")
+    accuracies = [row["accuracy"] for row in rows]
+    last = len(accuracies) - 1  # the epoch, since the first test is before the first
+    assert 2 <= last < 40
+    for epoch in range(len(accuracies)):  # it goes on as long as one of the last two tests was better than all before
+        better = [i for i in range(epoch + 1) if accuracies[i] > max(accuracies[:i], default=-1)]
+        assert (epoch - better[-1] >= 2) == (epoch == last)
+    counts = json.loads((project / "run/manifest.json").read_text())["counts"]
+    assert (counts["stopped_early"], counts["epochs"], counts["iterations"]) == (True, last, EPOCH * last)
+    best = max(range(1, last + 1), key=lambda epoch: accuracies[epoch])
+    assert counts["chosen"]["epoch"] == best
+    assert f"{EPOCH * last} iterations (stopped early, after epoch {last} of 40), best" in capsys.readouterr().out
+    model = weights(project / "run" / "tiny net.caffemodel")
+    assert train(monkeypatch, project, "run", "--solver", "early", "--epochs", "40") == 0
+    assert weights(project / "run" / "tiny net.caffemodel") == model
+    assert json.loads((project / "run/manifest.json").read_text())["counts"] == counts
+
+
+def test_averaged_weights_are_what_is_kept(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_recipe(project, "averaged", "ema_decay: 0.8")
+    assert train(monkeypatch, project, "run", "--solver", "averaged") == 0
+    run = project / "run"
+    chosen = json.loads((run / "manifest.json").read_text())["counts"]["chosen"]
+    files = FaceNetwork(run / "deploy.prototxt", run / "tiny net.caffemodel", run / "mean.binaryproto", "cpu")
+    data = [Datum.FromString(value) for _, value in records(project / "test_lmdb")]
+    answers = files.probabilities(np.stack([datum_to_array(datum) for datum in data])).argmax(1)
+    assert (answers == [datum.label for datum in data]).mean() == pytest.approx(chosen["accuracy"], abs=1e-5)
+    averaged = sorted(run.glob("*_averaged.caffemodel"))
+    assert [path.name for path in averaged] == [f"tiny net_iter_{n}_averaged.caffemodel" for n in (15, 20)]
+    assert weights(averaged[1]) != weights(run / "tiny net_iter_20.caffemodel")
+    assert train(monkeypatch, project, "last", "--solver", "averaged", "--train-on", "train+val", "--epochs", "1") == 0
+    assert weights(project / "last/tiny net.caffemodel") == weights(
+        project / "last/tiny net_iter_7_averaged.caffemodel"
+    )
+
+
+def test_the_epoch_is_chosen_by_what_the_solver_monitors(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_recipe(project, "loss", 'monitor: "loss" base_lr: 0.1')
+    assert train(monkeypatch, project, "run", "--solver", "loss", "--epochs", "12") == 0
+    _, rows = parse_log(project / "run" / "train.log")
+    counts = json.loads((project / "run/manifest.json").read_text())["counts"]
+    assert counts["chosen"]["iteration"] == min(rows[1:], key=lambda row: row["loss"])["NumIters"]
+
+
+# Recipes and weights to start from
+
+
+def test_a_second_recipe_with_a_net_of_its_own(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = project / "tiny net"
+    assert train(monkeypatch, project, "run", "--solver", "modern") == 1
+    assert re.search(
+        r"--solver is modern, but there is no .*solver_modern\.prototxt; .*tiny net has solver\.prototxt alone",
+        capsys.readouterr().err,
+    )
+    write_recipe(project, "modern", 'base_lr: 0.02 lr_policy: "fixed"', net="train_val_modern.prototxt")
+    text = (network / "train_val.prototxt").read_text()
+    (network / "train_val_modern.prototxt").write_text(text.replace("num_output: 8", "num_output: 9"))
+    (network / "train_val.prototxt").unlink()  # the recipe does without
+    assert train(monkeypatch, project, "run", "--solver", "modern", "--epochs", "1") == 0
+    solver = read_solver_parameter(project / "run" / "solver.prototxt")
+    assert (solver.base_lr, solver.lr_policy) == (pytest.approx(0.02), "fixed")
+    assert blobs(project / "run" / "tiny net.caffemodel")["fc1"][0].shape[0] == 9
+    assert json.loads((project / "run/manifest.json").read_text())["settings"]["solver"] == "modern"
+    assert train(monkeypatch, project, "run", "--solver", "plain") == 1
+    assert "solver_plain.prototxt; expected one of modern, or no --solver" in capsys.readouterr().err
+
+
+def blobs(path: Path) -> dict[str, list[np.ndarray]]:
+    message = read_binary(path, NetParameter())
+    return {layer.name: [blobproto_to_array(blob) for blob in layer.blobs] for layer in message.layer if layer.blobs}
+
+
+def rename_layer(source: Path, target: Path, old: str, new: str) -> None:
+    message = read_binary(source, NetParameter())
+    for layer in message.layer:
+        layer.name = new if layer.name == old else layer.name
+    target.write_bytes(message.SerializeToString())
+
+
+def test_a_training_starts_from_weights_by_layer_name(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert train(monkeypatch, project, "first", "--epochs", "1", "--seed", "21") == 0
+    start = project / "start.caffemodel"
+    rename_layer(project / "first" / "tiny net.caffemodel", start, "fc2", "another")
+    write_recipe(project, "still", "base_lr: 0")
+    assert train(monkeypatch, project, "plain", "--solver", "still", "--epochs", "1") == 0
+    assert train(monkeypatch, project, "run", "--solver", "still", "--epochs", "1", "--init", str(start)) == 0
+    given, plain, found = (
+        blobs(path) for path in (start, project / "plain/tiny net.caffemodel", project / "run/tiny net.caffemodel")
+    )
+    for layer in ("conv", "fc1"):
+        assert all(map(np.array_equal, found[layer], given[layer])), layer
+        assert not all(map(np.array_equal, found[layer], plain[layer])), layer
+    assert all(map(np.array_equal, found["fc2"], plain["fc2"])), "no layer of that name in the weights"
+    assert "Ignoring source layer another" in (project / "run/train.log").read_text()
+
+    digest = hashlib.sha256(start.read_bytes()).hexdigest()
+    assert json.loads((project / "run/settings.json").read_text())["data"][str(start)] == digest
+    assert {"file": str(start), "sha256": digest} in json.loads((project / "run/manifest.json").read_text())["inputs"]
+    assert list(read_solver_parameter(project / "run/solver.prototxt").weights) == [str(start)]
+
+
+def test_a_stopped_training_from_weights_goes_on_from_its_snapshot(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train(monkeypatch, project, "first", "--epochs", "1", "--seed", "21") == 0
+    more = ("--init", f"{project}/first/tiny net.caffemodel")
+    assert stopped(project, "SIGKILL", 8, more=more).returncode == -9
+    assert [path.name for path in (project / "stopped").glob("tiny*.solverstate")] == ["tiny net_iter_5.solverstate"]
+    for output in ("stopped", "straight"):
+        assert stopped(project, "nothing", output=output, more=more).returncode == 0
+    assert weights(project / "stopped/tiny net.caffemodel") == weights(project / "straight/tiny net.caffemodel")
+    # other weights under the same name are another training
+    shutil.copy(project / "straight/tiny net.caffemodel", project / "first/tiny net.caffemodel")
+    done = stopped(project, "SIGKILL", 3, more=more)
+    assert done.returncode == -9
+    assert not list((project / "stopped").glob("tiny*"))
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("missing", r"start\.caffemodel: no such file; expected a \.caffemodel to start from"),
+        ("text", r"start\.caffemodel: .*"),
+        ("strange", r"start\.caffemodel: has parameters of .*_, .*; expected some of the layers of small, by name"),
+        ("a, b", r"--init is .*; expected a path without a comma"),
+    ],
+)
+def test_weights_to_start_from_that_do_not_fit(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], what: str, message: str
+) -> None:
+    start = project / ("a, b.caffemodel" if what == "a, b" else "start.caffemodel")
+    if what == "strange":
+        net = NetParameter()
+        for name in ("conv_", "fc_"):
+            net.layer.add(name=name).blobs.append(caffe.io.array_to_blobproto(np.ones(3, np.float32)))
+        start.write_bytes(net.SerializeToString())
+    elif what == "text":
+        start.write_text("no weights")
+    assert train(monkeypatch, project, "run", "--init", str(start)) == 1
+    assert re.search(message, capsys.readouterr().err)
+    assert not (project / "run").exists()
+
+
+def test_weights_of_another_shape_are_caffes_error(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(monkeypatch, project, "first", "--epochs", "1") == 0
+    file = project / "tiny net" / "train_val.prototxt"
+    file.write_text(file.read_text().replace("num_output: 8", "num_output: 9"))
+    assert train(monkeypatch, project, "run", "--init", f"{project}/first/tiny net.caffemodel") == 1
+    assert re.search(r"'fc1'.*tiny net\.caffemodel", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("change", ["seed", "epochs", "train_val", "solver", "records", "mean", "train-on"])

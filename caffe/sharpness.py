@@ -10,7 +10,6 @@ import torch
 
 from .blob import Parameter
 from .layers import Layer
-from .layers.base import RandomLayer
 from .layers.normalization import running_sums
 from .net import Net
 
@@ -34,7 +33,7 @@ class SharpnessAware:
         for data, group in groupby(range(len(net.layers)), key=lambda number: _is_data(net.layers[number])):
             numbers = list(group)
             self._ranges.append((data, numbers[0], numbers[-1]))
-        self._random = [layer for layer in net.layers if isinstance(layer, RandomLayer) and not _is_data(layer)]
+        self._inner = [layer for layer in net.layers if not _is_data(layer)]
 
     def compute(self) -> torch.Tensor:
         """Read a batch and add its gradient to the parameters' diffs; returns the loss at the weights themselves."""
@@ -44,13 +43,13 @@ class SharpnessAware:
         accumulated = [(parameter, parameter.diff_tensor()) for parameter in learned if parameter.has_diff]
         for parameter, _ in accumulated:
             parameter.clear_diff()
-        states = [layer.random.get_state() for layer in self._random]
+        states = [(layer, state) for layer in self._inner if (state := layer.state())]
         loss, batch = self._first_pass()
         net.propagate(blob_diffs=False, keep=False)
         moved = [parameter for parameter in learned if parameter.has_diff]
         if moved:
-            for layer, state in zip(self._random, states, strict=True):
-                layer.random.set_state(state)
+            for layer, state in states:
+                layer.set_state(state)
             with self._uphill(moved), running_sums(net.layers, None):
                 for parameter in moved:
                     parameter.clear_diff()

@@ -8,6 +8,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import torch
 from google.protobuf import text_format
 
 import caffe
@@ -104,10 +105,42 @@ def test_rules_by_hand(name: str, decay: str) -> None:
         np.testing.assert_allclose(blob.data, value, rtol=2e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("delta", [1e-8, 0.01])
+def test_adamw_is_pytorchs(delta: float) -> None:
+    """But for where `delta` is added, which makes no difference while it is small."""
+    solver = solver_of(f'type: "AdamW" momentum: 0.9 momentum2: 0.99 weight_decay: 0.3 delta: {delta}')
+    x = torch.tensor(solver.net.blobs["x"].data)
+    weight, bias = (torch.tensor(blob.data, requires_grad=True) for blob in solver.net.params["fc"])
+    groups = [{"params": [weight]}, {"params": [bias], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.3)
+    for t in range(6):
+        for number, group in enumerate(optimizer.param_groups):
+            group["lr"] = 0.05 * 0.9**t * (number + 1)
+            group["eps"] = delta / (1 - 0.99 ** (t + 1)) ** 0.5  # Caffe's place for it, in PyTorch's terms
+        optimizer.zero_grad()
+        (0.5 * (x @ weight.T + bias).square().sum()).backward()
+        optimizer.step()
+    solver.step(6)
+    for blob, expected in zip(solver.net.params["fc"], (weight, bias), strict=True):
+        np.testing.assert_allclose(blob.data, expected.detach().numpy(), rtol=2e-5, atol=1e-6)
+
+
+def test_adamw_without_decay_is_adam() -> None:
+    found = []
+    for name in ("Adam", "AdamW"):
+        solver = solver_of(f'type: "{name}" momentum: 0.9 iter_size: 2')
+        solver.step(3)
+        found.append([blob.data.copy() for blob in solver.net.params["fc"]])
+    for adam, adamw in zip(*found, strict=True):
+        np.testing.assert_array_equal(adamw, adam)
+
+
+@pytest.mark.parametrize("name", [*RULES, "AdamW"])
 @pytest.mark.parametrize("form", ["BINARYPROTO", "HDF5"])
 def test_snapshots_go_on_as_if_never_stopped(name: str, form: str, tmp_path: Path) -> None:
-    settings = f'type: "{name}" {RULES[name]} snapshot_prefix: "{tmp_path}/s" snapshot_format: {form}'
+    settings = (
+        f'type: "{name}" {RULES.get(name, RULES["Adam"])} snapshot_prefix: "{tmp_path}/s" snapshot_format: {form}'
+    )
     whole = solver_of(settings)
     whole.step(3)
     state = whole.snapshot()
@@ -153,6 +186,7 @@ def test_the_type_may_be_the_enum_of_older_files() -> None:
         ('type: "AdaGrad" momentum: 0.9', "momentum is 0.9.*AdaGrad has none"),
         ('type: "RMSProp" momentum: 0.9', "momentum is 0.9.*RMSProp has none"),
         ('type: "RMSProp" rms_decay: 1', "rms_decay is 1.0; expected at least 0 and less than 1"),
+        ('type: "AdamW" regularization_type: "L1"', "regularization_type is 'L1'; AdamW's weight decay is L2"),
         ('type: "Adamax"', "'Adamax' is not known; expected one of SGD, Nesterov"),
         ('weights: "nowhere.caffemodel"', "nowhere.caffemodel: No such file"),
     ],

@@ -6,25 +6,49 @@ Only what nobody can see is left out: results that are overwritten in place, or 
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
+from functools import lru_cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from .layers.activation import ReLU
-from .layers.base import Layer
+from .layers.base import Layer, Shape
 from .layers.normalization import BatchNorm, Scale
 from .layers.vision import Convolution, InnerProduct, channels_last
 
-# Multiplications of an input below which a call of the packed kind, which takes 20 microseconds to begin, is no gain.
-FEWEST_MULTIPLICATIONS = 250_000
+# A call of oneDNN takes 40 microseconds before it computes anything: for each of its calls PyTorch lets it choose anew
+# how to compute. A matrix product takes 2, so up to so many multiplications that is the quicker way,
+MOST_MULTIPLICATIONS = {"convolution": 4 << 20, "1x1": 8 << 20, "linear": 1 << 20}
+MOST_COLUMNS = 1 << 17  # where no more values than these have to be copied for it,
+SHORTEST_RUN = 32  # so many together.
+
+
+@lru_cache(4096)
+def _product_tops(
+    kernel: tuple[int, int], stride: tuple[int, int], pad: tuple[int, int], outputs: int, shape: Shape, planes: bool
+) -> tuple[int, int] | None:
+    """Height and width of a convolution's tops, if it is quicker as a matrix product; else None.
+
+    planes: whether what the kernel sees is copied in lines of an image's channels, not of the kernel.
+    """
+    number, channels = shape[:2]
+    rows, columns = ((shape[2 + i] + 2 * pad[i] - kernel[i]) // stride[i] + 1 for i in (0, 1))
+    seen = number * rows * columns * channels * kernel[0] * kernel[1]
+    pointwise = kernel == stride == (1, 1)
+    if rows < 1 or columns < 1 or seen * outputs > MOST_MULTIPLICATIONS["1x1" if pointwise else "convolution"]:
+        return None
+    if not pointwise and (seen > MOST_COLUMNS or (not planes and channels * kernel[1] < SHORTEST_RUN)):
+        return None
+    return rows, columns
 
 
 class Folded:
     """A Convolution or InnerProduct and up to three layers behind it, as one: y = relu(w' ∗ x + b').
 
     w' = γ/σ · w and b' = γ/σ · (b − μ) + β, a channel; in `dtype`, where one is given. On a CPU oneDNN computes it in
-    one call, with weights that are brought into its own order once rather than in every call.
+    one call, with weights that are brought into its own order once rather than in every call; what is small is one
+    matrix product.
     """
 
     def __init__(
@@ -54,20 +78,58 @@ class Folded:
         self.weight = weight.to(kept)
         self.bias = shift.to(kept) if shift.any() else None
         self.slope = None if relu is None else relu.param.relu_param.negative_slope
+        self._shift = shift.to(kept)  # the bias, zeros where there is none
         image = isinstance(layer, InnerProduct) or weight.dim() == 4
         self._one_dnn = weight.device.type == "cpu" and image and torch.backends.mkldnn.is_available()
+        self._small = self._one_dnn and kept == torch.float32
+        if isinstance(layer, Convolution):
+            self._small = self._small and layer.group == 1 and layer.dilation == (1, 1)
         self._packed: dict[bool, torch.Tensor] = {}
+        self._transposed = self.weight.t() if self.weight.dim() == 2 else self.weight
+        self._matrices: dict[tuple[int, ...], torch.Tensor] = {}
         # ReLU as oneDNN is told of it
         self._activation: tuple[str, list[float], str] = ("none", [], "")
         if self.slope is not None:
             self._activation = ("leaky_relu", [self.slope], "") if self.slope else ("relu", [], "")
 
-    def _worth_packing(self, rows: int, places: int) -> bool:
-        """Whether oneDNN's call with packed weights is the quicker one, for so many rows and places a row."""
-        depthwise = isinstance(self.layer, Convolution) and self.layer.group > 1
-        return (
-            self._one_dnn and rows > 0 and (depthwise or rows * places * self.weight.numel() > FEWEST_MULTIPLICATIONS)
-        )
+    def _matrix(self, order: tuple[int, ...]) -> torch.Tensor:
+        """The weights as K×O, with the axes of K in that order."""
+        if order not in self._matrices:
+            self._matrices[order] = self.weight.permute(*order, 0).reshape(-1, self.weight.shape[0]).contiguous()
+        return self._matrices[order]
+
+    def _product(self, rows: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+        """relu(rows · matrix + b')."""
+        if self.slope == 0:
+            return torch._addmm_activation(self._shift, rows, matrix)
+        y = torch.addmm(self._shift, rows, matrix)
+        return F.leaky_relu_(y, self.slope) if self.slope else y
+
+    def _as_product(self, layer: Convolution, x: torch.Tensor) -> torch.Tensor | None:
+        """The convolution of N×C×H×W as a product with the values that the kernel sees, if that is small; else None.
+
+        These are rows of the kernel's lines from channels-last images, or, of a single image of few channels, for each
+        place in the kernel a line of all that it meets: copies in runs that are long.
+        """
+        planes = x.shape[0] == 1 and x.shape[1] <= 4 and x.is_contiguous()
+        tops = _product_tops(layer.kernel, layer.stride, layer.pad, self.weight.shape[0], tuple(x.shape), planes)
+        if tops is None:
+            return None
+        (down, right), (over, left), (height, width) = layer.stride, layer.pad, layer.kernel
+        number, channels, (rows, columns) = x.shape[0], x.shape[1], tops
+        if over or left:
+            x = F.pad(x, (left, left, over, over))
+        if planes:
+            plane, line = x.shape[2] * x.shape[3], x.shape[3]
+            seen = x.as_strided((channels, height, width, rows, columns), (plane, line, 1, down * line, right))
+            y = self._product(seen.reshape(-1, rows * columns).t(), self._matrix((1, 2, 3)))
+        else:
+            x = channels_last(x)
+            image, _, line, step = x.stride()
+            strides = (image, down * line, right * step, line, 1)
+            seen = x.as_strided((number, rows, columns, height, width * channels), strides)
+            y = self._product(seen.reshape(number * rows * columns, -1), self._matrix((2, 3, 1)))
+        return y.view(number, rows, columns, -1).permute(0, 3, 1, 2)
 
     def _pack(self, x: torch.Tensor) -> torch.Tensor:
         """The weights in the order that oneDNN wants for such inputs: one for a single row, another for batches.
@@ -87,32 +149,35 @@ class Folded:
             self._packed[single] = packed
         return self._packed[single]
 
-    def _convolve(self, layer: Convolution, x: torch.Tensor) -> torch.Tensor | None:
-        images = channels_last(layer.batched(x.to(self.weight.dtype)))
-        if not self._worth_packing(images.shape[0], images.shape[2] * images.shape[3]):
-            return None
-        place = layer.pad, layer.stride, layer.dilation, layer.group
-        packed = self._pack(images)
-        y = torch.ops.mkldnn._convolution_pointwise(images, packed, self.bias, *place, *self._activation)
+    def _convolve(self, layer: Convolution, x: torch.Tensor) -> torch.Tensor:
+        images = layer.batched(x)
+        y = self._as_product(layer, images) if self._small else None
+        if y is None:
+            images = channels_last(images)
+            place = layer.pad, layer.stride, layer.dilation, layer.group
+            packed = self._pack(images)
+            y = torch.ops.mkldnn._convolution_pointwise(images, packed, self.bias, *place, *self._activation)
         return layer.unbatched(y, x)
 
-    def _multiply(self, layer: InnerProduct, x: torch.Tensor) -> torch.Tensor | None:
-        x = x.to(self.weight.dtype).flatten(layer.first)
-        rows = x.reshape(-1, x.shape[-1])
-        if not self._worth_packing(rows.shape[0], 1):
-            return None
-        y = torch.ops.mkldnn._linear_pointwise(rows, self._pack(rows), self.bias, *self._activation)
-        return y.reshape(*x.shape[:-1], -1)
+    def _multiply(self, layer: InnerProduct, x: torch.Tensor) -> torch.Tensor:
+        if x.dim() != layer.first + 1:
+            x = x.flatten(layer.first)
+        rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+        if self._small and rows.shape[0] * self.weight.numel() <= MOST_MULTIPLICATIONS["linear"]:
+            y = self._product(rows, self._transposed)
+        else:
+            y = torch.ops.mkldnn._linear_pointwise(rows, self._pack(rows), self.bias, *self._activation)
+        return y if x.dim() == 2 else y.reshape(*x.shape[:-1], -1)
 
     def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
-        layer, y = self.layer, None
-        if self._one_dnn:
-            x = bottoms[0]
-            y = self._convolve(layer, x) if isinstance(layer, Convolution) else self._multiply(layer, x)
-        if y is None:
-            y = layer.apply(bottoms[0], self.weight, self.bias)
-            if self.slope is not None:
-                y = F.leaky_relu_(y, self.slope) if self.slope else y.relu_()
+        layer, x = self.layer, bottoms[0]
+        if self._one_dnn and x.numel():
+            if x.dtype != self.weight.dtype:
+                x = x.to(self.weight.dtype)
+            return [self._convolve(layer, x) if isinstance(layer, Convolution) else self._multiply(layer, x)]
+        y = layer.apply(x, self.weight, self.bias)
+        if self.slope is not None:
+            y = F.leaky_relu_(y, self.slope) if self.slope else y.relu_()
         return [y]
 
 

@@ -225,6 +225,11 @@ class Net:
         self.bottom_names = OrderedDict((layer.name, list(layer.param.bottom)) for layer in self.layers)
         self.outputs = sorted(available)  # Caffe keeps them in a set: its logs and pycaffe have the names in order
         self._mark_backward()
+        # what every pass asks, without the messages, which are slow: bottoms, tops, propagate_down
+        self._ends = [
+            (list(layer.param.bottom), list(layer.param.top), list(layer.param.propagate_down)) for layer in self.layers
+        ]
+        self._is_input = [layer.type == "Input" for layer in self.layers]
         for name in self.outputs:
             log.info("net.cpp:244", f"This network produces output {name}")
         self._plan: Plan = [(layer, i, i) for i, layer in enumerate(self.layers)]
@@ -423,31 +428,32 @@ class Net:
         self, step: Layer | _BatchNormScale | Folded, begin: int, last: int, values: Tensors, graph: Graph | None
     ) -> None:
         """Run a layer, or a group: what the first of it reads becomes what the last makes."""
-        param, made = self.layers[begin].param, self.layers[last].param.top
-        if param.type == "Input":
-            for top in param.top:
+        read, made, propagate_down = self._ends[begin]
+        if self._is_input[begin]:
+            for top in made:
                 if top not in values:
                     values[top] = self.blobs[top].tensor().detach()
                 if graph is not None:
                     values[top].requires_grad_(self.force_backward)
             return
-        bottoms = [values[bottom] for bottom in param.bottom]
-        if param.propagate_down:
-            bottoms = [b if p else b.detach() for b, p in zip(bottoms, param.propagate_down, strict=True)]
+        bottoms = [values[bottom] for bottom in read]
+        if propagate_down:
+            bottoms = [b if p else b.detach() for b, p in zip(bottoms, propagate_down, strict=True)]
         try:
             tops = step.forward(bottoms)
         except CaffeError:
             raise
         except (RuntimeError, IndexError, ValueError) as error:
+            param = self.layers[begin].param
             if param.type == "Python":  # the error of a user's code is his
                 raise
-            shapes = ", ".join(f"{name!r} {tuple(b.shape)}" for name, b in zip(param.bottom, bottoms, strict=True))
+            shapes = ", ".join(f"{name!r} {tuple(b.shape)}" for name, b in zip(read, bottoms, strict=True))
             raise CaffeError(f"layer {param.name!r} ({param.type}): bottoms {shapes}: {error}") from error
         if graph is not None:
             # a top that is its bottom becomes a tensor of its own, since its gradient is one
             tops = [top.view_as(top) if any(top is bottom for bottom in bottoms) else top for top in tops]
             graph[last] = (bottoms, tops)
-        values.update(zip(made, tops, strict=True))
+        values.update(zip(self._ends[last][1], tops, strict=True))
 
     def infer(self, **inputs: torch.Tensor) -> Tensors:
         """The outputs for the inputs given as tensors, by name; quick, and nothing is kept in the blobs.

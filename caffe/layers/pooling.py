@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -33,19 +34,21 @@ class Windows(NamedTuple):
             counts.append(count - 1 if clipped else count)
         return counts
 
-    def overhang(self, shape: Shape) -> list[int]:
-        """How far the last window reaches beyond the padded image along H and W; negative where it ends before."""
-        return [
-            (count - 1) * stride + kernel - (size + 2 * pad)
-            for count, stride, kernel, size, pad in zip(
-                self.counts(shape), self.stride, self.kernel, shape[2:], self.pad, strict=True
-            )
-        ]
-
     @property
     def as_in_torch(self) -> bool:
         """Whether torch has the same windows, rounding their number up where the last reaches beyond the image."""
         return all(2 * p <= k and s <= k for p, k, s in zip(self.pad, self.kernel, self.stride, strict=True))
+
+
+@lru_cache(4096)  # every pass asks, and to find it takes as long as to pool a small image
+def overhang(windows: Windows, shape: Shape) -> tuple[int, ...]:
+    """How far the last window reaches beyond the padded image along H and W; negative where it ends before."""
+    return tuple(
+        (count - 1) * stride + kernel - (size + 2 * pad)
+        for count, stride, kernel, size, pad in zip(
+            windows.counts(shape), windows.stride, windows.kernel, shape[2:], windows.pad, strict=True
+        )
+    )
 
 
 def max_pool(x: torch.Tensor, windows: Windows) -> tuple[torch.Tensor, torch.Tensor]:
@@ -53,13 +56,14 @@ def max_pool(x: torch.Tensor, windows: Windows) -> tuple[torch.Tensor, torch.Ten
 
     A window beyond the image, where the stride is longer than the kernel, gives the least float at −1.
     """
-    shape, overhang = tuple(x.shape), windows.overhang(tuple(x.shape))
+    shape = tuple(x.shape)
+    over = overhang(windows, shape)
     if windows.as_in_torch:
         return F.max_pool2d(
-            x, windows.kernel, windows.stride, windows.pad, ceil_mode=max(overhang) > 0, return_indices=True
+            x, windows.kernel, windows.stride, windows.pad, ceil_mode=max(over) > 0, return_indices=True
         )
     # pad first, so that every window is whole, then pool without padding
-    (top, left), (bottom, right) = windows.pad, (max(p + o, 0) for p, o in zip(windows.pad, overhang, strict=True))
+    (top, left), (bottom, right) = windows.pad, (max(p + o, 0) for p, o in zip(windows.pad, over, strict=True))
     padded = F.pad(x, (left, right, top, bottom), value=torch.finfo(x.dtype).min)
     y, place = F.max_pool2d(padded, windows.kernel, windows.stride, return_indices=True)
     row, column = place // padded.shape[3] - top, place % padded.shape[3] - left
@@ -69,10 +73,10 @@ def max_pool(x: torch.Tensor, windows: Windows) -> tuple[torch.Tensor, torch.Ten
 
 def average_pool(x: torch.Tensor, windows: Windows) -> torch.Tensor:
     """The sum of each window, padding counted as 0, over its size inside the padded image; 0 for one beyond it."""
-    overhang = windows.overhang(tuple(x.shape))
+    over = overhang(windows, tuple(x.shape))
     if windows.as_in_torch:
-        return F.avg_pool2d(x, windows.kernel, windows.stride, windows.pad, ceil_mode=max(overhang) > 0)
-    (top, left), (below, right) = windows.pad, (max(o, 0) for o in overhang)
+        return F.avg_pool2d(x, windows.kernel, windows.stride, windows.pad, ceil_mode=max(over) > 0)
+    (top, left), (below, right) = windows.pad, (max(o, 0) for o in over)
     inside = torch.ones((1, 1, x.shape[2] + 2 * top, x.shape[3] + 2 * left), dtype=x.dtype, device=x.device)
     area = F.avg_pool2d(F.pad(inside, (0, right, 0, below)), windows.kernel, windows.stride, divisor_override=1)
     padded = F.pad(x, (left, left + right, top, top + below))
@@ -82,7 +86,7 @@ def average_pool(x: torch.Tensor, windows: Windows) -> torch.Tensor:
 def stochastic_pool(x: torch.Tensor, windows: Windows, random: torch.Generator | None) -> torch.Tensor:
     """With `random`, one value of each window, drawn with a probability that is its share of the window's sum;
     without, Σ x² / Σ x, the mean of what would be drawn (Zeiler and Fergus 2013). For values that are not negative."""
-    below, right = (max(over, 0) for over in windows.overhang(tuple(x.shape)))
+    below, right = (max(over, 0) for over in overhang(windows, tuple(x.shape)))
     (height, width), (down, along) = windows.kernel, windows.stride
     cut = F.pad(x.float(), (0, right, 0, below)).unfold(2, height, down).unfold(3, width, along)
     values = cut.reshape(*cut.shape[:4], height * width)

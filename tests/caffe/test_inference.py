@@ -211,3 +211,43 @@ def test_infer_leaves_out_what_one_layer_reads_and_forward_does_not(tmp_path: Pa
     plain = F.conv2d(torch.from_numpy(x), *(torch.from_numpy(blob.data) for blob in net.params["conv"]), 2, 1)
     np.testing.assert_allclose(net.blobs["conv"].data, plain.numpy(), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(np.maximum(net.blobs["norm"].data, 0), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("relu", ["", RELU, LEAKY])
+@pytest.mark.parametrize(
+    ("shape", "settings"),
+    [
+        ((1, 1, 28, 28), "kernel_size: 5"),
+        ((1, 1, 9, 30), "kernel_h: 3 kernel_w: 5 stride_h: 2 stride_w: 3 pad_h: 2 pad_w: 1"),
+        ((1, 3, 17, 12), "kernel_size: 4 stride: 2 pad: 3"),
+        ((2, 3, 8, 9), "kernel_size: 3 pad: 1"),
+        ((1, 20, 12, 11), "kernel_size: 5 bias_term: false"),
+        ((3, 40, 7, 6), "kernel_h: 2 kernel_w: 3 stride_h: 1 stride_w: 2 pad_h: 1 pad_w: 0"),
+        ((1, 64, 5, 4), "kernel_size: 1"),
+        ((2, 64, 5, 4), "kernel_size: 1 stride: 2 pad: 1"),
+        ((1, 40, 9, 9), "kernel_size: 3 dilation: 2"),
+        ((1, 32, 60, 50), "kernel_size: 5 pad: 2"),
+    ],
+)
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_convolutions_of_all_sizes(
+    tmp_path: Path, shape: tuple[int, ...], settings: str, relu: str, order: torch.memory_format
+) -> None:
+    """Small ones are computed otherwise than large ones, those of few channels otherwise than those of many."""
+    sizes = " ".join(f"dim: {size}" for size in shape)
+    path = tmp_path / "net.prototxt"
+    path.write_text(
+        f'layer {{ name: "data" type: "Input" top: "data" input_param {{ shape {{ {sizes} }} }} }}\n'
+        f'layer {{ name: "conv" type: "Convolution" bottom: "data" top: "conv" '
+        f"convolution_param {{ num_output: 24 {settings} }} }}\n" + relu
+    )
+    net = caffe.Net(str(path), caffe.TEST)
+    fill(net, 2)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(4))
+    layer = net.layer_dict["conv"]
+    weight, bias = ([*(torch.from_numpy(blob.data).double() for blob in layer.blobs), None][i] for i in (0, 1))
+    y = F.conv2d(x.double(), weight, bias, layer.stride, layer.pad, layer.dilation)
+    if relu:
+        y = F.leaky_relu(y, net.layer_dict["relu"].param.relu_param.negative_slope)
+    out = net.infer(data=x.contiguous(memory_format=order))["conv"]
+    torch.testing.assert_close(out.double(), y, rtol=1e-4, atol=1e-4)

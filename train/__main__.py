@@ -35,7 +35,8 @@ from caffe.io import (
     read_solver_parameter,
     replace_bytes,
 )
-from caffe.proto.caffe_pb2 import TEST, TRAIN, LayerParameter, NetParameter, SolverParameter
+from caffe.net import filter_net
+from caffe.proto.caffe_pb2 import TEST, TRAIN, LayerParameter, NetParameter, NetState, SolverParameter
 from preprocessing.network_input import CALIBRATION
 from preprocessing.stage import Stage, StageError, add_device_argument, replace_file, run_main, sha256
 
@@ -43,15 +44,26 @@ LARGEST_TEST_BATCH = 512
 KEPT_SNAPSHOTS = 2
 
 
-def data_layer(net: NetParameter, phase: int) -> LayerParameter:
-    """The Data layer of a phase.
+def data_layer(net: NetParameter, state: NetState) -> LayerParameter:
+    """The Data layer that a net has in a state: a phase, and the stages by which a solver chooses among recipes.
 
     Raises StageError where the net has none, or several, whose records would not be known.
     """
-    found = [layer for layer in net.layer if layer.type == "Data" and any(r.phase == phase for r in layer.include)]
+    chosen = NetParameter()
+    chosen.CopyFrom(net)
+    chosen.state.CopyFrom(state)
+    kept = filter_net(chosen).layer
+    found = [
+        layer
+        for layer in net.layer
+        if layer.type == "Data" and any(rule.phase == state.phase for rule in layer.include) and layer in kept
+    ]
     if len(found) != 1:
-        name = "TRAIN" if phase == TRAIN else "TEST"
-        raise StageError(f"net {net.name!r}: {len(found)} Data layers with include {{ phase: {name} }}; expected one")
+        name = "TRAIN" if state.phase == TRAIN else "TEST"
+        stages = f" and the stages {', '.join(state.stage)}" if state.stage else ""
+        raise StageError(
+            f"net {net.name!r}: {len(found)} Data layers with include {{ phase: {name} }}{stages}; expected one"
+        )
     return found[0]
 
 
@@ -191,7 +203,11 @@ class Run:
 
     def prepare(self) -> None:
         """Write the run's prototxts; keep what an earlier, stopped run of the same settings left, else begin anew."""
-        train, test = data_layer(self.net_param, TRAIN), data_layer(self.net_param, TEST)
+        states = [self.solver_param.train_state, *self.solver_param.test_state][:2]
+        train, test = (
+            data_layer(self.net_param, NetState(phase=phase, stage=state.stage, level=state.level))
+            for phase, state in zip((TRAIN, TEST), [*states, NetState()], strict=False)
+        )
         merged = self.folder / "trainval_lmdb"
         records = sum(len(DatumReader(source)) for source in self.sources)
         train.data_param.source = str(self.sources[0] if len(self.sources) == 1 else merged)

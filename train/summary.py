@@ -64,16 +64,15 @@ def read_result(path: Path, root: Path) -> Result:
         name = f"{settings['network']} {settings.get('solver') or ''}".strip()
         if settings["train_on"] != "train":
             name += f" ({settings['train_on']})"
-        return Result(
-            name, faces, settings["seed"], manifest["counts"]["epochs"], databases, _settings(run, manifest, faces)
-        )
+        same = f"{name}\n{faces}\n{_settings(run, manifest)}"
+        return Result(name, faces, settings["seed"], manifest["counts"]["epochs"], databases, same)
     except (ValueError, KeyError, TypeError, AttributeError, CaffeError) as error:
         raise StageError(
             f"{path}: {type(error).__name__}: {error}; expected what `python -m train` and `train.evaluate` write"
         ) from error
 
 
-def _settings(run: Path, manifest: dict[str, Any], faces: str) -> str:
+def _settings(run: Path, manifest: dict[str, Any]) -> str:
     """All that decides a run's result but the seed: the solver and the net without the names of files, the weights."""
     solver, net = read_solver_parameter(run / "solver.prototxt"), read_net_parameter(run / "train_val.prototxt")
     for field in ("random_seed", "snapshot_prefix", "net", "weights"):
@@ -81,7 +80,7 @@ def _settings(run: Path, manifest: dict[str, Any], faces: str) -> str:
     for layer in net.layer:
         layer.data_param.ClearField("source")
     inputs = [entry["sha256"] for entry in manifest["inputs"] if entry["file"].endswith(".caffemodel")]
-    return f"{faces}\n{manifest['settings']['train_on']}\n{inputs}\n{solver}\n{net}"
+    return f"{inputs}\n{solver}\n{net}"
 
 
 def find_results(folder: Path) -> list[Result]:

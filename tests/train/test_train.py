@@ -49,7 +49,8 @@ def project(tmp_path: Path) -> Path:
     )
     (network / "solver.prototxt").write_text(
         'net: "/nowhere/train_val.prototxt" base_lr: 0.005 lr_policy: "multistep" gamma: 0.1 stepvalue: 20 '
-        "stepvalue: 35 max_iter: 40 momentum: 0.9 display: 100 test_iter: 9 test_interval: 10 random_seed: 3 snapshot: 10"
+        "stepvalue: 35 max_iter: 40 momentum: 0.9 display: 100 test_iter: 9 test_interval: 10 random_seed: 3 "
+        "snapshot: 10"
     )
     faces, _ = images(22, seed=0)
     caffe.io.save_mean(folder / "mean.binaryproto", np.mean(faces, 0, dtype=np.float32)[None])

@@ -1,0 +1,169 @@
+"""What `make -n` says that make would do: the names of runs, recipes, the members of an ensemble, what is remade."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="no make on this system")
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A checkout with two networks, of which one has a second recipe, a ready environment and a data set `toy`."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    for file in ("images/astronaut.png", "pyproject.toml", "constraints.txt", ".venv/bin/python", ".venv/.ready"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+    for network, recipes in (("small", ("", "_modern")), ("small_wide", ("",))):
+        folder = tmp_path / "prototxt" / network
+        folder.mkdir(parents=True)
+        (folder / "deploy.prototxt").touch()
+        for recipe in recipes:
+            (folder / f"train_val{recipe}.prototxt").touch()
+            (folder / f"solver{recipe}.prototxt").write_text(f'net: "prototxt/{network}/train_val{recipe}.prototxt"\n')
+    data = tmp_path / "data/toy"
+    for folder in ("images", "aligned", "lmdb"):
+        (data / folder).mkdir(parents=True)
+    (tmp_path / "data/toy.csv").touch()
+    for file in ("images/manifest.json", "aligned/manifest.json", "lmdb/manifest.json", "mean.binaryproto"):
+        (data / file).touch()
+    (data / ".extract").write_text("CSV=data/toy.csv_SKIP_BAD=\n")
+    (data / ".lmdb").write_text("SEED=1\n")
+    return tmp_path
+
+
+def make(tree: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run make on the data set `toy`, without the variables of a make that runs these tests."""
+    command = ["make", "DATASET=toy", "MODEL=small", *arguments]
+    return subprocess.run(command, cwd=tree, capture_output=True, text=True, env={"PATH": os.environ["PATH"]})
+
+
+def commands(tree: Path, *arguments: str) -> list[str]:
+    """The stages' commands, each on one line."""
+    done = make(tree, "-n", *arguments)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.replace("\\\n", " ").splitlines()
+    return [re.sub(r"\s+", " ", line).strip() for line in lines if line.startswith(".venv/bin/python")]
+
+
+def trained(
+    tree: Path, run: str, network: str = "small", stamp: str = "EPOCHS=_SEED=1_TRAIN_ON=train_PRECISION="
+) -> None:
+    folder = tree / "data/toy/runs" / run
+    folder.mkdir(parents=True)
+    (folder / f"{network}.caffemodel").touch()
+    (folder / ".train").write_text(stamp + "\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "run", "options"),
+    [
+        ([], "runs/small", []),
+        (["SEED=2"], "runs/small_seed2", ["--seed 2"]),
+        (["SOLVER=modern"], "runs/small_modern", ["--solver modern"]),
+        (["SOLVER=modern", "SEED=7", "TRAIN_ON=train+val"], "runs/small_modern_seed7_train+val", ["--solver modern"]),
+        (["INIT=start.caffemodel", "EPOCHS=9"], "runs/small", ['--init "start.caffemodel"', "--epochs 9"]),
+    ],
+)
+def test_where_a_run_lies_and_how_it_is_trained(tree: Path, arguments: list[str], run: str, options: list[str]) -> None:
+    (tree / "start.caffemodel").touch()
+    (command,) = commands(tree, "train", *arguments)
+    assert " -m train prototxt/small --train data/toy/lmdb/train_lmdb" in command
+    assert f"--output data/toy/{run} " in command
+    assert all(option in command for option in options)
+
+
+def test_what_is_trained_is_trained_again_when_a_setting_or_a_file_changes(tree: Path) -> None:
+    trained(tree, "small")
+    trained(tree, "small_modern")
+    assert commands(tree, "train") == []
+    assert len(commands(tree, "train", "EPOCHS=3")) == 1
+    (tree / "start.caffemodel").touch()
+    assert len(commands(tree, "train", "INIT=start.caffemodel")) == 1
+    assert commands(tree, "train", "SOLVER=modern") == []
+    (tree / "prototxt/small/train_val_modern.prototxt").touch()
+    assert commands(tree, "train") == []
+    assert len(commands(tree, "train", "SOLVER=modern")) == 1
+
+
+def test_a_recipe_or_weights_that_are_not_there(tree: Path) -> None:
+    done = make(tree, "train", "SOLVER=fast")
+    assert (done.returncode, "SOLVER is fast; expected modern" in done.stderr) == (2, True)
+    done = make(tree, "train", "MODEL=small_wide", "SOLVER=modern")
+    assert "SOLVER is modern; expected none: small_wide has solver.prototxt alone" in done.stderr
+    assert "No rule to make target 'none.caffemodel'" in make(tree, "train", "INIT=none.caffemodel").stderr
+
+
+def test_ferplus_makes_lmdbs_of_its_own(tree: Path) -> None:
+    (tree / "fer2013new.csv").touch()
+    lmdb, mean, train = commands(tree, "train", "FERPLUS=fer2013new.csv")
+    assert 'preprocessing.lmdb data/toy/aligned data/toy/ferplus/lmdb --seed 1 --ferplus "fer2013new.csv"' in lmdb
+    assert mean.endswith("data/toy/ferplus/lmdb/train_lmdb data/toy/ferplus/mean.binaryproto")
+    assert "--output data/toy/ferplus/runs/small " in train
+    for file in ("lmdb/manifest.json", "mean.binaryproto"):
+        (tree / "data/toy/ferplus" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tree / "data/toy/ferplus" / file).touch()
+    (tree / "data/toy/ferplus/.lmdb").write_text("SEED=1_FERPLUS=fer2013new.csv\n")
+    assert len(commands(tree, "train", "FERPLUS=fer2013new.csv")) == 1
+    (tree / "other.csv").touch()
+    assert len(commands(tree, "train", "FERPLUS=other.csv")) == 3
+
+
+def test_evaluation_calibrates_on_validation_unless_that_was_trained_on(tree: Path) -> None:
+    evaluate = commands(tree, "evaluate")[-1]
+    assert "--views centre mirror ten_crop --calibrate-on val" in evaluate
+    assert "--exclude-duplicates-of data/toy/lmdb/train_lmdb" in evaluate
+    assert "--calibrate-on" not in commands(tree, "evaluate", "TRAIN_ON=train+val")[-1]
+
+
+def test_an_ensemble_trains_the_members_that_are_not_trained(tree: Path) -> None:
+    trained(tree, "small_seed2", stamp="EPOCHS=60_SEED=2_TRAIN_ON=train_PRECISION=")  # is taken as it is
+    (tree / "shipped").mkdir()
+    (tree / "shipped/net.caffemodel").touch()
+    first, second, ensemble = commands(tree, "ensemble", "MODELS=small_modern_seed3 small_wide small_seed2 ./shipped/")
+    assert "-m train prototxt/small " in first
+    assert "--output data/toy/runs/small_modern_seed3 --seed 3 " in first
+    assert "--solver modern" in first
+    assert "-m train prototxt/small_wide " in second
+    assert "--output data/toy/runs/small_wide --seed 1 " in second
+    assert "--solver" not in second
+    runs = "data/toy/runs/"
+    assert f"{runs}small_modern_seed3 {runs}small_wide {runs}small_seed2 ./shipped --output" in ensemble
+    assert f"--output {runs}ensemble_small_modern_seed3+small_wide+small_seed2+shipped/evaluation " in ensemble
+
+
+def test_an_ensemble_is_evaluated_again_when_a_member_is_newer(tree: Path) -> None:
+    trained(tree, "small")
+    trained(tree, "small_wide", "small_wide")
+    result = tree / "data/toy/runs/ensemble_small+small_wide/evaluation/evaluation.json"
+    assert len(commands(tree, "ensemble", "MODELS=small small_wide")) == 1
+    result.parent.mkdir(parents=True)
+    result.touch()
+    assert commands(tree, "ensemble", "MODELS=small small_wide") == []
+    (tree / "data/toy/runs/small/small.caffemodel").touch()
+    assert len(commands(tree, "ensemble", "MODELS=small small_wide")) == 1
+
+
+def test_ensembles_of_what_is_not_there(tree: Path) -> None:
+    done = make(tree, "ensemble", "MODELS=small_fast small")
+    assert done.returncode == 2
+    assert "MODELS names small_fast, which is not trained; expected names of runs (small small_wide" in done.stderr
+    done = make(tree, "ensemble")
+    assert done.returncode == 2
+    assert "error: MODELS is empty" in done.stderr
+
+
+def test_help_lists_every_target_and_variable(tree: Path) -> None:
+    done = make(tree, "help")
+    text = (ROOT / "Makefile").read_text()
+    for name in [*re.findall(r"^([A-Z_]+) \?=", text, re.MULTILINE), "ensemble", "results", "evaluate", "train"]:
+        assert re.search(rf"^  {name} +\w", done.stdout, re.MULTILINE), name

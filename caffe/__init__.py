@@ -10,6 +10,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 from . import coord_map, io
 from .classifier import Classifier
 from .context import (
+    NCCL,
+    Timer,
     current_device,
     has_nccl,
     set_device,
@@ -52,6 +54,7 @@ def layer_type_list() -> list[str]:
 
 
 __all__ = [
+    "NCCL",
     "TEST",
     "TRAIN",
     "AdaDeltaSolver",
@@ -67,6 +70,7 @@ __all__ = [
     "RMSPropSolver",
     "SGDSolver",
     "Solver",
+    "Timer",
     "__version__",
     "coord_map",
     "current_device",

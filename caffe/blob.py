@@ -209,6 +209,11 @@ class Parameter(Blob):
         self.data[...] = value
 
     @property
+    def owner(self) -> Parameter:
+        """The parameter that holds the values: itself, but for a `Reshaped` one."""
+        return self
+
+    @property
     def held(self) -> bool:
         """Whether somebody has an array of the values, into which he may write at any time."""
         return any(array() is not None for array in self._arrays)
@@ -225,3 +230,49 @@ class Parameter(Blob):
             self.diff_tensor().add_(gradient)
         else:
             self.set_diff(gradient.contiguous())
+
+
+class Reshaped(Parameter):
+    """A parameter that shares its values and its diff with an earlier layer's, in another shape of as many values."""
+
+    def __init__(self, owner: Parameter, shape: Sequence[int]) -> None:
+        super().__init__(shape, owner.device)
+        self._owner = owner.owner
+        self._data.clear()
+
+    @property
+    def owner(self) -> Parameter:
+        return self._owner
+
+    @property
+    def data(self) -> np.ndarray:
+        """The values, float32; write into it with `blob.data[...] = x`."""
+        return self._owner.data.reshape(self._shape)
+
+    @data.setter
+    def data(self, value: np.ndarray) -> None:
+        self.data[...] = value
+
+    @property
+    def diff(self) -> np.ndarray:
+        """The gradient of the loss with respect to the values, float32; writable like `data`."""
+        return self._owner.diff.reshape(self._shape)
+
+    @diff.setter
+    def diff(self, value: np.ndarray) -> None:
+        self.diff[...] = value
+
+    def tensor(self) -> torch.Tensor:
+        return self._owner.tensor().view(self._shape)
+
+    def diff_tensor(self) -> torch.Tensor:
+        return self._owner.diff_tensor().view(self._shape)
+
+    @property
+    def has_diff(self) -> bool:
+        """False while the diff is all zeros because nothing has set it."""
+        return self._owner.has_diff
+
+    def clear_diff(self) -> None:
+        """Make the gradient 0."""
+        self._owner.clear_diff()

@@ -1,6 +1,9 @@
-"""The process-wide settings of pycaffe: CPU or GPU mode, the device, the random seed; and the limit on memory."""
+"""The process-wide settings of pycaffe: CPU or GPU mode, the device, the random seed; the limit on memory; timers."""
 
 from __future__ import annotations
+
+import time
+import uuid
 
 import torch
 
@@ -158,7 +161,10 @@ def solver_rank() -> int:
 def set_solver_count(count: int) -> None:
     """Raises CaffeError for any number of processes but 1."""
     if count != 1:
-        raise CaffeError(f"set_solver_count: {count} processes cannot train together; expected 1")
+        raise CaffeError(
+            f"set_solver_count: {count} processes cannot train together; expected 1. For the same training on one GPU, "
+            f"multiply the net's batch_size, or the solver's iter_size, by {count}"
+        )
 
 
 def set_solver_rank(rank: int) -> None:
@@ -169,3 +175,58 @@ def set_solver_rank(rank: int) -> None:
 
 def set_multiprocess(multiprocess: bool) -> None:
     """Accepted from scripts that say how they would run on several GPUs; one process trains either way."""
+
+
+class NCCL:
+    """What pycaffe's scripts for several GPUs exchange gradients with. One process has nobody to exchange them with:
+    such a script runs here on one GPU.
+
+    Parameters
+    ----------
+    solver: the solver.
+    uid: `NCCL.new_uid()`, the same for all processes.
+    """
+
+    def __init__(self, solver: object, uid: bytes) -> None:
+        self.solver, self.uid = solver, uid
+
+    @staticmethod
+    def new_uid() -> bytes:
+        """A name for a group of processes."""
+        return uuid.uuid4().bytes
+
+    def bcast(self) -> None:
+        """The first process's weights, for all."""
+
+    def __call__(self, layer: int | None = None) -> None:
+        """As a callback: the mean of all processes' gradients."""
+
+
+class Timer:
+    """A stop watch, for the work of the device as well; pycaffe's."""
+
+    def __init__(self) -> None:
+        self._start: float | None = None
+        self._seconds = 0.0
+
+    @staticmethod
+    def _now() -> float:
+        if _mode == "gpu":
+            torch.cuda.synchronize(_device_id)
+        return time.perf_counter()
+
+    def start(self) -> None:
+        """Begin; a watch that runs goes on as it is."""
+        if self._start is None:
+            self._start = self._now()
+
+    def stop(self) -> None:
+        """End."""
+        if self._start is not None:
+            self._seconds, self._start = self._now() - self._start, None
+
+    @property
+    def ms(self) -> float:
+        """Milliseconds from start to stop; stops a watch that runs. 0 before the first start."""
+        self.stop()
+        return 1e3 * self._seconds

@@ -233,7 +233,7 @@ class InferencePlan:
         dtype: torch.dtype | None,
         hidden: Set[str] = frozenset(),
     ) -> None:
-        self._parameters = list({id(blob): blob for layer in layers for blob in layer.blobs}.values())
+        self._parameters = list({id(blob.owner): blob.owner for layer in layers for blob in layer.blobs}.values())
         self._tensors = [parameter.tensor() for parameter in self._parameters]
         self._held = any(parameter.held for parameter in self._parameters)
         self._changes = self._count_changes()

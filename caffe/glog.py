@@ -52,10 +52,19 @@ def log(message: str) -> None:
     info(f"{os.path.basename(caller.f_code.co_filename)}:{caller.f_lineno}", message)
 
 
-def init_log(level: int = 0) -> None:
-    """Send the log to standard error from a level on: 0 all, 1 warnings, 2 errors; pycaffe's."""
-    log_to()
-    logger.setLevel({0: logging.INFO, 1: logging.WARNING}.get(level, logging.ERROR))
+_of_script: logging.Handler | None = None  # `init_log`'s
+
+
+def init_log(level: int = 0, stderr: bool = True) -> None:
+    """Send the log to standard error from a level on: 0 all, 1 warnings, 2 errors; pycaffe's. The last call counts.
+
+    Without `stderr`, only errors go there.
+    """
+    global _of_script
+    if _of_script is not None:
+        stop_logging(_of_script)
+    _of_script = log_to()
+    logger.setLevel({0: logging.INFO, 1: logging.WARNING}.get(level, logging.ERROR) if stderr else logging.ERROR)
 
 
 def stop_logging(handler: logging.Handler) -> None:

@@ -15,7 +15,7 @@ import torch
 
 from . import context, hdf5
 from . import glog as log
-from .blob import Blob, Parameter
+from .blob import Blob, Parameter, Reshaped
 from .errors import CaffeError
 from .folding import Folded, InferencePlan
 from .io import array_to_blobproto, blobproto_to_array, read_net_binary, read_net_parameter, replace_bytes
@@ -310,7 +310,7 @@ class Net:
                 blob.decay_mult = spec.decay_mult
                 if spec.name:
                     blob = self._share(layer, i, spec)
-            if not any(blob is other for other in self._learnable):
+            if not any(blob.owner is other for other in self._learnable):
                 self._learnable.append(blob)
         if layer.blobs:
             self.params[layer.name] = layer.blobs
@@ -334,8 +334,8 @@ class Net:
                 layer.error(f"param {spec.name!r}: {setting} is {value}; its owner's is {getattr(given, setting)}")
             setattr(given, setting, value)
             setattr(owner, setting, value)
-        layer.blobs[i] = owner
-        return owner
+        layer.blobs[i] = owner if owner.shape == own.shape else Reshaped(owner, own.shape)
+        return layer.blobs[i]
 
     def _mark_backward(self) -> None:
         """Which layers take part in the backward pass: those between a learned parameter and a loss."""
@@ -346,7 +346,7 @@ class Net:
             down = [needs.get(b, False) for b in layer.param.bottom]
             for i, propagate in enumerate(layer.param.propagate_down):
                 down[i] = down[i] and propagate
-            learned = any(blob.lr_mult != 0 for blob in layer.blobs)
+            learned = any(blob.owner.lr_mult != 0 for blob in layer.blobs)
             reach.append((any(down) or learned) and layer.differentiable)
             if layer.type != "Input":
                 needs.update((top, reach[-1]) for top in layer.param.top)
@@ -617,7 +617,7 @@ class Net:
             consumed.update(set(layer.param.bottom) - set(layer.param.top))
             made.update(id(top) for top in tops)
         for layer in self.layers[end : start + 1]:
-            leaves.update((id(blob), blob) for blob in layer.blobs if blob.lr_mult != 0)
+            leaves.update((id(owner), owner) for blob in layer.blobs if (owner := blob.owner).lr_mult != 0)
         # float16 has no small numbers: gradients are computed that much larger
         scale = context.FLOAT16_LOSS_SCALE if self._dtype is torch.float16 else 1.0
         roots, seeds = [], []
@@ -813,7 +813,7 @@ class Net:
                 size = _magnitude(self.blobs[bottom].diff_tensor())
                 log.info("net.cpp:611", f"    [Backward] Layer {layer.name}, bottom blob {bottom} diff: {size}")
         for i, blob in enumerate(layer.blobs):
-            if blob.lr_mult != 0:
+            if blob.owner.lr_mult != 0:
                 size = _magnitude(blob.diff_tensor())
                 log.info("net.cpp:621", f"    [Backward] Layer {layer.name}, param blob {i} diff: {size}")
 
@@ -848,6 +848,14 @@ class Net:
     @property
     def _blob_names(self) -> list[str]:
         return list(self.blobs)
+
+    @property
+    def _blobs(self) -> list[Blob]:
+        return list(self.blobs.values())
+
+    @property
+    def _blob_loss_weights(self) -> list[float]:
+        return list(self.blob_loss_weights.values())
 
     @property
     def _inputs(self) -> list[int]:
@@ -945,8 +953,8 @@ class Net:
         seen: set[int] = set()
         shared = set()
         for layer in self.layers:
-            shared |= {(layer.name, i) for i, blob in enumerate(layer.blobs) if id(blob) in seen}
-            seen |= {id(blob) for blob in layer.blobs}
+            shared |= {(layer.name, i) for i, blob in enumerate(layer.blobs) if id(blob.owner) in seen}
+            seen |= {id(blob.owner) for blob in layer.blobs}
         return shared
 
     def save_hdf5(self, path: str | os.PathLike[str], write_diff: bool = False) -> None:

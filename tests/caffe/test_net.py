@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from google.protobuf import text_format
 from small_nets import input_layer, net_of, normal, one_layer, run
 
@@ -501,6 +502,35 @@ def test_shared_parameters_of_different_shapes() -> None:
     text = SIAMESE.replace("LR", "").replace("OTHER", "").replace(input_layer("b", 2, 3), input_layer("b", 2, 5))
     with pytest.raises(caffe.CaffeError, match=r"'fc_b'.*'w' has shape \(4, 5\).*\(4, 3\)"):
         net_of(text)
+
+
+def test_permissive_sharing_keeps_each_layers_shape(tmp_path: Path) -> None:
+    """As many values in another shape: not transposed, but read in the same order."""
+    text = input_layer("x", 2, 3) + "".join(
+        f'layer {{ name: "{top}" type: "InnerProduct" bottom: "{bottom}" top: "{top}" param {{ name: "w" {mode} }} '
+        f"inner_product_param {{ num_output: {outputs} bias_term: false {XAVIER} }} }}\n"
+        for bottom, top, outputs, mode in (("x", "a", 2, ""), ("a", "b", 3, "share_mode: PERMISSIVE"))
+    )
+    with pytest.raises(caffe.CaffeError, match=r"'b'.*'w' has shape \(3, 2\).*\(2, 3\)"):
+        net_of(text.replace("share_mode: PERMISSIVE", ""))
+    net = net_of(text, phase=caffe.TRAIN)
+    (a,), (b,) = net.params["a"], net.params["b"]
+    assert (a.shape, b.shape, net.learnable_params) == ((2, 3), (3, 2), [a])
+    w, x, diff = a.data.copy(), normal(2, 3), normal(2, 3, seed=1)
+    close(net.forward(x=x)["b"], x @ w.T @ w.reshape(3, 2).T)
+    close(net.infer(x=torch.from_numpy(x))["b"].numpy(), x @ w.T @ w.reshape(3, 2).T)
+    net.backward(b=diff)
+    whole = (diff @ w.reshape(3, 2)).T @ x + (diff.T @ (x @ w.T)).reshape(2, 3)
+    close(a.diff, whole)
+    close(b.diff, whole.reshape(3, 2))
+    b.data[...] = np.arange(6).reshape(3, 2)
+    assert a.data.tolist() == [[0, 1, 2], [3, 4, 5]]
+    net.save(tmp_path / "w.caffemodel")
+    net.save_hdf5(tmp_path / "w.caffemodel.h5")
+    for path in tmp_path.iterdir():
+        other = net_of(text, seed=7)
+        other.copy_from(path)
+        assert other.params["b"][0].data.tolist() == [[0, 1], [2, 3], [4, 5]]
 
 
 def test_shared_parameters_in_a_file(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import re
+import time
 from pathlib import Path
 
 import h5py
@@ -193,3 +194,59 @@ def test_a_scripts_own_log_lines() -> None:
     finally:
         glog.stop_logging(handler)
     assert re.fullmatch(r"I\d{8} [\d:.]+ \d+ test_pycaffe_net\.py:\d+\] half of it is done\n", stream.getvalue())
+
+
+def test_timers_time_what_is_between_start_and_stop() -> None:
+    """As the script for several GPUs does it: a timer a layer, started and stopped by hooks."""
+    timer = caffe.Timer()
+    assert timer.ms == 0
+    start = time.perf_counter()
+    timer.start()
+    time.sleep(0.02)
+    timer.stop()
+    assert 20 <= timer.ms <= 1e3 * (time.perf_counter() - start)
+    assert timer.ms == timer.ms
+    net = net_of(NET)
+    timers = [caffe.Timer() for _ in net.layers]
+    net.before_forward(lambda layer: timers[layer].start())
+    net.after_forward(lambda layer: timers[layer].stop())
+    net.forward()
+    assert all(timer.ms > 0 for timer in timers)
+
+
+def test_one_process_exchanges_gradients_with_nobody() -> None:
+    net, x, diff = net_of(NET), normal(4, 3), normal(4, 2, seed=1)
+    uid = caffe.NCCL.new_uid()
+    assert isinstance(uid, bytes)
+    assert uid != caffe.NCCL.new_uid()
+    nccl = caffe.NCCL(None, uid)
+    before = net.params["fc1"][0].data.copy()
+    nccl.bcast()
+    net.forward(x=x)
+    net.backward(y=diff)
+    gradient = net.params["fc1"][0].diff.copy()
+    net.clear_param_diffs()
+    net.after_backward(nccl)
+    net.forward(x=x)
+    net.backward(y=diff)
+    np.testing.assert_array_equal(net.params["fc1"][0].diff, gradient)
+    np.testing.assert_array_equal(net.params["fc1"][0].data, before)
+
+
+def test_a_second_init_log_takes_the_firsts_place(capfd: pytest.CaptureFixture[str]) -> None:
+    try:
+        for arguments in ((0,), (0, True)):
+            caffe.init_log(*arguments)
+        caffe.log("once")
+        assert capfd.readouterr().err.count("once") == 1
+        caffe.init_log(0, False)
+        caffe.log("not here")
+        assert not capfd.readouterr().err
+    finally:
+        glog.stop_logging(glog._of_script)
+
+
+def test_old_names_of_blobs() -> None:
+    net = net_of(NET)
+    assert net._blobs == list(net.blobs.values())
+    assert net._blob_loss_weights == [0, 0, 0]

@@ -880,5 +880,8 @@ def test_names_that_scripts_import() -> None:
     assert messages is caffe_pb2 is caffe.proto.caffe_pb2
     assert caffe.__version__ == "1.0.0"
     assert "Convolution" in list(caffe.layer_type_list())
+    from caffe.pycaffe import NCCL, Net, SGDSolver, Timer
+
+    assert (NCCL, Net, SGDSolver, Timer) == (caffe.NCCL, caffe.Net, caffe.SGDSolver, caffe.Timer)
     for name in ("Classifier", "Detector", "SGDSolver", "AdamSolver", "get_solver", "set_device", "solver_count"):
         assert callable(getattr(caffe, name))

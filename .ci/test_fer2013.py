@@ -73,4 +73,10 @@ def test_two_epochs_learn() -> None:
     accuracies = [database["accuracy"] for database in result["databases"].values()]
     assert len(accuracies) == 2
     assert min(accuracies) > 0.40
+    for name, database in result["databases"].items():
+        assert list(database["views"]) == ["centre", "mirror", "ten_crop"], name
+        assert {view["images"] for view in database["views"].values()} == {3_589}
+    calibration = result["databases"]["val"]["calibration"]
+    assert calibration["nll_calibrated"] <= calibration["nll"]
+    assert json.loads((run / "calibration.json").read_text())["temperature"] == result["calibration"]["temperature"]
     assert (run / "loss.png").stat().st_size > 10_000

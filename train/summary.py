@@ -64,7 +64,10 @@ def read_result(path: Path, root: Path) -> Result:
         name = f"{settings['network']} {settings.get('solver') or ''}".strip()
         if settings["train_on"] != "train":
             name += f" ({settings['train_on']})"
-        same = f"{name}\n{faces}\n{_settings(run, manifest)}"
+        initial = [entry for entry in manifest["inputs"] if entry["file"].endswith(".caffemodel")]
+        if initial:
+            name += f" from {', '.join(Path(entry['file']).name for entry in initial)}"
+        same = f"{name}\n{faces}\n{[entry['sha256'] for entry in initial]}\n{_settings(run)}"
         return Result(name, faces, settings["seed"], manifest["counts"]["epochs"], databases, same)
     except (ValueError, KeyError, TypeError, AttributeError, CaffeError) as error:
         raise StageError(
@@ -72,15 +75,14 @@ def read_result(path: Path, root: Path) -> Result:
         ) from error
 
 
-def _settings(run: Path, manifest: dict[str, Any]) -> str:
-    """All that decides a run's result but the seed: the solver and the net without the names of files, the weights."""
+def _settings(run: Path) -> str:
+    """The solver and the net, without the seed and the names of files."""
     solver, net = read_solver_parameter(run / "solver.prototxt"), read_net_parameter(run / "train_val.prototxt")
     for field in ("random_seed", "snapshot_prefix", "net", "weights"):
         solver.ClearField(field)
     for layer in net.layer:
         layer.data_param.ClearField("source")
-    inputs = [entry["sha256"] for entry in manifest["inputs"] if entry["file"].endswith(".caffemodel")]
-    return f"{inputs}\n{solver}\n{net}"
+    return f"{solver}\n{net}"
 
 
 def find_results(folder: Path) -> list[Result]:

@@ -80,6 +80,17 @@ def test_other_settings_are_other_rows_the_best_first(tmp_path: Path) -> None:
     ]
 
 
+def test_other_weights_to_start_from_are_another_row(tmp_path: Path) -> None:
+    for seed, (name, digest) in enumerate((("a", "1"), ("a", "1"), ("a", "2"), ("b", "2")), 1):
+        write_run(tmp_path, f"runs/small_seed{seed}", 0.6 - seed / 100, seed)
+        file = tmp_path / f"runs/small_seed{seed}/manifest.json"
+        manifest = json.loads(file.read_text())
+        manifest["inputs"].append({"file": f"/models/{name}.caffemodel", "sha256": digest})
+        file.write_text(json.dumps(manifest))
+    expected = [["small from a.caffemodel", "1, 2"], ["small from a.caffemodel", "3"], ["small from b.caffemodel", "4"]]
+    assert [[row[0], row[2]] for row in rows(tmp_path)] == expected
+
+
 def test_figures_that_an_evaluation_lacks_are_dashes(tmp_path: Path) -> None:
     write_run(tmp_path, "runs/small", 0.6)
     file = tmp_path / "runs/small/evaluation/evaluation.json"

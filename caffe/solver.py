@@ -223,8 +223,13 @@ class Solver:
         """Let `net` use the training net's parameters, by layer name; pycaffe's."""
         net.share_with(self.net)
 
-    def add_callback(self, on_start: Callable[[], None], on_gradients: Callable[[], None]) -> None:
-        """Call `on_start` before each iteration's forward pass and `on_gradients` before its update; pycaffe's."""
+    def add_callback(self, on_start: Callable[[], None], on_gradients: Callable[[], None] | None = None) -> None:
+        """Call `on_start` before each iteration's forward pass and `on_gradients` before its update; pycaffe's.
+
+        One alone, a `caffe.NCCL`, is called before the update.
+        """
+        if on_gradients is None:
+            on_start, on_gradients = (lambda: None), on_start
         self._callbacks.append((on_start, on_gradients))
 
     def smoothed_loss(self) -> float:

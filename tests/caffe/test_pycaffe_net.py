@@ -11,10 +11,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from google.protobuf import text_format
 from small_nets import input_layer, net_of, normal
 
 import caffe
 from caffe import glog
+from caffe.proto.caffe_pb2 import NetParameter, SolverParameter
 
 NET = (
     input_layer("x", 4, 3)
@@ -26,6 +28,7 @@ NET = (
     weight_filler { type: "gaussian" std: 1 } } }
 """
 )
+TRAINED = NET + 'layer { name: "loss" type: "Reduction" bottom: "y" top: "loss" loss_weight: 1 }'
 
 
 def by_hand(net: caffe.Net, x: np.ndarray) -> np.ndarray:
@@ -226,6 +229,10 @@ def test_one_process_exchanges_gradients_with_nobody() -> None:
     net.backward(y=diff)
     gradient = net.params["fc1"][0].diff.copy()
     net.clear_param_diffs()
+    solver = caffe.get_solver(SolverParameter(net_param=text_format.Parse(TRAINED, NetParameter()), base_lr=0.1))
+    solver.add_callback(nccl)
+    solver.step(1)
+    assert solver.iter == 1
     net.after_backward(nccl)
     net.forward(x=x)
     net.backward(y=diff)

@@ -20,7 +20,7 @@ MODEL ?= face_emotion_net
 SOLVER ?=
 #: weights to start from (.caffemodel), layer by layer as they have the same names
 INIT ?=
-#: epochs to train; rescales max_iter and the learning rate's steps (default: the solver's 150; 30 on the sample)
+#: epochs to train; rescales max_iter, the learning rate's steps and the start of averaging (default: the solver's 150; 30 on the sample)
 EPOCHS ?= $(if $(filter sample,$(DATASET)),30)
 #: train: choose the epoch on the validation split; train+val: train on both, without a choice
 TRAIN_ON ?= train
@@ -111,8 +111,7 @@ MEMBERS := $(foreach m,$(MODELS),$(if $(findstring /,$(m)),$(m:%/=%),$(W)/runs/$
 UNTRAINED := $(foreach m,$(filter $(W)/runs/%,$(MEMBERS)),$(if $(wildcard $(m)/$(call model,$(notdir $(m))).caffemodel),,$(notdir $(m))))
 $(foreach m,$(UNTRAINED),$(if $(call recipe,$(m)),,$(error MODELS names $(m), which is not trained; expected names of runs \
 ($(subst /solver,,$(RECIPES:prototxt/%.prototxt=%)); also with _seedN) or paths of folders with a trained net)))
-empty :=
-ENSEMBLE := $(W)/runs/ensemble_$(subst $(empty) $(empty),+,$(notdir $(MEMBERS)))/evaluation/evaluation.json
+ENSEMBLE := $(W)/runs/ensemble_$(subst $() $(),+,$(notdir $(MEMBERS)))/evaluation/evaluation.json
 
 # ---- targets --------------------------------------------------------------------------------------------------------
 .PHONY: all env data extract align lmdb mean describe train plot evaluate ensemble results predict test lint bench clean help FORCE

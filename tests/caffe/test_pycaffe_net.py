@@ -229,7 +229,8 @@ def test_one_process_exchanges_gradients_with_nobody() -> None:
     net.backward(y=diff)
     gradient = net.params["fc1"][0].diff.copy()
     net.clear_param_diffs()
-    solver = caffe.get_solver(SolverParameter(net_param=text_format.Parse(TRAINED, NetParameter()), base_lr=0.1))
+    trained = text_format.Parse(TRAINED, NetParameter())
+    solver = caffe.get_solver(SolverParameter(net_param=trained, base_lr=0.1, lr_policy="fixed"))
     solver.add_callback(nccl)
     solver.step(1)
     assert solver.iter == 1

@@ -18,6 +18,8 @@ Kernel = int | tuple[int, int]
 
 # He et al., arXiv 1502.01852: keeps the variance from layer to layer where a ReLU follows
 MSRA = {"type": "msra"}
+# of fully connected layers with no batch norm about them (Krizhevsky et al. 2012)
+GAUSSIAN = {"type": "gaussian", "std": 0.01}
 # scores near 0 to begin with: all classes equally likely, the loss log(7)
 SMALL = {"type": "gaussian", "std": 0.001}
 # biases, and the Scale of a batch norm, are not pulled to 0

@@ -15,6 +15,7 @@ from caffe import layers as L
 from caffe.net_spec import Top
 
 from .blocks import (
+    GAUSSIAN,
     SMALL,
     average_pool,
     channel_shuffle,
@@ -65,8 +66,8 @@ def lenet(n: NetSpec) -> None:
     inner product sees 4×4 of them, as it does for digits of 28×28. Grey levels are divided by 64 first: with no batch
     norm, the weights count on values near 1.
     """
-    n.scaled = L.Power(n.data, scale=1 / 64)
-    x = relu(n, "conv1_relu", convolution(n, "conv1", n.scaled, 20, 5, pad=0))
+    n["scaled"] = L.Power(n.data, scale=1 / 64)
+    x = relu(n, "conv1_relu", convolution(n, "conv1", n["scaled"], 20, 5, pad=0))
     x = max_pool(n, "pool1", x, kernel_size=2)
     x = relu(n, "conv2_relu", convolution(n, "conv2", x, 50, 5, pad=0))
     x = max_pool(n, "pool2", x, kernel_size=4, stride=4)
@@ -101,7 +102,7 @@ def vgg_fer(n: NetSpec) -> None:
         x = conv_bn(n, f"conv{stage}b", x, channels)
         x = max_pool(n, f"pool{stage}", x, kernel_size=3 if stage == 4 else 2)
     for layer in ("fc1", "fc2"):
-        x = relu(n, f"{layer}_relu", fully_connected(n, layer, x, 4096))
+        x = relu(n, f"{layer}_relu", fully_connected(n, layer, x, 4096, filler=GAUSSIAN))
         x = dropout(n, f"{layer}_drop", x, 0.2)
     fully_connected(n, "score", x, CLASSES, filler=SMALL)
 

@@ -396,6 +396,26 @@ def test_a_second_recipe_with_a_net_of_its_own(
     assert "solver_plain.prototxt; expected one of modern, or no --solver" in capsys.readouterr().err
 
 
+def test_a_recipe_may_choose_its_data_layer_by_a_stage(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net = project / "tiny net" / "train_val.prototxt"
+    head, plain, rest = re.split(
+        r'(layer \{ name: "data".*?batch_size: 5 \}\s*\})', net.read_text(), maxsplit=1, flags=re.DOTALL
+    )
+    large = plain.replace("phase: TRAIN", 'phase: TRAIN stage: "large"').replace("batch_size: 5", "batch_size: 11")
+    net.write_text(head + plain.replace("phase: TRAIN", 'phase: TRAIN not_stage: "large"') + large + rest)
+    write_recipe(project, "large", 'train_state { stage: "large" }')
+    for recipe, iterations in (([], 5), (["--solver", "large"], 2)):  # 22 images in batches of 5, or of 11
+        assert train(monkeypatch, project, f"run{iterations}", "--epochs", "1", *recipe) == 0
+        counts = json.loads((project / f"run{iterations}/manifest.json").read_text())["counts"]
+        assert counts["iterations"] == iterations
+    net.write_text(head + plain + large + rest)
+    assert train(monkeypatch, project, "run", "--solver", "large") == 1
+    expected = "2 Data layers with include { phase: TRAIN } and the stages large; expected one"
+    assert expected in capsys.readouterr().err
+
+
 def blobs(path: Path) -> dict[str, list[np.ndarray]]:
     message = read_binary(path, NetParameter())
     return {layer.name: [blobproto_to_array(blob) for blob in layer.blobs] for layer in message.layer if layer.blobs}

@@ -36,7 +36,7 @@ layer {
   include { phase: TRAIN }
   transform_param {  # random crops, mirrored at random
     crop_size: CROP mirror: true mean_file: "data/fer2013/mean.binaryproto"
-    random_rotation: 10 random_scale: 0.1 random_shift: 0.06
+    random_rotation: 10 random_scale: 0.1 random_shift: 0.05
     random_contrast: 0.2 random_brightness: 0.1 random_erasing: 0.25
   }
   data_param { source: "data/fer2013/lmdb/train_lmdb" backend: LMDB batch_size: 64 shuffle: true }

@@ -330,6 +330,18 @@ def resnet34(n: NetSpec) -> None:
     resnet(n, (3, 4, 6, 3))
 
 
+def face_resnet(n: NetSpec) -> None:
+    """The network of this project's own design that ships as the default: a ResNet of one basic block (He et al., arXiv
+    1512.03385) in each of four stages, 48, 96, 192 and 384 channels wide, behind a 5×5 convolution of 32.
+
+    Most of its multiply-adds are dense 3×3 convolutions of many channels, which processors compute near their peak.
+    """
+    x = max_pool(n, "pool1", conv_bn(n, "stem", n.data, 32, kernel_size=5))
+    for stage, outputs in enumerate((48, 96, 192, 384), start=1):
+        x = basic_block(n, f"stage{stage}_block1", x, outputs, stride=2 if stage > 1 else 1, project=True)
+    classify(n, x, dropout_ratio=0.4)
+
+
 # Inception
 
 # One branch of a module: channels and kernel of each convolution after the other, and the stride of the last.
@@ -503,6 +515,7 @@ NETWORKS: dict[str, Callable[[NetSpec], None]] = {
         xception,
         resnet18,
         resnet34,
+        face_resnet,
         vgg_fer,
     )
 }

@@ -87,6 +87,14 @@ def multikernel() -> int:
     )
 
 
+def face_resnet() -> int:
+    total, inputs = norm_conv(1, 32, 5), 32
+    for width in (48, 96, 192, 384):
+        total += norm_conv(inputs, width, 3) + norm_conv(width, width, 3) + norm_conv(inputs, width, 1)
+        inputs = width
+    return total + 7 * (inputs + 1)
+
+
 # The published numbers are those of torchvision and Keras, of the parameters that are learned: without auxiliary
 # classifiers, gamma and beta of each batch norm among them.
 PARAMETERS = {
@@ -107,6 +115,7 @@ PARAMETERS = {
     "xception": adapted(22_855_952, 2048),
     "resnet18": adapted(11_689_512, 512, kernel=7, filters=64),
     "resnet34": adapted(21_797_672, 512, kernel=7, filters=64),
+    "face_resnet": face_resnet(),
     "vgg_fer": vgg(),
 }
 

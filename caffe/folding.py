@@ -43,6 +43,15 @@ def _product_tops(
     return rows, columns
 
 
+def _one_dnn_computes(dtype: torch.dtype) -> bool:
+    """Whether oneDNN takes numbers of this type on this processor; others PyTorch computes without it."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return dtype == torch.float32 or (dtype == torch.float16 and torch.ops.mkldnn._is_mkldnn_fp16_supported())
+
+
 class Folded:
     """A Convolution or InnerProduct and up to three layers behind it, as one: y = relu(w' ∗ x + b').
 
@@ -80,7 +89,7 @@ class Folded:
         self.slope = None if relu is None else relu.param.relu_param.negative_slope
         self._shift = shift.to(kept)  # the bias, zeros where there is none
         image = isinstance(layer, InnerProduct) or weight.dim() == 4
-        self._one_dnn = weight.device.type == "cpu" and image and torch.backends.mkldnn.is_available()
+        self._one_dnn = weight.device.type == "cpu" and image and _one_dnn_computes(kept)
         self._small = self._one_dnn and kept == torch.float32
         if isinstance(layer, Convolution):
             self._small = self._small and layer.group == 1 and layer.dilation == (1, 1)

@@ -9,7 +9,7 @@ from typing import cast
 
 import torch
 
-from .blob import Parameter
+from .blob import Parameter, Reshaped
 from .errors import CaffeError
 from .layers.normalization import BatchNorm, running_sums
 from .net import Net
@@ -51,7 +51,12 @@ class WeightAverage:
         self.values: list[torch.Tensor] = []
         self.count = 0
         copies = {id(parameter): _own_copy(parameter) for parameter in net.learnable_params}
-        self.params = {name: [copies[id(blob)] for blob in blobs] for name, blobs in net.params.items()}
+
+        def copy_of(blob: Parameter) -> Parameter:
+            copy = copies[id(blob.owner)]
+            return copy if copy.shape == blob.shape else Reshaped(copy, blob.shape)
+
+        self.params = {name: [copy_of(blob) for blob in blobs] for name, blobs in net.params.items()}
         self._copies = list(copies.values())
 
     def share(self, iteration: int) -> float:
@@ -159,7 +164,7 @@ class StochasticAverage(WeightAverage):
 
     def _with_statistics(self) -> list[torch.Tensor]:
         net = self.net
-        sums = [blob for number in self._norms for blob in net.layers[number].blobs]
+        sums = [blob.owner for number in self._norms for blob in net.layers[number].blobs]
         states = [(layer, state) for layer in net.layers if (state := layer.state())]
         debug_info, net.debug_info = net.debug_info, False  # these passes are no part of the training
         try:

@@ -173,6 +173,28 @@ def test_test_nets_that_a_script_has_shared_do_not_reach_the_training(problem: P
     assert not np.array_equal(solver.test_nets[0].params["fc1"][0].data, solver.net.params["fc1"][0].data)
 
 
+def test_parameters_that_layers_share_in_two_shapes() -> None:
+    """The average is one for both layers, each in its own shape."""
+    net = """
+      layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 } } }
+      layer { name: "a" type: "InnerProduct" bottom: "x" top: "a" param { name: "w" }
+        inner_product_param { num_output: 2 bias_term: false weight_filler { type: "gaussian" std: 1 } } }
+      layer { name: "b" type: "InnerProduct" bottom: "a" top: "b" param { name: "w" share_mode: PERMISSIVE }
+        inner_product_param { num_output: 3 bias_term: false } }
+      layer { name: "loss" type: "Power" bottom: "b" top: "loss" power_param { power: 2 } loss_weight: 1 } """
+    text = 'base_lr: 0.01 lr_policy: "fixed" ema_decay: 0.5 random_seed: 1 test_iter: 1 test_interval: 9'
+    solver = caffe.get_solver(text_format.Parse(f"{text} net_param {{ {net} }}", SolverParameter()))
+    for tested in (solver.net, *solver.test_nets):
+        tested.blobs["x"].data[...] = 1
+    solver.step(3)
+    solver.test()
+    (values,) = average(solver)
+    first, second = (solver.test_nets[0].params[name][0].data for name in "ab")
+    np.testing.assert_array_equal(first, values)
+    np.testing.assert_array_equal(second, values.reshape(3, 2))
+    assert not np.array_equal(values, solver.net.params["a"][0].data)
+
+
 STEERED = "test_interval: 2 monitor: 'loss' base_lr: 0.2"
 FEATURES = {
     "EMA": EMA,

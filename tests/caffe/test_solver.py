@@ -474,7 +474,7 @@ def two_threads() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("network", ["face_emotion_net", "mini_xception"])
-@pytest.mark.parametrize("precision", ["FP32", "BF16"])
+@pytest.mark.parametrize("precision", ["FP32", "AUTO"])  # AUTO: where bfloat16 is imitated it takes minutes
 def test_the_shipped_networks_resume_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_threads: None, network: str, precision: str
 ) -> None:

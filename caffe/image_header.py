@@ -77,15 +77,17 @@ def image_size(data: bytes) -> Size | None:
 
 
 def _check_chunks(data: bytes) -> None:
-    """Raise CaffeError for a PNG with a chunk beyond its end: OpenCV makes room for the chunk before it looks."""
-    at = len(_PNG)
-    while at + 8 <= len(data):
+    """Raise CaffeError for a PNG with a chunk beyond its end, or without an image: OpenCV makes room for a chunk before
+    it looks, and looks for the image beyond the end."""
+    at, kinds = len(_PNG), set()
+    while at + 8 <= len(data) and b"IEND" not in kinds:
         size, kind = struct.unpack_from(">I4s", data, at)
         at += 12 + size  # with its checksum
-        if kind == b"IEND":
-            return
-    if at != len(data):
+        kinds.add(kind)
+    if at != len(data) and b"IEND" not in kinds:
         raise CaffeError(f"its {len(data)} bytes are not an image, but a PNG that is cut off; expected {at} or more")
+    if b"IDAT" not in kinds:
+        raise CaffeError("a PNG without an image; expected a chunk IDAT")
 
 
 def _bmp(data: bytes) -> Size:

@@ -161,6 +161,12 @@ def test_a_png_with_a_chunk_of_absurd_size() -> None:
     assert datum_to_array(Datum(encoded=True, data=data + b"more")).shape == (3, HEIGHT, WIDTH)
 
 
+def test_a_png_whose_image_is_missing() -> None:
+    """OpenCV would look for it behind the end, and take half a gigabyte for what it believes to find there."""
+    with pytest.raises(caffe.CaffeError, match="a PNG without an image; expected a chunk IDAT"):
+        datum_to_array(Datum(encoded=True, data=encoded("png").replace(b"IDAT", b"abcd")))
+
+
 def test_large_images_that_are_honest_are_read() -> None:
     side = 4097
     assert side * side > MOST_PIXELS

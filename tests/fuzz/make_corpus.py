@@ -149,6 +149,7 @@ def images() -> None:
     png = bytearray(cv2.imencode(".png", PICTURE[:3, :3])[1].tobytes())
     png[16:24] = struct.pack(">II", 30000, 30000)
     keep("image", "absurd.png", bytes(png))
+    keep("image", "without.png", cv2.imencode(".png", PICTURE[:3, :3])[1].tobytes().replace(b"IDAT", b"abcd"))
     keep("image", "absurd.tiff", b"II+\0" + struct.pack("<HHQ", 8, 0, 2**64 - 1))  # its directory is beyond any file
 
 

@@ -44,6 +44,7 @@ YES_OR_NO = ("Concurrent copy and execution", "Kernel execution timeout")
 def parser() -> FlagParser:
     """The command line."""
     parser = FlagParser("caffe", "Train, test and time networks. Commands: train, test, time, device_query.")
+    parser.add_argument("--version", "-version", action="version", version=f"caffe version {caffe.__version__}")
     parser.add_argument("command", choices=tuple(COMMANDS))
     parser.flag("solver", "", "train: the solver prototxt")
     parser.flag("model", "", "test, time: the net's prototxt")

@@ -422,6 +422,13 @@ def test_wrong_command_lines(arguments: list[str], capsys: pytest.CaptureFixture
     assert capsys.readouterr().err.startswith("usage: caffe ")
 
 
+@pytest.mark.parametrize("flag", ["--version", "-version"])
+def test_version(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="^0$"):
+        main([flag])
+    assert capsys.readouterr().out == "caffe version 1.0.0\n"
+
+
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["--help"])

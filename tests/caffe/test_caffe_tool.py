@@ -424,7 +424,7 @@ def test_wrong_command_lines(arguments: list[str], capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize("flag", ["--version", "-version"])
 def test_version(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         main([flag])
     assert capsys.readouterr().out == "caffe version 1.0.0\n"
 

@@ -146,13 +146,16 @@ def find_monitor(param: SolverParameter, net: Net | None) -> Monitor | None:
     CaffeError: `lr_policy: "plateau"` or `early_stop` needs it, and it is not there or is not one number.
     """
     name = param.monitor
-    if net is not None and name in net.outputs and net.blobs[name].count == 1:
+    tests = param.test_iter[0] if param.test_iter else 0
+    if net is not None and tests > 0 and name in net.outputs and net.blobs[name].count == 1:
         return Monitor(name, lower=net.blob_loss_weights[name] != 0)
     if not needs_monitor(param):
         return None
     why = 'lr_policy "plateau"' if param.lr_policy == "plateau" else f"early_stop {param.early_stop}"
     if net is None:
         raise CaffeError(f"solver: {why} looks at tests, and there is no test net; expected a test_iter and a net")
+    if tests < 1:
+        raise CaffeError(f"solver: {why} looks at tests, and test_iter is {tests}; expected 1 or more")
     if name in net.outputs:
         raise CaffeError(f"solver: monitor {name!r} has {net.blobs[name].count} values; expected an output of one")
     outputs = ", ".join(net.outputs) or "none"

@@ -164,6 +164,17 @@ def test_plateaus_need_tests(problem: Path) -> None:
         caffe.get_solver(text_format.Merge("early_stop: 3", param))
 
 
+@pytest.mark.parametrize("count", [0, -2])
+def test_a_test_of_no_batches_gives_nothing_to_monitor(problem: Path, count: int) -> None:
+    solver = solver_of(problem, "")
+    param = caffe.proto.caffe_pb2.SolverParameter()
+    param.CopyFrom(solver.param)
+    param.test_iter[:] = [count]
+    assert caffe.get_solver(param).monitor is None
+    with pytest.raises(caffe.CaffeError, match=f"early_stop 3 looks at tests, and test_iter is {count}; expected 1"):
+        caffe.get_solver(text_format.Merge("early_stop: 3", param))
+
+
 def test_the_monitor_knows_a_loss_from_an_accuracy(problem: Path) -> None:
     assert solver_of(problem, "").monitor == Monitor("accuracy", lower=False)
     assert solver_of(problem, 'monitor: "loss"').monitor == Monitor("loss", lower=True)

@@ -45,7 +45,7 @@ from preprocessing.lmdb import write_databases
 from preprocessing.mean import write_mean
 
 ROOT = Path(__file__).resolve().parent
-NETWORKS = ("face_resnet", "face_emotion_net", "mini_xception")
+NETWORKS = ("face_emotion_net", "mini_xception")
 ZOO = ("lenet", "cifar10_quick", "alexnet", "googlenet", "resnet18", "mobilenet")
 PARTS = ("stages", "training", "inference", "prediction", "zoo")
 CAFFE_SECONDS = 0.134  # Caffe 1.0's forward and backward pass of FaceEmotionNet, batch 64, OpenBLAS on 2 cores

@@ -331,8 +331,8 @@ def resnet34(n: NetSpec) -> None:
 
 
 def face_resnet(n: NetSpec) -> None:
-    """The network of this project's own design that ships as the default: a ResNet of one basic block (He et al., arXiv
-    1512.03385) in each of four stages, 48, 96, 192 and 384 channels wide, behind a 5×5 convolution of 32.
+    """A network of this project's own design: a ResNet of one basic block (He et al., arXiv 1512.03385) in each of four
+    stages, 48, 96, 192 and 384 channels wide, behind a 5×5 convolution of 32.
 
     Most of its multiply-adds are dense 3×3 convolutions of many channels, which processors compute near their peak.
     """

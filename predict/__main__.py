@@ -155,8 +155,8 @@ def main() -> int:
     parser.add_argument(
         "--views",
         choices=tuple(VIEWS),
-        default="centre",
-        help="average over views of each face: mirror 2, ten_crop 10 (default: %(default)s)",
+        default="ten_crop",
+        help="average over views of each face: centre 1, mirror 2, ten_crop 10 (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON for programs, and nothing else")
     parser.add_argument(

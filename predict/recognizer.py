@@ -84,8 +84,8 @@ class Recognizer:
         faces were; `none` takes each image as one cropped face, such as FER2013's, which is only resized. A net that
         was trained on aligned faces does a little worse on those.
     device: `auto` (a GPU where there is one, the default), `cpu`, `cuda` or `cuda:N`.
-    views: what the net sees of each face: `centre` (default), `mirror` (also mirrored) or `ten_crop` (also four other
-        crops, mirrored too); the probabilities are averaged: a little better, at 2 or 10 times the time of the net.
+    views: what the net sees of each face: `centre`, `mirror` (also mirrored) or `ten_crop` (default: also four other
+        crops, mirrored too); the probabilities are averaged: better, at 2 or 10 times the multiply-adds.
     model: the name of the shipped model, used where no files are given.
 
     Raises
@@ -106,7 +106,7 @@ class Recognizer:
         mean: StrPath | None = None,
         face: str = "detect",
         device: str = "auto",
-        views: str = "centre",
+        views: str = "ten_crop",
         model: str = DEFAULT_MODEL,
     ) -> None:
         if face not in ("detect", "none"):

@@ -114,13 +114,14 @@ class FaceNetwork:
     weights: its .caffemodel.
     mean: the training set's mean.binaryproto; its size is the size of the faces that go in.
     device: `auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:N`.
-    calibrated: divide the logits by the temperature of the calibration.json that `train.evaluate` wrote beside the
-        weights, if one is there and names these weights (their SHA-256): then 0.8 means right in 80% of such faces.
-        False leaves the probabilities as the net gives them.
+    calibrated: divide the logits, of the probabilities averaged over a face's views, by the temperature for these views
+        in the calibration.json that `train.evaluate` wrote beside the weights, if one is there and names these weights
+        (their SHA-256): then 0.8 means right in 80% of such faces. The answer is the same. False leaves the
+        probabilities as the net gives them.
 
-    Attributes: `classes`, the names of the outputs; `face_shape`, C, H and W of the faces that go in; `temperature`,
-    1 where the probabilities are the net's own; `name`, the weights' file name without its ending; `files`, the three
-    paths in a list of one.
+    Attributes: `classes`, the names of the outputs; `face_shape`, C, H and W of the faces that go in; `temperatures`
+    by views, none where the probabilities are the net's own; `name`, the weights' file name without its ending;
+    `files`, the three paths in a list of one.
 
     Raises
     ------
@@ -136,7 +137,7 @@ class FaceNetwork:
         self.deploy, self.weights = str(deploy), str(weights)
         self.name = Path(weights).stem
         self.files = [{"deploy": self.deploy, "weights": self.weights, "mean": str(mean)}]
-        self.temperature = read_temperature(Path(weights)) if calibrated else 1.0
+        self.temperatures = read_temperatures(Path(weights)) if calibrated else {}
         try:
             self.mean = caffe.io.load_mean(mean)
             caffe.use_device(device)
@@ -181,11 +182,15 @@ class FaceNetwork:
         """
         check_views([views])
         parts = [np.empty((0, len(self.classes)))]
-        for start in range(0, len(faces), BATCH):
-            batch = faces[start : start + BATCH]
-            seen = [self._run(faces_to_input(batch, self.mean, self.input_size, *view)) for view in VIEWS[views]]
-            parts.append(np.mean(seen, axis=0))
-        return np.concatenate(parts)
+        step = max(BATCH // len(VIEWS[views]), 1)  # all views of some faces go through the net together
+        for start in range(0, len(faces), step):
+            batch = faces[start : start + step]
+            inputs = [faces_to_input(batch, self.mean, self.input_size, *view) for view in VIEWS[views]]
+            answers = self._run(np.concatenate(inputs))
+            parts.append(answers.reshape(len(inputs), len(batch), -1).mean(axis=0))
+        result = np.concatenate(parts)
+        temperature = self.temperatures.get(views, 1.0)
+        return result if temperature == 1 else soften(result, temperature)
 
     def _run(self, inputs: np.ndarray) -> np.ndarray:
         tensor = torch.from_numpy(np.ascontiguousarray(inputs)).to(self._net.device)
@@ -197,8 +202,7 @@ class FaceNetwork:
                 f"{self.deploy}: the output {self._output!r} is not {len(self.classes)} probabilities that sum to 1; "
                 f"expected a deploy net that ends in Softmax, and whole weights in {self.weights}"
             )
-        result /= total
-        return result if self.temperature == 1 else soften(result, self.temperature)
+        return result / total
 
 
 def check_views(views: Sequence[str]) -> None:
@@ -208,23 +212,24 @@ def check_views(views: Sequence[str]) -> None:
             raise ValueError(f"views is {name!r}; expected one of {', '.join(VIEWS)}")
 
 
-def read_temperature(weights: Path) -> float:
-    """The temperature in the calibration.json beside the weights; 1 where there is none, or it is for other weights.
+def read_temperatures(weights: Path) -> dict[str, float]:
+    """The temperature for each views in the calibration.json beside the weights; none where it is for other weights.
 
     Raises StageError for a file that is not what `train.evaluate` writes.
     """
     path = weights.parent / CALIBRATION
     if not path.is_file():
-        return 1.0
+        return {}
     expected = "expected what `python -m train.evaluate --calibrate-on` writes"
     try:
         calibration = json.loads(path.read_text())
-        temperature, of = calibration["temperature"], calibration["weights_sha256"]
+        temperatures, of = dict(calibration["temperatures"]), calibration["weights_sha256"]
     except (ValueError, TypeError, KeyError) as error:
         raise StageError(f"{path}: {type(error).__name__}: {error}; {expected}") from error
-    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not 0 < temperature < 1e6:
-        raise StageError(f"{path}: temperature is {temperature!r}; expected a number above 0")
-    return float(temperature) if of == sha256(weights) else 1.0
+    for views, temperature in temperatures.items():
+        if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not 0 < temperature < 1e6:
+            raise StageError(f"{path}: the temperature for {views} is {temperature!r}; expected a number above 0")
+    return temperatures if of == sha256(weights) else {}
 
 
 def _times(shape: tuple[int, ...]) -> str:

@@ -71,7 +71,8 @@ class Evaluation:
     name: as `--lmdb NAME=PATH` calls it.
     confusions: counts by views (`centre`, …), true class by predicted class; the first is the one that counts.
     unseen: the same without the images that stand in the training database too; empty where not asked for.
-    labels, probabilities: the images' classes (N), and what the net says by the first views (N×classes).
+    labels: the images' classes (N).
+    answers: what the net says by each of the views (N×classes).
     calibration: the probabilities before and after calibration, where asked for.
     """
 
@@ -81,8 +82,13 @@ class Evaluation:
     confusions: dict[str, np.ndarray]
     unseen: dict[str, np.ndarray]
     labels: np.ndarray
-    probabilities: np.ndarray
+    answers: dict[str, np.ndarray]
     calibration: Calibration | None = None
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """What the net says by the first views (N×classes)."""
+        return next(iter(self.answers.values()))
 
     @property
     def confusion(self) -> np.ndarray:
@@ -172,14 +178,14 @@ def evaluate(
     images, labels = read_database(source, network)
     kept = np.array([print_ not in training for print_ in fingerprints(images)]) if training is not None else None
     confusions, unseen = {}, {}
-    answers = []
+    answers = {}
     for view in views:
-        answers.append(network.probabilities(images, view))
-        predicted = answers[-1].argmax(axis=1)
+        answers[view] = network.probabilities(images, view)
+        predicted = answers[view].argmax(axis=1)
         confusions[view] = confusion_matrix(labels, predicted, len(network.classes))
         if kept is not None:
             unseen[view] = confusion_matrix(labels[kept], predicted[kept], len(network.classes))
-    return Evaluation(name, str(source), network.classes, confusions, unseen, labels, answers[0])
+    return Evaluation(name, str(source), network.classes, confusions, unseen, labels, answers)
 
 
 def draw_confusion(confusion: np.ndarray, classes: Sequence[str], title: str) -> Figure:
@@ -386,13 +392,13 @@ def _draw(evaluations: Sequence[Evaluation], network: Classifier, folder: Path) 
 
 
 def write_calibration(weights: Path, evaluation: Evaluation) -> Path:
-    """Write calibration.json beside the weights, where FaceNetwork finds it; returns its path.
+    """Write calibration.json beside the weights, where FaceNetwork finds it: a temperature for each views of a face.
 
-    evaluation: that of the database on which the temperature was chosen.
+    evaluation: that of the database on which the temperatures are chosen. Returns the file's path.
     """
     assert evaluation.calibration is not None
     calibration = {
-        "temperature": evaluation.calibration.temperature,
+        "temperatures": {view: find_temperature(p, evaluation.labels) for view, p in evaluation.answers.items()},
         "chosen_on": evaluation.source,
         "images": len(evaluation.labels),
         **evaluation.calibration.to_dict(),
@@ -469,7 +475,7 @@ def main() -> None:
     for evaluation in evaluations:
         if evaluation.name == args.calibrate_on:
             path = write_calibration(args.weights, evaluation)
-            print(f"evaluate: `predict` divides the logits by the temperature in {path}")
+            print(f"evaluate: `predict` divides the logits by the temperatures in {path}")
 
 
 if __name__ == "__main__":

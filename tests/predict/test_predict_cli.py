@@ -151,7 +151,8 @@ def test_many_images_of_many_sizes_keep_their_order(
         k = (3 * i) % 7
         cv2.imwrite(str(folder / f"{i:03}.png"), np.kron(band_face(k), np.ones((1 + i % 2, 1 + i % 2), np.uint8)))
         expected.append(EMOTIONS[k])
-    assert call(monkeypatch, folder, *model, "--face", "none", "--json", "--output", tmp_path / "out") == 0
+    options = ["--face", "none", "--views", "centre", "--json", "--output", tmp_path / "out"]
+    assert call(monkeypatch, folder, *model, *options) == 0
     results = json.loads(capsys.readouterr().out)
     assert [Path(result["file"]).name for result in results] == [f"{i:03}.png" for i in range(70)]
     assert [result["faces"][0]["emotion"] for result in results] == expected

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from tiny_model import band_face, band_probabilities, make_model
 
+import caffe
 import predict.recognizer
 from predict import ImageError, Recognizer
 from predict.annotate import annotate
@@ -35,12 +36,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
 
 @pytest.fixture(scope="module")
 def detecting(model: tuple[Path, Path, Path]) -> Recognizer:
-    return Recognizer(*model, device="cpu")
+    return Recognizer(*model, device="cpu", views="centre")  # the net tells bands apart, which mirroring moves
 
 
 @pytest.fixture(scope="module")
 def cropped(model: tuple[Path, Path, Path]) -> Recognizer:
-    return Recognizer(*model, face="none", device="cpu")
+    return Recognizer(*model, face="none", device="cpu", views="centre")
 
 
 class FixedDetector:
@@ -107,6 +108,18 @@ def test_mirror_averages_with_the_mirrored_face(model: tuple[Path, Path, Path]) 
     (prediction,) = recognizer.predict(band_face(0, 80))
     expected = (band_probabilities(levels) + band_probabilities(levels[::-1])) / 2
     assert list(prediction.probabilities.values()) == pytest.approx(list(expected), abs=1e-5)
+
+
+def test_ten_crops_are_averaged_by_default(model: tuple[Path, Path, Path], cropped: Recognizer) -> None:
+    face = band_face(0, 80)
+    (prediction,) = Recognizer(*model, face="none", device="cpu").predict(face)
+    net = caffe.Net(str(model[0]), str(model[1]), caffe.TEST)
+    mean = caffe.io.load_mean(model[2])[0]
+    corners = [(3, 3), (0, 0), (0, 6), (6, 0), (6, 6)]  # of crops of 42×42 from 48×48, the centre first
+    inputs = [(face.astype(np.float32) - mean)[y : y + 42, x : x + 42] for y, x in corners]
+    inputs += [image[:, ::-1] for image in inputs]
+    answers = [net.forward(data=image[None, None])["prob"][0].copy() for image in inputs]
+    assert list(prediction.probabilities.values()) == pytest.approx(np.mean(answers, axis=0).tolist(), abs=1e-5)
 
 
 def test_a_batch_gives_what_its_images_give_alone(cropped: Recognizer, detecting: Recognizer) -> None:

@@ -247,7 +247,8 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     run = subprocess.run([*command, *more], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "val: accuracy 75.00% of 300 images" in run.stdout
     calibration = json.loads((tmp_path / "model/calibration.json").read_text())
-    assert calibration["temperature"] > 1
+    assert set(calibration["temperatures"]) == {"centre", "mirror"}
+    assert min(calibration["temperatures"].values()) > 1
     assert calibration["weights_sha256"] == hashlib.sha256(Path(weights).read_bytes()).hexdigest()
     assert any(line.split()[:1] == ["happy"] for line in run.stdout.splitlines())
     run = subprocess.run(
@@ -301,7 +302,7 @@ def test_a_temperature_that_is_known(tmp_path: Path) -> None:
     path = write_calibration(model[1], evaluation)
     assert path == tmp_path / "model" / "calibration.json"
     calibrated = FaceNetwork(*model, device="cpu")
-    assert calibrated.temperature == pytest.approx(expected, rel=1e-5)
+    assert calibrated.temperatures == {"centre": pytest.approx(expected, rel=1e-5)}
     assert calibrated.probabilities(band_face(2, 150)[None])[0, 2] == pytest.approx(0.75, abs=1e-4)
     assert FaceNetwork(*model, device="cpu", calibrated=False).probabilities(band_face(2, 150)[None])[0, 2] > 0.98
 
@@ -309,16 +310,27 @@ def test_a_temperature_that_is_known(tmp_path: Path) -> None:
 def test_a_calibration_is_for_the_weights_that_it_names(tmp_path: Path) -> None:
     deploy, weights, mean = make_model(tmp_path)
     file = tmp_path / "calibration.json"
-    file.write_text(json.dumps({"temperature": 2, "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}))
+    file.write_text(
+        json.dumps(
+            {
+                "temperatures": {"centre": 2, "mirror": 4},
+                "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+            }
+        )
+    )
     levels = [0.0, 50, 0, 0, 0, 25, 0]
     face = (band_face(1, 50) + band_face(5, 25))[None]
     answer = FaceNetwork(deploy, weights, mean, device="cpu").probabilities(face)[0]
     assert np.allclose(answer, band_probabilities([level / 2 for level in levels]), atol=1e-5)
+    # the probabilities of several views are averaged first: the answer is that of the net as it is
+    plain = FaceNetwork(deploy, weights, mean, device="cpu", calibrated=False).probabilities(face, "mirror")[0]
+    softened = FaceNetwork(deploy, weights, mean, device="cpu").probabilities(face, "mirror")[0]
+    assert np.allclose(softened, plain**0.25 / (plain**0.25).sum(), atol=1e-6)
     net = caffe.Net(str(deploy), str(weights), caffe.TEST)
     net.params["score"][1].data[0] = 1
     net.save(str(weights))
-    assert FaceNetwork(deploy, weights, mean, device="cpu").temperature == 1
-    for text in ("{", "[]", '{"temperature": 2}', '{"temperature": 0, "weights_sha256": ""}'):
+    assert FaceNetwork(deploy, weights, mean, device="cpu").temperatures == {}
+    for text in ("{", "[]", '{"temperatures": {}}', '{"temperatures": {"centre": 0}, "weights_sha256": ""}'):
         file.write_text(text)
         with pytest.raises(StageError, match=r"calibration\.json: .*; expected"):
             FaceNetwork(deploy, weights, mean, device="cpu")

@@ -78,5 +78,8 @@ def test_two_epochs_learn() -> None:
         assert {view["images"] for view in database["views"].values()} == {3_589}
     calibration = result["databases"]["val"]["calibration"]
     assert calibration["nll_calibrated"] <= calibration["nll"]
-    assert json.loads((run / "calibration.json").read_text())["temperatures"]["centre"] == result["calibration"]["temperature"]
+    assert (
+        json.loads((run / "calibration.json").read_text())["temperatures"]["centre"]
+        == result["calibration"]["temperature"]
+    )
     assert (run / "loss.png").stat().st_size > 10_000

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 import caffe
-from preprocessing.datasets import EMOTIONS
+from preprocessing.classes import CLASSES_FILE, default_classes, read_classes
 from preprocessing.stage import StageError, sha256
 
 StrPath = str | PathLike[str]
@@ -85,11 +85,6 @@ def log_probabilities(probabilities: np.ndarray) -> np.ndarray:
     return np.log(np.maximum(probabilities, np.finfo(np.float32).tiny, dtype=np.float64))
 
 
-def class_names(count: int) -> tuple[str, ...]:
-    """The emotions where there are as many classes, else `class_0`, `class_1`, …"""
-    return EMOTIONS if count == len(EMOTIONS) else tuple(f"class_{i}" for i in range(count))
-
-
 class Classifier(Protocol):
     """What can be evaluated: a FaceNetwork, or several together.
 
@@ -119,9 +114,9 @@ class FaceNetwork:
         (their SHA-256): then 0.8 means right in 80% of such faces. The answer is the same. False leaves the
         probabilities as the net gives them.
 
-    Attributes: `classes`, the names of the outputs; `face_shape`, C, H and W of the faces that go in; `temperatures`
-    by views, none where the probabilities are the net's own; `name`, the weights' file name without its ending;
-    `files`, the three paths in a list of one.
+    Attributes: `classes`, the names of the outputs, from the classes.txt beside the weights if one is there;
+    `face_shape`, C, H and W of the faces that go in; `temperatures` by views, none where the probabilities are the
+    net's own; `name`, the weights' file name without its ending; `files`, the three paths in a list of one.
 
     Raises
     ------
@@ -160,7 +155,13 @@ class FaceNetwork:
                 f"{deploy}: its input is {_times(shape)}; the mean {mean} is only {_times(self.mean.shape)}"
             )
         self.face_shape: tuple[int, int, int] = (self.mean.shape[0], self.mean.shape[1], self.mean.shape[2])
-        self.classes = class_names(self._net.blobs[self._output].shape[1])
+        outputs = self._net.blobs[self._output].shape[1]
+        self.classes = read_classes(Path(weights).parent) or default_classes(outputs)
+        if len(self.classes) != outputs:
+            raise StageError(
+                f"{Path(weights).parent / CLASSES_FILE}: {len(self.classes)} names; expected {outputs}, the outputs of "
+                f"{deploy}"
+            )
 
     def probabilities(self, faces: np.ndarray, views: str = "centre") -> np.ndarray:
         """The probability of each class for each face.

@@ -17,7 +17,8 @@ from tiny_model import band_face, band_probabilities, make_model, write_database
 
 import caffe
 from preprocessing.datasets import EMOTIONS
-from preprocessing.network_input import FaceNetwork, class_names, faces_to_input, soften
+from preprocessing.classes import default_classes
+from preprocessing.network_input import FaceNetwork, faces_to_input, soften
 from preprocessing.stage import StageError
 from train.calibrate import find_temperature, negative_log_likelihood, reliability
 from train.ensemble import Ensemble, model_files
@@ -181,7 +182,7 @@ def test_images_that_stand_in_training_too_are_left_out_of_a_second_figure(tmp_p
 def test_other_numbers_of_classes_get_plain_names(tmp_path: Path) -> None:
     network = FaceNetwork(*make_model(tmp_path, classes=3), device="cpu")
     assert network.classes == ("class_0", "class_1", "class_2")
-    assert class_names(7) == EMOTIONS
+    assert default_classes(7) == EMOTIONS
 
 
 def test_the_same_output_folder_is_replaced_but_no_other(tmp_path: Path) -> None:

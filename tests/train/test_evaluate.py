@@ -16,8 +16,8 @@ import pytest
 from tiny_model import band_face, band_probabilities, make_model, write_database
 
 import caffe
-from preprocessing.datasets import EMOTIONS
 from preprocessing.classes import default_classes
+from preprocessing.datasets import EMOTIONS
 from preprocessing.network_input import FaceNetwork, faces_to_input, soften
 from preprocessing.stage import StageError
 from train.calibrate import find_temperature, negative_log_likelihood, reliability

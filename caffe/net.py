@@ -497,10 +497,14 @@ class Net:
             self._call_hooks("after_forward", number)
         return loss
 
+    def forget(self) -> None:
+        """Let go of what the last forward pass computed, and of its graph: blobs keep their values, as if set."""
+        self._graph, self._values, self._walked = None, {}, set()
+
     def _compute_blobs(self, start: int, end: int, gradient: bool, fuse: bool) -> torch.Tensor:
         values: Tensors = {}
         if start == 0:
-            self._graph, self._values, self._walked = None, {}, set()
+            self.forget()
         else:
             values = {name: self._current(name) for name in self.blobs}
         produced = dict.fromkeys(top for layer in self.layers[start : end + 1] for top in layer.param.top)

@@ -10,6 +10,7 @@ import torch
 
 from .blob import Parameter
 from .layers import Layer
+from .layers.data_hdf5 import HDF5Output
 from .layers.normalization import running_sums
 from .net import Net
 
@@ -28,11 +29,11 @@ class SharpnessAware:
 
     def __init__(self, net: Net, rho: float) -> None:
         self.net, self.rho = net, rho
-        # (whether they are data, first number, last number) of layers in a row
+        # (whether they run once, first number, last number) of layers in a row
         self._ranges: list[tuple[bool, int, int]] = []
-        for data, group in groupby(range(len(net.layers)), key=lambda number: _is_data(net.layers[number])):
+        for once, group in groupby(range(len(net.layers)), key=lambda number: _runs_once(net.layers[number])):
             numbers = list(group)
-            self._ranges.append((data, numbers[0], numbers[-1]))
+            self._ranges.append((once, numbers[0], numbers[-1]))
         self._inner = [layer for layer in net.layers if not _is_data(layer)]
 
     def compute(self) -> torch.Tensor:
@@ -63,20 +64,20 @@ class SharpnessAware:
         """The loss, and what the data layers gave, before a layer changes it in place."""
         net, batch = self.net, {}
         loss = torch.zeros((), device=net.device)
-        for data, first, last in self._ranges:
+        for once, first, last in self._ranges:
             loss = loss + net.compute(first, last, gradient=True).detach()
-            if data:
+            if once:
                 tops = [top for layer in net.layers[first : last + 1] for top in layer.param.top]
                 batch.update({top: net.blobs[top].tensor() for top in tops})
         return loss, batch
 
     def _second_pass(self, batch: dict[str, torch.Tensor]) -> None:
         net = self.net
-        net._values.clear()  # the graph of the first pass is gone, and what was computed there is no part of this one
+        net.forget()  # the graph of the first pass is gone, and what was computed there is no part of this one
         for top, tensor in batch.items():
             net.blobs[top].set_tensor(tensor)
-        for data, first, last in self._ranges:
-            if not data:
+        for once, first, last in self._ranges:
+            if not once:
                 net.compute(first, last, gradient=True)
 
     @contextmanager
@@ -97,3 +98,8 @@ class SharpnessAware:
 def _is_data(layer: Layer) -> bool:
     """Whether a layer's tops are the batch: it reads no other layer, and has nothing to learn (as Parameter has)."""
     return not layer.param.bottom and not layer.blobs
+
+
+def _runs_once(layer: Layer) -> bool:
+    """Whether a layer runs in the first pass alone: it reads the batch, or writes into a file."""
+    return _is_data(layer) or isinstance(layer, HDF5Output)

@@ -312,14 +312,16 @@ class Data(PrefetchingLayer[Batch]):
 
     def _shuffled(self, start: int) -> torch.Tensor:
         """The numbers of the records at places `start` and on, in an order that each time through has anew."""
-        numbers = []
-        for place in range(start, start + self.param.data_param.batch_size):
-            round_number, within = divmod(place, len(self))
-            if round_number != self._round:
-                self._order = np.random.default_rng([self.seed, round_number]).permutation(len(self))
-                self._round = round_number
-            numbers.append(self._order[within])
-        return torch.tensor(np.array(numbers))
+        rounds, places = np.divmod(np.arange(start, start + self.param.data_param.batch_size), len(self))
+        parts = [self._order_of(number)[places[rounds == number]] for number in range(rounds[0], rounds[-1] + 1)]
+        return torch.from_numpy(np.concatenate(parts))
+
+    def _order_of(self, round_number: int) -> np.ndarray:
+        """The numbers of all records in the order of that time through."""
+        if round_number != self._round:
+            self._order = np.random.default_rng([self.seed, round_number]).permutation(len(self))
+            self._round = round_number
+        return self._order
 
     def _rows(self, start: int) -> torch.Tensor | slice:
         """Which of the records that are kept in memory make the batch."""

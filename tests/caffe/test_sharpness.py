@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -161,6 +162,17 @@ def test_only_the_first_pass_moves_batch_norms_sums(tmp_path: Path, iter_size: i
         solver.step(2)
         sums.append([blob.data.tobytes() for blob in solver.net.params["bn"]] + [solver.net.states()])
     assert sums[0] == sums[1]
+
+
+def test_a_file_is_written_once_a_batch(tmp_path: Path) -> None:
+    """HDF5Output writes the first pass's rows, not those of the weights that were moved."""
+    path = tmp_path / "rows.h5"
+    output = f"""layer {{ name: "out" type: "HDF5Output" bottom: "x" bottom: "label"
+        hdf5_output_param {{ file_name: "{path}" }} }}"""
+    solver = solver_of("sam_rho: 0.05", before=output)
+    solver.step(3)
+    with h5py.File(path) as file:
+        assert file["data"].shape == (3 * 2, 3, 1, 1)
 
 
 def test_it_learns(tmp_path: Path) -> None:

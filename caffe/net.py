@@ -474,6 +474,32 @@ class Net:
             self._compute(values, None, 0, len(self.layers) - 1, self._choose_plan(False, True, outputs_only=True))
         return {name: values[name].float() for name in self.outputs}
 
+    def trace(self, **inputs: torch.Tensor) -> Graph:
+        """What each layer reads and makes for the inputs given as tensors; nothing is kept in the blobs.
+
+        The layers run one by one, and one that works in place makes a tensor of its own: each top is there as it left
+        its layer. All are in one graph of autograd, where its recording is on, so `torch.autograd.grad` gives the
+        gradient of any of them with respect to any other or an input, and a hook on a top sees, or changes, the whole
+        gradient that comes back to this layer.
+
+        Parameters
+        ----------
+        inputs: as `infer`'s; with `requires_grad` where a gradient is wanted.
+
+        Returns
+        -------
+        For each layer but Input ones, by its number in `net.layers`: its bottoms and its tops, on `net.device`.
+        """
+        if set(inputs) != set(self.inputs):
+            raise CaffeError(f"trace: inputs are {sorted(inputs)}; expected {sorted(self.inputs)}")
+        values = dict(inputs)
+        graph: Graph = {}
+        with self._autocast():
+            for number, layer in enumerate(self.layers):
+                if not self._is_input[number]:
+                    self._run_layer(layer, number, number, values, graph)
+        return graph
+
     def compute(
         self, start: int = 0, end: int | None = None, gradient: bool | None = None, fuse: bool = True
     ) -> torch.Tensor:

@@ -17,11 +17,12 @@ import cv2
 import numpy as np
 
 from preprocessing.network_input import VIEWS
-from preprocessing.stage import StageError, add_device_argument, replace_file, run_main
+from preprocessing.stage import StageError, replace_file, run_main
 
 from .annotate import annotate
 from .images import ImageError, find_images, read_image
-from .recognizer import DEFAULT_MODEL, Prediction, Recognizer
+from .options import add_model_arguments, check_model_arguments, make_recognizer
+from .recognizer import Prediction, Recognizer
 
 OUTPUT = Path("data/predictions")
 CHUNK_IMAGES, CHUNK_PIXELS = 64, 16 << 20  # images that are held at a time
@@ -113,9 +114,7 @@ def run(args: argparse.Namespace) -> int:
     for chunk in read_chunks(found):
         images = [image for _, image in chunk if isinstance(image, np.ndarray)]
         if images and recognizer is None:  # loaded when there is something to look at
-            recognizer = Recognizer(
-                args.deploy, args.weights, args.mean, args.face, args.device, args.views, args.model
-            )
+            recognizer = make_recognizer(args, args.views)
         answers = iter(recognizer.predict_batch(images) if recognizer else [])
         for path, image in chunk:
             if isinstance(image, str):
@@ -142,16 +141,7 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m predict", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders of them, or quoted patterns")
-    parser.add_argument("--model", default=DEFAULT_MODEL, help="a model that ships (default: %(default)s)")
-    parser.add_argument("--deploy", type=Path, help="deploy.prototxt of a net of your own, with --weights and --mean")
-    parser.add_argument("--weights", type=Path, help="its .caffemodel")
-    parser.add_argument("--mean", type=Path, help="its mean.binaryproto")
-    parser.add_argument(
-        "--face",
-        choices=("detect", "none"),
-        default="detect",
-        help="detect: find the faces in photos; none: each image is one cropped face (default: %(default)s)",
-    )
+    add_model_arguments(parser)
     parser.add_argument(
         "--views",
         choices=tuple(VIEWS),
@@ -162,10 +152,8 @@ def main() -> int:
     parser.add_argument(
         "--output", type=Path, default=OUTPUT, help="folder for annotated images (default: %(default)s)"
     )
-    add_device_argument(parser)
     args = parser.parse_args()
-    if len({args.deploy is None, args.weights is None, args.mean is None}) == 2:
-        parser.error("--deploy, --weights and --mean belong together: expected all three or none")
+    check_model_arguments(parser, args)
     for stream in (sys.stdout, sys.stderr):  # a file name may hold what the terminal cannot show
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

@@ -24,6 +24,23 @@ StrPath = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, eq=False)
+class FoundFace:
+    """One face in an image, and how the net sees it.
+
+    Attributes
+    ----------
+    box, confidence: as a Prediction's.
+    landmarks: float, 5×2, in pixels of the image; None for `face="none"`.
+    pixels: uint8, N×N, grey: the face aligned, or for `face="none"` the image resized; N is the mean's side.
+    """
+
+    box: tuple[float, float, float, float]
+    landmarks: np.ndarray | None
+    confidence: float | None
+    pixels: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class Prediction:
     """One face and its emotion.
 
@@ -146,20 +163,25 @@ class Recognizer:
 
     def predict_batch(self, images: Sequence[StrPath | np.ndarray]) -> list[list[Prediction]]:
         """For each image its faces, as `predict` gives them; quicker than one by one, above all for small images."""
+        found = self.find_faces(images)
+        faces = [face.pixels for in_image in found for face in in_image]
+        stack = np.stack(faces) if faces else np.empty((0, self._size, self._size), np.uint8)
+        answers = iter(self.network.probabilities(stack, self.views))
+        return [[self._prediction(face, next(answers)) for face in in_image] for in_image in found]
+
+    def find_faces(self, images: Sequence[StrPath | np.ndarray]) -> list[list[FoundFace]]:
+        """For each image its faces, found and aligned, the most confident first; images as `predict` takes them."""
         arrays = [
             read_image(image) if isinstance(image, (str, os.PathLike)) else check_image(image) for image in images
         ]
-        found = self._find(arrays)
-        aligned = [
-            align_face(grey, landmarks, self._size)
-            for image, faces in zip(arrays, found, strict=True)
-            if faces
-            for grey in [image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)]
-            for _, landmarks, _ in faces
+        return [
+            [
+                FoundFace(box, landmarks, confidence, align_face(grey, landmarks, self._size))
+                for grey in [image if image.ndim == 2 or not faces else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)]
+                for box, landmarks, confidence in faces
+            ]
+            for image, faces in zip(arrays, self._find(arrays), strict=True)
         ]
-        stack = np.stack(aligned) if aligned else np.empty((0, self._size, self._size), np.uint8)
-        answers = iter(self.network.probabilities(stack, self.views))
-        return [[self._prediction(*face, next(answers)) for face in faces] for faces in found]
 
     def _find(
         self, images: list[np.ndarray]
@@ -172,19 +194,13 @@ class Recognizer:
             for faces in self._detector.detect_batch(images)
         ]
 
-    def _prediction(
-        self,
-        box: tuple[float, float, float, float],
-        landmarks: np.ndarray | None,
-        confidence: float | None,
-        probabilities: np.ndarray,
-    ) -> Prediction:
+    def _prediction(self, face: FoundFace, probabilities: np.ndarray) -> Prediction:
         named = None
-        if landmarks is not None:
+        if face.landmarks is not None:
             from preprocessing.mtcnn import LANDMARKS
 
-            named = {name: (float(x), float(y)) for name, (x, y) in zip(LANDMARKS, landmarks, strict=True)}
+            named = {name: (float(x), float(y)) for name, (x, y) in zip(LANDMARKS, face.landmarks, strict=True)}
         emotion = self.emotions[int(probabilities.argmax())]
         return Prediction(
-            box, named, confidence, emotion, dict(zip(self.emotions, probabilities.tolist(), strict=True))
+            face.box, named, face.confidence, emotion, dict(zip(self.emotions, probabilities.tolist(), strict=True))
         )

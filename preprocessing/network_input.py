@@ -163,6 +163,19 @@ class FaceNetwork:
                 f"{deploy}"
             )
 
+    @property
+    def net(self) -> caffe.Net:
+        """The net itself, to look into; its input is what `input_tensor` gives."""
+        return self._net
+
+    def input_tensor(self, face: np.ndarray) -> torch.Tensor:
+        """One face (H×W or C×H×W, 0..255, of the mean's size) as the net sees it: 1×C×height×width, its centre crop.
+
+        Raises ValueError where the face is not of the mean's size.
+        """
+        inputs = faces_to_input(face[None], self.mean, self.input_size)
+        return torch.from_numpy(np.ascontiguousarray(inputs)).to(self._net.device)
+
     def probabilities(self, faces: np.ndarray, views: str = "centre") -> np.ndarray:
         """The probability of each class for each face.
 

@@ -1,0 +1,36 @@
+"""The options that commands share which take a trained net and look at the faces in images."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from preprocessing.stage import add_device_argument
+
+from .recognizer import DEFAULT_MODEL, Recognizer
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--model NAME`, or `--deploy`, `--weights` and `--mean`; `--face detect|none`; `--device`."""
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="a model that ships (default: %(default)s)")
+    parser.add_argument("--deploy", type=Path, help="deploy.prototxt of a net of your own, with --weights and --mean")
+    parser.add_argument("--weights", type=Path, help="its .caffemodel")
+    parser.add_argument("--mean", type=Path, help="its mean.binaryproto")
+    parser.add_argument(
+        "--face",
+        choices=("detect", "none"),
+        default="detect",
+        help="detect: find the faces in photos; none: each image is one cropped face (default: %(default)s)",
+    )
+    add_device_argument(parser)
+
+
+def check_model_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with the usage where only some of a net's three files are given."""
+    if len({args.deploy is None, args.weights is None, args.mean is None}) == 2:
+        parser.error("--deploy, --weights and --mean belong together: expected all three or none")
+
+
+def make_recognizer(args: argparse.Namespace, views: str = "ten_crop") -> Recognizer:
+    """The recogniser that these options ask for. Raises StageError as it does."""
+    return Recognizer(args.deploy, args.weights, args.mean, args.face, args.device, views, args.model)

@@ -28,6 +28,7 @@ OUTPUT = Path("data/features")
 ALL = "all"
 MAX_CHANNELS = 64  # on one sheet
 MAX_BARS = 32  # a vector of more values than this has no number at each bar
+SMALLEST_TILE, SMALLEST_SHEET = 1.15, 4.2  # inches: a channel, and a row of channels, in a blob's picture
 STRONGEST = 12  # channels of each blob in the overview
 COLORS = "viridis"  # as light as the value is high, also in print and for the colour-blind
 TILE = 48  # pixels a channel in the overview
@@ -148,15 +149,17 @@ def draw_features(name: str, maps: np.ndarray, title: str) -> Figure:
     shown = channels[:MAX_CHANNELS]
     columns = min(int(np.ceil(np.sqrt(len(shown)))), 8)
     rows = -(-len(shown) // columns)
-    figure = _figure(max(columns * 1.15 * width / max(height, width) + 1.2, 5.2), rows * 1.15 * height / width + 0.9)
+    tile = max(SMALLEST_TILE, SMALLEST_SHEET / columns)
+    shape = width / max(height, width), height / max(height, width)
+    figure = _figure(max(columns * tile * shape[0] + 1.4, 5.2), rows * tile * shape[1] + 0.9)
     axes = figure.add_subplot()
     image = axes.imshow(mosaic(shown, columns), cmap=COLORS, interpolation="nearest")
     _number_tiles(axes, len(shown), columns, height, width)
     axes.axis("off")
     some = f", the first {len(shown)} drawn" if len(shown) < count else ""
     what = f"{name}: {count} channel{'s' * (count != 1)} of {height}×{width}{some}"
-    axes.set_title(f"{what}\n{title}", fontsize=10, loc="left")
-    figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02, label="value, one scale for all channels")
+    figure.suptitle(f"{what}\n{title}", fontsize=10, x=0.02, ha="left")
+    figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02, label="value, the same scale for all")
     return figure
 
 

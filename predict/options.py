@@ -5,23 +5,25 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from preprocessing.network_input import FaceNetwork
 from preprocessing.stage import add_device_argument
 
-from .recognizer import DEFAULT_MODEL, Recognizer
+from .recognizer import DEFAULT_MODEL, Recognizer, model_files
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--model NAME`, or `--deploy`, `--weights` and `--mean`; `--face detect|none`; `--device`."""
+def add_model_arguments(parser: argparse.ArgumentParser, faces: bool = True) -> None:
+    """`--model NAME`, or `--deploy`, `--weights` and `--mean`; `--device`; with `faces`, `--face detect|none`."""
     parser.add_argument("--model", default=DEFAULT_MODEL, help="a model that ships (default: %(default)s)")
     parser.add_argument("--deploy", type=Path, help="deploy.prototxt of a net of your own, with --weights and --mean")
     parser.add_argument("--weights", type=Path, help="its .caffemodel")
     parser.add_argument("--mean", type=Path, help="its mean.binaryproto")
-    parser.add_argument(
-        "--face",
-        choices=("detect", "none"),
-        default="detect",
-        help="detect: find the faces in photos; none: each image is one cropped face (default: %(default)s)",
-    )
+    if faces:
+        parser.add_argument(
+            "--face",
+            choices=("detect", "none"),
+            default="detect",
+            help="detect: find the faces in photos; none: each image is one cropped face (default: %(default)s)",
+        )
     add_device_argument(parser)
 
 
@@ -29,6 +31,12 @@ def check_model_arguments(parser: argparse.ArgumentParser, args: argparse.Namesp
     """End with the usage where only some of a net's three files are given."""
     if len({args.deploy is None, args.weights is None, args.mean is None}) == 2:
         parser.error("--deploy, --weights and --mean belong together: expected all three or none")
+
+
+def make_network(args: argparse.Namespace) -> FaceNetwork:
+    """The net that these options ask for, without the finding of faces. Raises StageError as it does."""
+    files = model_files(args.model) if args.deploy is None else (args.deploy, args.weights, args.mean)
+    return FaceNetwork(*files, args.device)
 
 
 def make_recognizer(args: argparse.Namespace, views: str = "ten_crop") -> Recognizer:

@@ -1,11 +1,13 @@
 """Train a network of prototxt/ on the LMDBs of a data set, choosing the epoch that validates best.
 
 python -m train prototxt/face_emotion_net --train data/fer2013/lmdb/train_lmdb --val data/fer2013/lmdb/val_lmdb \\
-    --mean data/fer2013/mean.binaryproto --output data/fer2013/runs/face_emotion_net [--epochs 150] [--solver modern]
+    --mean data/fer2013/mean.binaryproto --output data/fer2013/runs/face_emotion_net [--epochs 150] [--solver modern] \\
+    [--init WEIGHTS.caffemodel [--freeze conv]] [--lr 0.001]
 
-The run's folder is a Caffe project of its own: solver.prototxt and train_val.prototxt with every setting filled in,
-snapshots, train.log in Caffe's format. Stopped by Ctrl-C or a kill, the same command goes on from the last snapshot
-and ends with the same weights as if it had never stopped.
+The net gets as many outputs as the classes.txt beside the training LMDB has names. The run's folder is a Caffe project
+of its own: solver.prototxt and train_val.prototxt with every setting filled in, snapshots, train.log in Caffe's format.
+Stopped by Ctrl-C or a kill, the same command goes on from the last snapshot and ends with the same weights as if it had
+never stopped.
 """
 
 from __future__ import annotations
@@ -29,19 +31,22 @@ from caffe import glog as log
 from caffe.database import write_lmdb
 from caffe.io import (
     DatumReader,
+    load_mean,
     open_lmdb,
-    read_net_binary,
     read_net_parameter,
     read_solver_parameter,
     replace_bytes,
 )
 from caffe.net import filter_net
 from caffe.proto.caffe_pb2 import TEST, TRAIN, LayerParameter, NetParameter, NetState, SolverParameter
+from preprocessing.classes import CLASSES_FILE, default_classes, read_classes, write_classes
 from preprocessing.network_input import CALIBRATION
 from preprocessing.stage import Stage, StageError, add_device_argument, replace_file, run_main, sha256
+from train import finetune
 
 LARGEST_TEST_BATCH = 512
 KEPT_SNAPSHOTS = 2
+INIT = "init.caffemodel"  # in a run's folder: of the weights to start from, the layers that are taken
 
 
 def data_layer(net: NetParameter, state: NetState) -> LayerParameter:
@@ -125,22 +130,6 @@ def solver_file(network: Path, recipe: str | None) -> Path:
     return path
 
 
-def check_initial_weights(path: Path, net: NetParameter) -> None:
-    """Look at weights that a training is to start from, before anything is written.
-
-    Raises StageError where the file is missing, or none of its layers with parameters is one of the net's, by name,
-    CaffeError where it is no .caffemodel.
-    """
-    if not path.is_file():
-        raise StageError(f"{path}: no such file; expected a .caffemodel to start from")
-    given = {layer.name for layer in read_net_binary(path).layer if layer.blobs}
-    if not given & {layer.name for layer in net.layer}:
-        raise StageError(
-            f"{path}: has parameters of {', '.join(sorted(given)) or 'no layer'}; expected some of the layers of "
-            f"{net.name}, by name"
-        )
-
-
 def merge(sources: list[Path], target: Path, seed: int) -> None:
     """Write one LMDB of all records of several, shuffled by `seed`, numbered anew."""
 
@@ -182,24 +171,59 @@ class Run:
         # the net that the recipe names lies beside it, wherever the folder is
         self.net_file = self.source / Path(self.solver_param.net or "train_val.prototxt").name
         self.net_param = read_net_parameter(self.net_file)
-        read_net_parameter(self.source / "deploy.prototxt")  # copied at the end, but to be missed before the training
+        self._name_classes(Path(arguments.train).parent, Path(arguments.val).parent)
         if arguments.seed is not None:
             self.solver_param.random_seed = arguments.seed
         if self.solver_param.random_seed < 0:
             self.solver_param.random_seed = 1
         if arguments.precision:
             self.solver_param.precision = SolverParameter.Precision.Value(arguments.precision.upper())
-        if arguments.init:
-            if "," in arguments.init:  # Caffe takes commas to separate names
-                raise StageError(f"--init is {arguments.init}; expected a path without a comma")
-            self.solver_param.weights[:] = [arguments.init]
+        if arguments.lr is not None:
+            self.solver_param.base_lr = arguments.lr
+        self.init, self.freeze = Path(arguments.init) if arguments.init else None, arguments.freeze
+        self.start: finetune.Start | None = None
         self.weights = [Path(name.strip()) for names in self.solver_param.weights for name in names.split(",")]
+        if self.init is not None:
+            self.weights = [self.init]
         for path in self.weights:
-            check_initial_weights(path, self.net_param)
+            finetune.read_weights(path, self.net_param.name, [layer.name for layer in self.net_param.layer])
         self.val, self.sources = Path(arguments.val), [Path(arguments.train)]
         if self.train_on == "train+val":
             self.sources.append(self.val)
         self.epochs = arguments.epochs
+
+    def _name_classes(self, train: Path, val: Path) -> None:
+        """Take the classes' names from beside the training LMDB, and give the nets as many outputs."""
+        path = self.source / "deploy.prototxt"
+        self.deploy_param = read_net_parameter(path)
+        self.last = finetune.last_layer(self.deploy_param, path)
+        count = finetune.count_classes(self.net_param, self.last, self.net_file)
+        self.classes = read_classes(train) or default_classes(count)
+        others = read_classes(val)
+        if others is not None and others != self.classes:
+            raise StageError(
+                f"{val / CLASSES_FILE}: {', '.join(others)}; expected {', '.join(self.classes)}, the training set's"
+            )
+        self.changed = len(self.classes) != count
+        if self.changed:
+            for net in (self.net_param, self.deploy_param):
+                finetune.set_classes(net, self.last, len(self.classes))
+
+    def _start_from(self, init: Path, state: NetState, data: LayerParameter) -> finetune.Start:
+        """Choose what is taken of the weights, and set the rates of what starts anew and of what is not to learn."""
+        if "," in str(self.folder):  # Caffe takes commas to separate names
+            raise StageError(f"--output is {self.folder}; expected a path without a comma, for {INIT}")
+        net = self.net_param
+        mean = load_mean(self.mean).shape
+        shapes = finetune.parameter_shapes(net, state, data, (mean[0], mean[1], mean[2]))
+        start = finetune.choose_weights(init, shapes, self.last.name, self.classes, net.name)
+        if self.freeze:
+            frozen = finetune.layers_to_freeze(net, self.freeze, shapes, self.last.name)
+            finetune.freeze_layers(net, start, frozen, shapes)
+        if self.last.name in start.rebuilt:
+            finetune.raise_rate(net, self.last.name, len(shapes[self.last.name]))
+        self.solver_param.weights[:] = [str(self.folder / INIT)]
+        return start
 
     def prepare(self) -> None:
         """Write the run's prototxts; keep what an earlier, stopped run of the same settings left, else begin anew."""
@@ -214,6 +238,8 @@ class Run:
         test.data_param.source = str(self.val)
         for layer in (train, test):
             layer.transform_param.mean_file = str(self.mean)
+        if self.init is not None:
+            self.start = self._start_from(self.init, states[0], train)
         test.data_param.batch_size, test_iter = validation_batches(len(DatumReader(self.val)))
         self.epoch = math.ceil(records / train.data_param.batch_size)
         solver = self.solver_param
@@ -228,6 +254,8 @@ class Run:
             "data": {str(path): sha256(path) for path in files if path.is_file()},
             "train_on": self.train_on,
         }
+        if self.classes != default_classes(len(self.classes)):
+            settings["classes"] = list(self.classes)
         text = json.dumps(settings, indent=1)
         settings_file = self.folder / "settings.json"
         if not settings_file.is_file() or settings_file.read_text() != text:
@@ -237,12 +265,15 @@ class Run:
                 merge(self.sources, merged, solver.random_seed)
             replace_bytes(self.folder / "train_val.prototxt", settings["net"].encode())
             replace_bytes(self.folder / "solver.prototxt", settings["solver"].encode())
+            if self.start is not None:
+                replace_bytes(self.folder / INIT, self.start.weights.SerializeToString())
             replace_bytes(settings_file, text.encode())
 
     def _clear(self) -> None:
         """Remove what a run with other settings left: it must not be taken for this run's."""
         (self.folder / "settings.json").unlink(missing_ok=True)  # first, so that a kill in between begins anew too
-        left = (f"{self.name}_iter_*", f"{self.name}.caffemodel", CALIBRATION, "manifest.json", "best.*", "train.log")
+        files = ("manifest.json", "best.*", "train.log", INIT, CALIBRATION, CLASSES_FILE)
+        left = (*files, f"{self.name}_iter_*", f"{self.name}.caffemodel")
         for pattern in left:
             for path in self.folder.glob(pattern):
                 path.unlink()
@@ -301,9 +332,13 @@ class Run:
         """Put the chosen weights, the deploy net, the mean and the manifest in place: a complete model folder."""
         chosen = self.train_on == "train" and self.best
         with replace_file(self.folder / "deploy.prototxt") as path:
-            shutil.copyfile(self.source / "deploy.prototxt", path)
+            if self.changed:
+                path.write_text(text_format.MessageToString(self.deploy_param))
+            else:
+                shutil.copyfile(self.source / "deploy.prototxt", path)
         with replace_file(self.folder / "mean.binaryproto") as path:
             shutil.copyfile(self.mean, path)
+        write_classes(self.folder, self.classes)
         stage.counts = {
             "iterations": self.solver.iter,
             "epochs": self.solver.iter / self.epoch,
@@ -311,6 +346,8 @@ class Run:
             "stopped_early": self.solver.iter < self.solver_param.max_iter,
             "chosen": self.best if chosen else {"iteration": self.solver.iter},
         }
+        if self.start is not None:
+            stage.counts["init"] = self.start.to_dict()
         with replace_file(self.folder / "manifest.json") as path:
             stage.write_manifest(path)
         with replace_file(self.folder / f"{self.name}.caffemodel") as path:
@@ -379,19 +416,34 @@ def main() -> int:
     parser.add_argument(
         "--init",
         metavar="WEIGHTS.caffemodel",
-        help="start from these weights, layer by layer as they have the same names",
+        help="start from these weights, layer by layer as names and shapes are the same; the last layer starts anew "
+        f"where the classes are others, and learns {finetune.RATE_OF_REBUILT} times as fast",
     )
+    parser.add_argument(
+        "--freeze",
+        metavar="LAYERS",
+        help="with --init: conv (all up to the last convolution) or layers' names, with commas, that do not learn",
+    )
+    parser.add_argument("--lr", type=float, help="the learning rate base_lr (default: the solver prototxt's)")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), help="default: the solver prototxt's")
     add_device_argument(parser)
     arguments = parser.parse_args()
     if arguments.epochs is not None and arguments.epochs < 1:
         raise StageError(f"--epochs is {arguments.epochs}; expected 1 or more")
+    if arguments.lr is not None and not 0 < arguments.lr < math.inf:
+        raise StageError(f"--lr is {arguments.lr}; expected a number above 0")
+    if arguments.freeze and not arguments.init:
+        raise StageError(f"--freeze is {arguments.freeze} without --init; expected weights that are worth keeping")
     try:
         device = caffe.use_device(arguments.device)
         run = Run(arguments)
         run.prepare()
+        if run.start is not None:
+            print(run.start.describe(), flush=True)
         settings = {"network": run.name, "solver": arguments.solver, "train_on": run.train_on, "device": str(device)}
         settings |= {"seed": run.solver_param.random_seed, "max_iter": run.solver_param.max_iter}
+        settings |= {"classes": list(run.classes), "base_lr": run.solver_param.base_lr}
+        settings |= {"init": arguments.init, "freeze": arguments.freeze}
         prototxts = [run.folder / "solver.prototxt", run.folder / "train_val.prototxt"]
         stage = Stage("train", [*prototxts, run.mean, *run.weights], settings)
         if not run.train():

@@ -22,14 +22,16 @@ from train.evaluate import add_evaluation_arguments, check_evaluation_arguments,
 def model_files(folder: Path) -> tuple[Path, Path, Path]:
     """The deploy.prototxt, the .caffemodel and the mean.binaryproto of a finished run, or of a model that ships.
 
-    Snapshots (NAME_iter_N.caffemodel, …) and best.caffemodel do not count: they stand beside a run's chosen weights.
+    Snapshots (NAME_iter_N.caffemodel, …), best.caffemodel and init.caffemodel do not count: they stand beside a run's
+    chosen weights.
 
     Raises StageError for a folder that lacks one of them, or holds several weights.
     """
     expected = "expected the folder of a finished run, or of a model that ships"
     if not folder.is_dir():
         raise StageError(f"{folder}: no such folder; {expected}")
-    found = [p for p in sorted(folder.glob("*.caffemodel")) if p.name != "best.caffemodel" and "_iter_" not in p.stem]
+    others = ("best", "init")
+    found = [p for p in sorted(folder.glob("*.caffemodel")) if p.stem not in others and "_iter_" not in p.stem]
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "no weights (is it trained to the end?)"
         raise StageError(f"{folder}: {names}; {expected}, with one NAME.caffemodel")

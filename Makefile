@@ -114,7 +114,7 @@ $(foreach m,$(UNTRAINED),$(if $(call recipe,$(m)),,$(error MODELS names $(m), wh
 ENSEMBLE := $(W)/runs/ensemble_$(subst $() $(),+,$(notdir $(MEMBERS)))/evaluation/evaluation.json
 
 # ---- targets --------------------------------------------------------------------------------------------------------
-.PHONY: all env data extract align lmdb mean describe train plot evaluate ensemble results predict test lint bench clean help FORCE
+.PHONY: all env data extract align lmdb mean describe train plot evaluate ensemble compare predict test lint bench clean help FORCE
 FORCE:
 
 all: $(WEIGHTS) $(PLOTS) $(EVALUATION) $(D)/report.md $(PREDICTION) ## the whole pipeline: data, train, plot, evaluate, predict
@@ -206,8 +206,8 @@ no-models:
 	@echo 'error: MODELS is empty; expected networks, as in: make ensemble MODELS="face_emotion_net mini_xception"' >&2
 	@exit 1
 
-results: $(READY) ## a table of all evaluated runs of DATASET, mean and spread over seeds
-	$(PYTHON) -m train.summary $(D)
+compare: $(READY) ## all evaluated runs of DATASET: accuracy, size and time a face, as a table and a plot
+	$(PYTHON) -m explain.compare $(D) --device $(DEVICE)
 
 # what `make` shows at the end: the new network on a photo
 $(PREDICTION): $(WEIGHTS) $(EVALUATION) images/astronaut.png | $(READY)

@@ -25,7 +25,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
 import caffe
 from caffe.complexity import complexity
@@ -149,9 +149,9 @@ def read_result(path: Path, root: Path) -> Result:
     try:
         evaluation = json.loads(path.read_text())
         databases, nets = evaluation["databases"], evaluation["model"]["nets"]
+        models = [_files(run, net) for net in nets]
         if len(nets) > 1:
             name = f"ensemble: {evaluation['model']['name'].replace('+', ' + ')}"
-            models = [(Path(net["deploy"]), Path(net["weights"]), Path(net["mean"])) for net in nets]
             # its name says the members, whose seeds count; over folds it is one row as they are
             return Result(run, name, faces, None, fold, None, databases, f"{name}\n{faces}\n{fold is None}", models)
         manifest = json.loads((run / "manifest.json").read_text())
@@ -166,11 +166,18 @@ def read_result(path: Path, root: Path) -> Result:
             f"{name}\n{faces}\n{[entry['sha256'] for entry in initial]}\n{_settings(run, manifest, fold is not None)}"
         )
         epochs = counts["epochs"]
-        return Result(run, name, faces, settings["seed"], fold, epochs, databases, same, [model_files(run)])
+        return Result(run, name, faces, settings["seed"], fold, epochs, databases, same, models)
     except (ValueError, KeyError, TypeError, AttributeError, CaffeError) as error:
         raise StageError(
             f"{path}: {type(error).__name__}: {error}; expected what `python -m train` and `train.evaluate` write"
         ) from error
+
+
+def _files(run: Path, net: dict[str, str]) -> Files:
+    """The files of a net that evaluation.json names: those in the run's folder, should that have been moved."""
+    deploy, weights, mean = (Path(net[kind]) for kind in ("deploy", "weights", "mean"))
+    beside = run / deploy.name, run / weights.name, run / mean.name
+    return beside if all(path.is_file() for path in beside) else (deploy, weights, mean)
 
 
 def _settings(run: Path, manifest: dict[str, Any], folds: bool) -> str:
@@ -253,13 +260,13 @@ def size(deploy: Path) -> tuple[int, int]:
     return complexity(net)
 
 
-def time_faces(networks: Sequence[FaceNetwork], rounds: int = ROUNDS) -> list[dict[str, float]]:
+def time_faces(networks: Sequence[FaceNetwork]) -> list[dict[str, float]]:
     """Seconds that each net takes for one aligned face, by VIEWS: medians, after a warm-up.
 
-    rounds: in each of them every net is timed REPEATS times, so that what else the machine does falls on all alike.
+    In each of ROUNDS rounds every net is timed REPEATS times, so that what else the machine does falls on all alike.
     """
     times: list[dict[str, list[float]]] = [{view: [] for view in VIEWS} for _ in networks]
-    for number in progress(range(-1, rounds), rounds + 1, "timing", "round"):
+    for number in progress(range(-1, ROUNDS), ROUNDS + 1, "timing", "round"):
         for network, of_network in zip(networks, times, strict=True):
             face = np.zeros((1, *network.face_shape), np.uint8)
             for view, seconds in of_network.items():
@@ -321,7 +328,7 @@ def to_markdown(rows: Sequence[Row]) -> str:
             cells += ["–"] * 5
         else:
             times = [f"{1e3 * row.cost.seconds[view]:.2f}" for view in VIEWS]
-            megas = f"{row.cost.multiply_adds / 1e6:,.1f} M"
+            megas = f"{row.cost.multiply_adds / 1e6:,.2f} M"
             cells += [f"{row.cost.parameters:,}", megas, *times, f"{row.cost.bytes / 1e6:.2f}"]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
@@ -449,12 +456,12 @@ def draw(rows: Sequence[Row], title: str) -> Figure:
     canvas = FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(PANELS), sharey=True)
     below = (0.95 + LINE * lines) / height
-    figure.subplots_adjust(left=0.06, right=0.985, top=1 - 0.65 / height, bottom=below, wspace=0.06)
-    figure.suptitle(title, x=0.06, y=1 - 0.2 / height, ha="left", va="top", fontsize=13, fontweight="bold")
+    figure.subplots_adjust(left=0.075, right=0.985, top=1 - 0.65 / height, bottom=below, wspace=0.06)
+    figure.suptitle(title, x=0.075, y=1 - 0.2 / height, ha="left", va="top", fontsize=13, fontweight="bold")
     for i, (axes, label) in enumerate(zip(panels, PANELS, strict=True)):
         _draw_panel(axes, points, [point.costs[i] for point in points], label)
     panels[0].set_ylabel("accuracy on the test set (centre crop)")
-    panels[0].yaxis.set_major_formatter(PercentFormatter(100))
+    panels[0].yaxis.set_major_formatter(PercentFormatter(100, decimals=None))
     if points:
         low = min(point.accuracy - point.deviation for point in points)
         high = max(point.accuracy + point.deviation for point in points)
@@ -462,7 +469,7 @@ def draw(rows: Sequence[Row], title: str) -> Figure:
         panels[0].set_ylim(low - margin, high + margin)
     for place, point in enumerate(points):
         column, line = divmod(place, lines)
-        x, y = 0.06 + 0.47 * column, (0.2 + LINE * (lines - line)) / height
+        x, y = 0.075 + 0.47 * column, (0.2 + LINE * (lines - line)) / height
         figure.text(x, y, point.label.replace("$", r"\$"), color=point.colour, fontsize=9.5, va="top")
     canvas.draw()  # only then it is known where the points lie
     for i, axes in enumerate(panels):
@@ -473,8 +480,9 @@ def draw(rows: Sequence[Row], title: str) -> Figure:
 def _draw_panel(axes: Axes, points: Sequence[_Point], values: Sequence[float], label: str) -> None:
     axes.set_xscale("log")
     axes.set_xlabel(label)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    wide = bool(values) and max(values) > 300 * min(values)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(_short))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(color="#dddddd", linewidth=0.7)
     axes.set_axisbelow(True)
@@ -485,6 +493,14 @@ def _draw_panel(axes: Axes, points: Sequence[_Point], values: Sequence[float], l
         axes.errorbar(
             x, point.accuracy, point.deviation or None, fmt="o", color=point.colour, markersize=7, capsize=3
         )  # fmt: skip
+
+
+def _short(value: float, _: object = None) -> str:
+    """20 k, 5 M: numbers from a thousand on with their thousands named."""
+    for factor, letter in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if value >= factor:
+            return f"{value / factor:g}{letter}"
+    return f"{value:g}"
 
 
 def _number(axes: Axes, points: Sequence[_Point], values: Sequence[float]) -> None:

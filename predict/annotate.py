@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
+
+from preprocessing.classes import CONTEMPT
+from preprocessing.datasets import EMOTIONS
 
 from .recognizer import Prediction
 
@@ -13,7 +17,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom
 Color = tuple[int, int, int]
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
-# Okabe and Ito's colours (2008) as BGR, told apart with every kind of colour blindness; one an emotion, in their order.
+# Okabe and Ito's colours (2008) as BGR, told apart with every kind of colour blindness; one an emotion, contempt last.
 COLORS: tuple[Color, ...] = (
     (0x00, 0x5E, 0xD5),
     (0x73, 0x9E, 0x00),
@@ -22,9 +26,11 @@ COLORS: tuple[Color, ...] = (
     (0xE9, 0xB4, 0x56),
     (0x00, 0x9F, 0xE6),
     (0xD0, 0xD0, 0xD0),
+    (0xB2, 0x72, 0x00),
 )
 SMALLEST_SIDE = 600  # smaller photos are enlarged, so that the text can be read
 LARGEST_SIDE = 2000  # ... up to here
+LONGEST_NAME = 24  # letters of a class's name that are drawn
 PANEL, TRACK = (30, 30, 30), (90, 90, 90)
 
 
@@ -49,12 +55,13 @@ def annotate(image: np.ndarray, predictions: Sequence[Prediction]) -> np.ndarray
     text = _text_height(canvas, [scale * face.box[2] for face in predictions])
     boxes = [_corners(face, scale, canvas) for face in predictions]
     if any(face.landmarks is None for face in predictions):  # the face is the whole photo: bars go on a margin
-        canvas = cv2.copyMakeBorder(canvas, 0, 0, 0, _panel_width(text) + text, cv2.BORDER_CONSTANT, value=PANEL)
+        margin = max(_panel_width(face, text) for face in predictions) + text
+        canvas = cv2.copyMakeBorder(canvas, 0, 0, 0, margin, cv2.BORDER_CONSTANT, value=PANEL)
     labels = [_label_box(canvas, box, face, text) for box, face in zip(boxes, predictions, strict=True)]
     taken = [*boxes, *labels]
     for number, (face, box) in enumerate(zip(predictions, boxes, strict=True)):
         others = taken[:number] + taken[number + 1 :]
-        panel = _panel_box(canvas, box, labels[number], len(face.probabilities), text, others)
+        panel = _panel_box(canvas, box, labels[number], face, text, others)
         if panel is not None:
             _draw_bars(canvas, panel, face, text)
             taken.append(panel)
@@ -74,11 +81,21 @@ def _text_height(canvas: np.ndarray, widths: Sequence[float]) -> int:
 
 
 def _color(face: Prediction) -> Color:
-    return COLORS[list(face.probabilities).index(face.emotion) % len(COLORS)]
+    """An emotion's colour, whatever order the net has; a class of another name has the colour of its number."""
+    known = (*EMOTIONS, CONTEMPT)
+    number = known.index(face.emotion) if face.emotion in known else list(face.probabilities).index(face.emotion)
+    return COLORS[number % len(COLORS)]
+
+
+def _name(name: str) -> str:
+    """A class's name as it is drawn: OpenCV's font has ASCII alone, and a long name would leave no room."""
+    plain = unicodedata.normalize("NFKD", name)
+    plain = "".join(c for c in plain if not unicodedata.combining(c)).encode("ascii", "replace").decode()
+    return plain if len(plain) <= LONGEST_NAME else plain[: LONGEST_NAME - 2] + ".."
 
 
 def _label(face: Prediction) -> str:
-    return f"{face.emotion} {100 * face.probabilities[face.emotion]:.0f}%"
+    return f"{_name(face.emotion)} {100 * face.probabilities[face.emotion]:.0f}%"
 
 
 def _corners(face: Prediction, scale: int, canvas: np.ndarray) -> Box:
@@ -111,13 +128,21 @@ def _label_box(canvas: np.ndarray, box: Box, face: Prediction, text: int) -> Box
     return left, bottom - height, left + width, bottom
 
 
-def _panel_width(text: int) -> int:
-    return 12 * text
+def _names_width(face: Prediction, text: int) -> int:
+    return max(_text_width(_name(name), text - 3) for name in face.probabilities)
 
 
-def _panel_box(canvas: np.ndarray, box: Box, label: Box, rows: int, text: int, taken: Sequence[Box]) -> Box | None:
+def _panel_width(face: Prediction, text: int) -> int:
+    """For names, bars of at least four times the text's height, and percentages; 12 times it for the emotions."""
+    return max(12 * text, _names_width(face, text) + 8 * text)
+
+
+def _panel_box(
+    canvas: np.ndarray, box: Box, label: Box, face: Prediction, text: int, taken: Sequence[Box]
+) -> Box | None:
     """Where the bars go: beside the face's box, below or above it, where they cover no other face; None for nowhere."""
-    width, height, gap = _panel_width(text), round(1.15 * rows * text + 0.6 * text), text // 2
+    rows = len(face.probabilities)
+    width, height, gap = _panel_width(face, text), round(1.15 * rows * text + 0.6 * text), text // 2
     top = max(0, min(box[1], canvas.shape[0] - height))
     left = max(0, min(box[0], canvas.shape[1] - width))
     places = [
@@ -143,12 +168,12 @@ def _draw_bars(canvas: np.ndarray, panel: Box, face: Prediction, text: int) -> N
     left, top, right, bottom = panel
     region = canvas[top:bottom, left:right]
     region[:] = cv2.addWeighted(region, 0.25, np.full_like(region, PANEL), 0.75, 0)
-    names = max(_text_width(name, text - 3) for name in face.probabilities)
+    names = _names_width(face, text)
     start, end = left + text // 2 + names + text // 2, right - 3 * text
     for row, (name, probability) in enumerate(face.probabilities.items()):
         y = top + round((0.3 + 1.15 * row) * text)
         color = _color(face) if name == face.emotion else (200, 200, 200)
-        _write(canvas, name, (left + text // 2, y + round(0.8 * text)), text - 3, color)
+        _write(canvas, _name(name), (left + text // 2, y + round(0.8 * text)), text - 3, color)
         bar = y + round(0.2 * text), y + round(0.85 * text)
         cv2.rectangle(canvas, (start, bar[0]), (end, bar[1]), TRACK, cv2.FILLED)
         if filled := round((end - start) * probability):

@@ -4,6 +4,10 @@
         --lmdb val=data/fer2013/lmdb/val_lmdb --lmdb test=data/fer2013/lmdb/test_lmdb --output DIR \\
         [--views centre mirror ten_crop] [--exclude-duplicates-of TRAIN_LMDB] [--calibrate-on val]
 
+`--lmdb all=A,B,C` counts several databases as one. Labels are mapped by the names of the classes, so that the net may
+come from another data set: images of classes that it lacks are left out and counted, and its classes that the database
+lacks stay possible, wrong answers.
+
 Probabilities are taken as the net gives them, whatever calibration.json stands beside the weights.
 """
 
@@ -14,10 +18,11 @@ import csv
 import hashlib
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -25,6 +30,8 @@ from matplotlib.figure import Figure
 
 from caffe.errors import CaffeError
 from caffe.io import DatumReader
+from preprocessing.classes import CONTEMPT, default_classes, read_classes
+from preprocessing.datasets import EMOTIONS
 from preprocessing.network_input import CALIBRATION, VIEWS, Classifier, FaceNetwork, check_views
 from preprocessing.stage import (
     Stage,
@@ -38,6 +45,7 @@ from preprocessing.stage import (
 from train.calibrate import BINS, Calibration, calibrate, draw_reliability, find_temperature
 
 RESULT = "evaluation.json"
+LONGEST_LEVEL = 10  # letters of a name that stands level below a column of the confusion matrix
 VIEW_NAMES = {"centre": "centre", "mirror": "mirrored", "ten_crop": "ten crops"}
 
 
@@ -58,6 +66,13 @@ def class_metrics(confusion: np.ndarray) -> dict[str, np.ndarray]:
     return {"precision": precision, "recall": recall, "f1": f1, "support": support}
 
 
+def macro_averages(confusion: np.ndarray) -> dict[str, float]:
+    """Precision, recall and F1 as means over the classes that there are images of, which all weigh alike."""
+    metrics = class_metrics(confusion)
+    there = metrics["support"] > 0
+    return {name: float(metrics[name][there].mean()) if there.any() else 0.0 for name in ("precision", "recall", "f1")}
+
+
 def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.divide(a, b, out=np.zeros(len(a)), where=b != 0)
 
@@ -74,6 +89,7 @@ class Evaluation:
     labels: the images' classes (N).
     answers: what the net says by each of the views (N×classes).
     calibration: the probabilities before and after calibration, where asked for.
+    foreign: how many images were left out because the net lacks their class, by class.
     """
 
     name: str
@@ -84,6 +100,7 @@ class Evaluation:
     labels: np.ndarray
     answers: dict[str, np.ndarray]
     calibration: Calibration | None = None
+    foreign: dict[str, int] = field(default_factory=dict)
 
     @property
     def probabilities(self) -> np.ndarray:
@@ -114,7 +131,9 @@ class Evaluation:
             }
         if self.calibration is not None:
             result["calibration"] = self.calibration.to_dict()
-        result["macro"] = {name: float(metrics[name].mean()) for name in ("precision", "recall", "f1")}
+        if self.foreign:
+            result["left_out_classes"] = self.foreign
+        result["macro"] = macro_averages(self.confusion)
         result["classes"] = {
             emotion: {
                 **{name: float(metrics[name][i]) for name in ("precision", "recall", "f1")},
@@ -131,11 +150,37 @@ def _share(confusion: np.ndarray) -> dict[str, Any]:
     return {"images": count, "correct": right, "accuracy": right / count if count else 0.0}
 
 
-def read_database(path: Path, network: Classifier) -> tuple[np.ndarray, np.ndarray]:
-    """All images (N×C×H×W, of the net's faces' size) and labels of an LMDB of Datum, each record once.
+class Faces(NamedTuple):
+    """What a net is tested on.
 
-    Raises StageError for what is no such database, images of another size, and labels outside the net's classes.
+    Attributes
+    ----------
+    images: N×C×H×W, of the net's faces' size.
+    labels: N numbers of the net's classes.
+    foreign: how many images were left out because the net lacks their class, by class.
     """
+
+    images: np.ndarray
+    labels: np.ndarray
+    foreign: dict[str, int]
+
+
+def read_databases(paths: Sequence[Path], network: Classifier) -> Faces:
+    """All faces of some LMDBs of Datum, each record once, with the net's labels.
+
+    Labels are mapped by the names of the classes, which the classes.txt beside an LMDB gives; see `database_classes`.
+
+    Raises StageError for what is no such database, images of another size, labels that no class has, and a database
+    with none of the net's classes.
+    """
+    parts = [_read_database(Path(path), network) for path in paths]
+    foreign = sum((Counter(part.foreign) for part in parts), Counter[str]())
+    return Faces(
+        np.concatenate([part.images for part in parts]), np.concatenate([part.labels for part in parts]), dict(foreign)
+    )
+
+
+def _read_database(path: Path, network: Classifier) -> Faces:
     try:
         read = DatumReader(path).read_all()
     except CaffeError as error:
@@ -144,13 +189,36 @@ def read_database(path: Path, network: Classifier) -> tuple[np.ndarray, np.ndarr
         found = "of several sizes" if read is None else "×".join(map(str, read[0].shape[1:]))
         raise StageError(f"{path}: its images are {found}; the mean is {'×'.join(map(str, network.face_shape))}")
     images, labels = read
-    wrong = np.flatnonzero((labels < 0) | (labels >= len(network.classes)))
+    names = database_classes(path, labels, network.classes)
+    wrong = np.flatnonzero((labels < 0) | (labels >= len(names)))
     if len(wrong):
         raise StageError(
-            f"{path}: record {wrong[0]} has the label {labels[wrong[0]]}; expected 0..{len(network.classes) - 1}, "
-            "the classes of the net"
+            f"{path}: record {wrong[0]} has the label {labels[wrong[0]]}; expected 0..{len(names) - 1}, "
+            f"the classes {', '.join(names)}"
         )
-    return images, labels
+    if not set(names) & set(network.classes):
+        raise StageError(
+            f"{path}: its classes are {', '.join(names)}; expected some of the net's, {', '.join(network.classes)}"
+        )
+    numbers = np.array([network.classes.index(name) if name in network.classes else -1 for name in names])
+    mapped = numbers[labels]
+    counts = np.bincount(labels[mapped < 0], minlength=len(names))
+    foreign = {name: int(count) for name, count in zip(names, counts, strict=True) if count}
+    return Faces(images[mapped >= 0], mapped[mapped >= 0], foreign)
+
+
+def database_classes(path: Path, labels: np.ndarray, of_net: Sequence[str]) -> tuple[str, ...]:
+    """The names of the classes that the labels of an LMDB number.
+
+    They stand in the classes.txt beside it. Without one the labels are those of a net that has default names, and of
+    another they are the seven emotions, with contempt where there is a label 7.
+    """
+    named = read_classes(path.parent)
+    if named is not None:
+        return named
+    if tuple(of_net) == default_classes(len(of_net)):
+        return tuple(of_net)
+    return (*EMOTIONS, CONTEMPT) if (labels == len(EMOTIONS)).any() else EMOTIONS
 
 
 def fingerprints(images: np.ndarray) -> list[bytes]:
@@ -161,21 +229,21 @@ def fingerprints(images: np.ndarray) -> list[bytes]:
 def evaluate(
     network: Classifier,
     name: str,
-    source: Path,
+    sources: Sequence[Path],
     views: Sequence[str] = ("centre",),
     training: set[bytes] | None = None,
 ) -> Evaluation:
-    """Run every record of the LMDB `source` through the net, once for each of `views`, and count.
+    """Run every record of the LMDBs `sources` through the net, once for each of `views`, and count.
 
     Parameters
     ----------
     network: the trained net.
     name: what the results are called.
-    source: the LMDB.
+    sources: the LMDBs, which count as one database.
     views: names of VIEWS, at least one, each once.
     training: fingerprints of the training images; also count without those.
     """
-    images, labels = read_database(source, network)
+    images, labels, foreign = read_databases(sources, network)
     kept = np.array([print_ not in training for print_ in fingerprints(images)]) if training is not None else None
     confusions, unseen = {}, {}
     answers = {}
@@ -185,7 +253,8 @@ def evaluate(
         confusions[view] = confusion_matrix(labels, predicted, len(network.classes))
         if kept is not None:
             unseen[view] = confusion_matrix(labels[kept], predicted[kept], len(network.classes))
-    return Evaluation(name, str(source), network.classes, confusions, unseen, labels, answers)
+    source = ",".join(map(str, sources))
+    return Evaluation(name, source, network.classes, confusions, unseen, labels, answers, foreign=foreign)
 
 
 def draw_confusion(confusion: np.ndarray, classes: Sequence[str], title: str) -> Figure:
@@ -211,6 +280,10 @@ def draw_confusion(confusion: np.ndarray, classes: Sequence[str], title: str) ->
                 color="white" if share[row, column] > 0.6 else "black",
             )
     axes.set_xticks(range(count), classes)
+    if max(map(len, classes)) > LONGEST_LEVEL:  # names of neighbours would run into each other
+        axes.tick_params(axis="x", labelrotation=30)
+        for label in axes.get_xticklabels():
+            label.set(ha="right", rotation_mode="anchor")
     axes.set_yticks(range(count), [f"{name}\n({n:,})" for name, n in zip(classes, support[:, 0], strict=True)])
     axes.set_xlabel("predicted")
     axes.set_ylabel("true (images)")
@@ -250,16 +323,25 @@ def to_markdown(evaluations: Sequence[Evaluation], network: Classifier) -> str:
         for i, name in enumerate(evaluation.classes):
             shares = " | ".join(f"{100 * metrics[m][i]:.1f}%" for m in ("precision", "recall", "f1"))
             lines.append(f"| {name} | {shares} | {metrics['support'][i]:,} |")
-        macro = " | ".join(f"{100 * metrics[m].mean():.1f}%" for m in ("precision", "recall", "f1"))
+        macro = " | ".join(f"{100 * value:.1f}%" for value in macro_averages(evaluation.confusion).values())
         lines += [f"| **macro average** | {macro} | {metrics['support'].sum():,} |", ""]
+        if evaluation.foreign:
+            lines += [f"{_foreign(evaluation)}.", ""]
         lines += [f"![confusion matrix of {evaluation.name}](confusion_{evaluation.name}.png)", ""]
     first = next(iter(evaluations[0].confusions))
     lines.append(
         f"Every image of each database counts once. The tables and matrices of the emotions are by the "
         f"{VIEW_NAMES[first]} view; further views average the probabilities of the mirrored image, or of ten crops. "
-        "Precision, recall and F1 are 0 where they would divide by zero; macro averages weigh all emotions alike."
+        "Precision, recall and F1 are 0 where they would divide by zero; macro averages weigh all emotions alike that "
+        "there are images of."
     )
     return "\n".join(lines) + "\n"
+
+
+def _foreign(evaluation: Evaluation) -> str:
+    """Which images were left out."""
+    counts = ", ".join(f"{count:,} {name}" for name, count in evaluation.foreign.items())
+    return f"Left out, since the net has no such class: {counts}"
 
 
 def _accuracy_table(evaluations: Sequence[Evaluation]) -> list[str]:
@@ -313,18 +395,18 @@ def print_summary(evaluation: Evaluation) -> None:
     metrics = class_metrics(evaluation.confusion)
     width = max(13, *(len(name) for name in evaluation.classes))
     print(f"{evaluation.name}: accuracy {', '.join(parts)}")
+    if evaluation.foreign:
+        print(f"  {_foreign(evaluation)}")
     print(f"  {'':{width}}  precision  recall      F1  images")
     rows = [(name, *(metrics[m][i] for m in metrics)) for i, name in enumerate(evaluation.classes)]
-    rows.append(
-        ("macro average", *(metrics[m].mean() for m in ("precision", "recall", "f1")), metrics["support"].sum())
-    )
+    rows.append(("macro average", *macro_averages(evaluation.confusion).values(), metrics["support"].sum()))
     for name, precision, recall, f1, images in rows:
         print(f"  {name:{width}}  {100 * precision:8.1f}%  {100 * recall:5.1f}%  {100 * f1:5.1f}%  {images:6,}")
 
 
 def write_evaluation(
     network: Classifier,
-    databases: dict[str, Path],
+    databases: Mapping[str, Sequence[Path]],
     output: Path,
     views: Sequence[str] = ("centre",),
     exclude_duplicates_of: Path | None = None,
@@ -337,7 +419,7 @@ def write_evaluation(
     Parameters
     ----------
     network: the net, or several together.
-    databases: LMDBs by name.
+    databases: for each name the LMDBs that count as one.
     views: by what the faces are seen, names of VIEWS; the first is the one that confusion matrices are of.
     exclude_duplicates_of: LMDB of the training images, to count also without those.
     calibrate_on: the database on which the temperature is chosen (validation, not test).
@@ -351,15 +433,15 @@ def write_evaluation(
         raise ValueError(f"calibrate_on is {calibrate_on!r}; expected one of {', '.join(databases)}")
     if output.exists() and not (output / RESULT).is_file() and (not output.is_dir() or any(output.iterdir())):
         raise StageError(f"{output}: exists and was not written by this stage; expected a new name")
-    settings: dict[str, Any] = {"databases": {name: str(path) for name, path in databases.items()}}
+    settings: dict[str, Any] = {"databases": {name: ",".join(map(str, paths)) for name, paths in databases.items()}}
     settings |= {"views": list(views), "calibrate_on": calibrate_on}
     stage = Stage("evaluate", [Path(path) for files in network.files for path in files.values()], settings)
     training = None
     if exclude_duplicates_of is not None:
         stage.settings["exclude_duplicates_of"] = str(exclude_duplicates_of)
-        training = set(fingerprints(read_database(exclude_duplicates_of, network)[0]))
-    evaluations = [evaluate(network, name, path, views, training) for name, path in databases.items()]
-    result: dict[str, Any] = {"model": {"name": network.name, "nets": network.files}}
+        training = set(fingerprints(read_databases([exclude_duplicates_of], network).images))
+    evaluations = [evaluate(network, name, paths, views, training) for name, paths in databases.items()]
+    result: dict[str, Any] = {"model": {"name": network.name, "nets": network.files, "classes": list(network.classes)}}
     if calibrate_on is not None:
         chosen = next(evaluation for evaluation in evaluations if evaluation.name == calibrate_on)
         temperature = find_temperature(chosen.probabilities, chosen.labels)
@@ -416,8 +498,8 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
         type=_named_database,
         action="append",
         required=True,
-        metavar="NAME=PATH",
-        help="a database (repeatable)",
+        metavar="NAME=PATH[,PATH]",
+        help="a database, or several that count as one (repeatable)",
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the results; replaced")
     parser.add_argument(
@@ -438,7 +520,7 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
     add_device_argument(parser)
 
 
-def check_evaluation_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict[str, Path]:
+def check_evaluation_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict[str, list[Path]]:
     """The databases by name; ends the command where options do not fit each other."""
     databases = dict(args.lmdb)
     if len(databases) != len(args.lmdb):
@@ -452,11 +534,14 @@ def check_evaluation_arguments(parser: argparse.ArgumentParser, args: argparse.N
     return databases
 
 
-def _named_database(text: str) -> tuple[str, Path]:
-    name, equals, path = text.partition("=")
-    if not equals or not path or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-        raise argparse.ArgumentTypeError(f"{text!r}; expected NAME=PATH, such as test=data/fer2013/lmdb/test_lmdb")
-    return name, Path(path)
+def _named_database(text: str) -> tuple[str, list[Path]]:
+    name, _, value = text.partition("=")
+    paths = value.split(",")
+    if not all(paths) or len(set(paths)) != len(paths) or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}; expected NAME=PATH, such as test=data/fer2013/lmdb/test_lmdb, or NAME=PATH,PATH, each path once"
+        )
+    return name, list(map(Path, paths))
 
 
 def main() -> None:

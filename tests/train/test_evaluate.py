@@ -131,7 +131,7 @@ def test_every_record_counts_once_and_the_files_agree(tmp_path: Path) -> None:
     database, pairs = known_database(tmp_path / "val_lmdb")
     model = make_model(tmp_path / "model")
     output = tmp_path / "evaluation"
-    write_evaluation(FaceNetwork(*model, device="cpu"), {"val": database, "again": database}, output)
+    write_evaluation(FaceNetwork(*model, device="cpu"), {"val": [database], "again": [database]}, output)
     expected = [[sum(p == (true, column) for p in pairs) for column in range(7)] for true in range(7)]
     result = json.loads((output / "evaluation.json").read_text())["databases"]["val"]
     assert result["confusion"] == expected
@@ -163,7 +163,7 @@ def test_images_that_stand_in_training_too_are_left_out_of_a_second_figure(tmp_p
     model = make_model(tmp_path / "model")
     evaluation = write_evaluation(
         FaceNetwork(*model, device="cpu"),
-        {"test": test},
+        {"test": [test]},
         tmp_path / "out",
         ["centre", "mirror"],
         exclude_duplicates_of=train,
@@ -190,11 +190,11 @@ def test_the_same_output_folder_is_replaced_but_no_other(tmp_path: Path) -> None
     model = make_model(tmp_path / "model")
     network = FaceNetwork(*model, device="cpu")
     output = tmp_path / "evaluation"
-    write_evaluation(network, {"test": database}, output)
-    write_evaluation(network, {"val": database}, output)
+    write_evaluation(network, {"test": [database]}, output)
+    write_evaluation(network, {"val": [database]}, output)
     assert not (output / "confusion_test.png").exists()
     with pytest.raises(StageError, match="was not written by this stage"):
-        write_evaluation(network, {"val": database}, tmp_path / "model")
+        write_evaluation(network, {"val": [database]}, tmp_path / "model")
     assert model[1].is_file()
 
 
@@ -202,7 +202,7 @@ def test_a_database_that_does_not_fit_is_an_error_and_leaves_the_old_output(tmp_
     model = make_model(tmp_path / "model")
     network = FaceNetwork(*model, device="cpu")
     good, _ = known_database(tmp_path / "good")
-    write_evaluation(network, {"val": good}, tmp_path / "out")
+    write_evaluation(network, {"val": [good]}, tmp_path / "out")
     before = (tmp_path / "out/evaluation.json").read_bytes()
     large = write_database(tmp_path / "large", [np.zeros((64, 64), np.uint8)], [0])
     labelled = write_database(tmp_path / "labelled", [band_face(0), band_face(1)], [0, 7])
@@ -212,7 +212,7 @@ def test_a_database_that_does_not_fit_is_an_error_and_leaves_the_old_output(tmp_
         (tmp_path / "none", "none: not an LMDB"),
     ):
         with pytest.raises(StageError, match=message):
-            write_evaluation(network, {"val": good, "test": database}, tmp_path / "out")
+            write_evaluation(network, {"val": [good], "test": [database]}, tmp_path / "out")
     assert (tmp_path / "out/evaluation.json").read_bytes() == before
 
 
@@ -283,8 +283,8 @@ def test_a_temperature_that_is_known(tmp_path: Path) -> None:
     database = write_database(tmp_path / "val_lmdb", [band_face(k, 150) for _, k in pairs], [true for true, _ in pairs])
     model = make_model(tmp_path / "model")
     network = FaceNetwork(*model, device="cpu", calibrated=False)
-    before = write_evaluation(network, {"val": database}, tmp_path / "out")[0].to_dict()
-    evaluation = write_evaluation(network, {"val": database}, tmp_path / "out", calibrate_on="val")[0]
+    before = write_evaluation(network, {"val": [database]}, tmp_path / "out")[0].to_dict()
+    evaluation = write_evaluation(network, {"val": [database]}, tmp_path / "out", calibrate_on="val")[0]
     answer = np.exp(150 / 25) / (np.exp(150 / 25) + 6)
     result = json.loads((tmp_path / "out/evaluation.json").read_text())
     expected = math.log((1 - answer) / (6 * answer)) / math.log(1 / 18)

@@ -18,8 +18,12 @@ FERPLUS ?=
 MODEL ?= face_emotion_net
 #: recipe to train it by: prototxt/MODEL/solver_SOLVER.prototxt (default: solver.prototxt); the run is runs/MODEL_SOLVER
 SOLVER ?=
-#: weights to start from (.caffemodel), layer by layer as they have the same names
+#: weights to start from (.caffemodel), layer by layer as names and shapes are the same; for other classes the last starts anew
 INIT ?=
+#: with INIT, what stays as it is: conv (all up to the last convolution), or names of layers with commas
+FREEZE ?=
+#: learning rate, base_lr (default: the solver's); fine-tuning wants a tenth of it
+LR ?=
 #: epochs to train; rescales max_iter, the learning rate's steps and the start of averaging (default: the solver's 150; 30 on the sample)
 EPOCHS ?= $(if $(filter sample,$(DATASET)),30)
 #: train: choose the epoch on the validation split; train+val: train on both, without a choice
@@ -40,6 +44,8 @@ IMG ?= images/astronaut.png
 FACE ?= detect
 #: 1: `make predict` prints JSON
 JSON ?=
+#: a trained .caffemodel, with deploy.prototxt and mean.binaryproto beside it, for `make predict`, and to `make evaluate` on DATASET
+WEIGHTS ?=
 #: shipped: `make predict` uses the weights that come with the project; run: those that `make train` made
 FROM ?= shipped
 #: a Caffe log for `make plot`; also one of a training that still runs (default: the run's)
@@ -57,6 +63,7 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 READY := .venv/.ready
 TESTED := .venv/.ready-dev
+comma := ,
 escape = $(subst $() $(),\ ,$(1))
 
 D := data/$(DATASET)
@@ -82,10 +89,19 @@ $(error SOLVER is $(SOLVER); expected $(or $(patsubst $(NET)/solver_%.prototxt,%
 endif
 TRAIN_NET := $(NET)/$(notdir $(shell sed -n 's/^net: *"\([^"]*\)".*/\1/p' $(RECIPE)))
 RUN := $(W)/runs/$(MODEL)$(addprefix _,$(SOLVER))$(if $(filter-out 1,$(SEED)),_seed$(SEED))$(if $(filter train+val,$(TRAIN_ON)),_train+val)
-WEIGHTS := $(RUN)/$(MODEL).caffemodel
+TRAINED := $(RUN)/$(MODEL).caffemodel
 PLOTS := $(RUN)/loss.png $(RUN)/accuracy.png $(RUN)/metrics.csv
 EVALUATION := $(RUN)/evaluation/evaluation.json
 PREDICTION := $(RUN)/predictions/.done
+# WEIGHTS may have any path: its folder, and a name for it, in which data/fer2013/runs/NET is fer2013_NET
+ifneq ($(WEIGHTS),)
+ifeq ($(FROM),run)
+$(error WEIGHTS and FROM=run are given; expected one of the two)
+endif
+GIVEN := $(shell dirname "$(WEIGHTS)")
+GIVEN_NAME := $(shell sed -E 's:^data/(.*/)?(runs/):\1:; t name; s:.*/::; :name; s:[/ ]+:_:g; s:^\.+$$:weights:' <<< "$(GIVEN)")
+TRANSFER := $(W)/evaluations/$(GIVEN_NAME)/evaluation.json
+endif
 
 # $(call stale,NAME,VALUES): FORCE where the file NAME does not hold VALUES
 stale = $(if $(filter-out x$(strip $(2)),x$(strip $(shell cat $(1) 2>/dev/null))),FORCE)
@@ -93,8 +109,9 @@ stale = $(if $(filter-out x$(strip $(2)),x$(strip $(shell cat $(1) 2>/dev/null))
 joined = $(subst $() $(),_,$(strip $(1)))
 SET_EXTRACT := $(call joined,CSV=$(CSV) SKIP_BAD=$(SKIP_BAD))
 SET_LMDB := $(call joined,SEED=1$(if $(FERPLUS), FERPLUS=$(FERPLUS)))
-SET_TRAIN := $(call joined,EPOCHS=$(EPOCHS) SEED=$(SEED) TRAIN_ON=$(TRAIN_ON) PRECISION=$(PRECISION)$(if $(INIT), INIT=$(INIT)))
+SET_TRAIN := $(call joined,EPOCHS=$(EPOCHS) SEED=$(SEED) TRAIN_ON=$(TRAIN_ON) PRECISION=$(PRECISION)$(if $(INIT), INIT=$(INIT))$(if $(FREEZE), FREEZE=$(FREEZE))$(if $(LR), LR=$(LR)))
 workers = $(if $(WORKERS),--workers $(WORKERS))
+DATABASES := $(foreach s,train val test,$(W)/lmdb/$(s)_lmdb)
 # $(call evaluate,train+val): on what and how a trained net, or several, are evaluated; calibrated only on unseen faces
 evaluate = --lmdb val=$(W)/lmdb/val_lmdb --lmdb test=$(W)/lmdb/test_lmdb --exclude-duplicates-of $(W)/lmdb/train_lmdb \
 	--views centre mirror ten_crop $(if $(filter %train+val,$(1)),,--calibrate-on val) --device $(DEVICE)
@@ -117,7 +134,7 @@ ENSEMBLE := $(W)/runs/ensemble_$(subst $() $(),+,$(notdir $(MEMBERS)))/evaluatio
 .PHONY: all env data extract align lmdb mean describe train plot evaluate ensemble compare predict test lint bench clean help FORCE
 FORCE:
 
-all: $(WEIGHTS) $(PLOTS) $(EVALUATION) $(D)/report.md $(PREDICTION) ## the whole pipeline: data, train, plot, evaluate, predict
+all: $(TRAINED) $(PLOTS) $(EVALUATION) $(D)/report.md $(PREDICTION) ## the whole pipeline: data, train, plot, evaluate, predict
 	@echo "all up to date: $(RUN), $(D)/report.md"
 
 env: $(READY) ## the Python environment in .venv
@@ -127,8 +144,8 @@ align: $(FACES)/manifest.json ## detected and aligned faces (ALIGN=none: the ima
 lmdb: $(W)/lmdb/manifest.json ## LMDBs of Caffe's Datum: train, val, test
 mean: $(W)/mean.binaryproto ## mean image of the training split
 describe: $(D)/report.md ## what the data is like: counts, montages, duplicates
-train: $(WEIGHTS) ## train MODEL; stopped, it goes on from its last snapshot
-evaluate: $(EVALUATION) ## accuracy, confusion matrix, precision, recall and F1 on PublicTest and PrivateTest, calibration
+train: $(TRAINED) ## train MODEL; stopped, it goes on from its last snapshot
+evaluate: $(if $(WEIGHTS),$(TRANSFER),$(EVALUATION)) ## accuracy, confusion matrix, precision, recall, F1 of the run, calibration; or of WEIGHTS on DATASET
 ensemble: $(if $(MODELS),$(ENSEMBLE),no-models) ## train those of MODELS that are not, and evaluate the mean of their probabilities
 ifeq ($(LOG),)
 plot: $(PLOTS) ## loss.png and accuracy.png of the run, or of LOG
@@ -176,22 +193,32 @@ $(W)/mean.binaryproto: $(W)/lmdb/manifest.json | $(READY)
 $(D)/report.md: $(D)/images/manifest.json $(FACES)/manifest.json | $(READY)
 	$(PYTHON) -m preprocessing.report $(D)/images $(if $(filter none,$(ALIGN)),-,$(FACES)) $@
 
-$(WEIGHTS): $(W)/lmdb/manifest.json $(W)/mean.binaryproto $(RECIPE) $(TRAIN_NET) $(NET)/deploy.prototxt \
+$(TRAINED): $(W)/lmdb/manifest.json $(W)/mean.binaryproto $(RECIPE) $(TRAIN_NET) $(NET)/deploy.prototxt \
 		$(call escape,$(INIT)) $(call stale,$(RUN)/.train,$(SET_TRAIN)) | $(READY)
 	$(PYTHON) -m train $(NET) --train $(W)/lmdb/train_lmdb --val $(W)/lmdb/val_lmdb --mean $(W)/mean.binaryproto \
 		--output $(RUN) --seed $(SEED) --device $(DEVICE) --train-on $(TRAIN_ON) $(if $(SOLVER),--solver $(SOLVER)) \
-		$(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(PRECISION),--precision $(PRECISION)) $(if $(INIT),--init "$(INIT)")
+		$(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(PRECISION),--precision $(PRECISION)) $(if $(INIT),--init "$(INIT)") \
+		$(if $(FREEZE),--freeze "$(FREEZE)") $(if $(LR),--lr $(LR))
 	@echo '$(SET_TRAIN)' > $(RUN)/.train
 
 ifeq ($(LOG),)
-$(RUN)/metrics.csv: $(WEIGHTS) | $(READY)
+$(RUN)/metrics.csv: $(TRAINED) | $(READY)
 	$(PYTHON) -m train.plot $(RUN)/train.log --iterations-per-epoch test
 $(RUN)/loss.png $(RUN)/accuracy.png: $(RUN)/metrics.csv ;
 endif
 
-$(EVALUATION): $(WEIGHTS) | $(READY)
-	$(PYTHON) -m train.evaluate $(RUN)/deploy.prototxt $(WEIGHTS) --mean $(RUN)/mean.binaryproto \
+$(EVALUATION): $(TRAINED) | $(READY)
+	$(PYTHON) -m train.evaluate $(RUN)/deploy.prototxt $(TRAINED) --mean $(RUN)/mean.binaryproto \
 		--output $(RUN)/evaluation $(call evaluate,$(TRAIN_ON))
+
+ifneq ($(WEIGHTS),)
+# a net of another data set: on all splits, and nothing is chosen on them, so nothing is calibrated
+$(TRANSFER): $(call escape,$(WEIGHTS)) $(W)/lmdb/manifest.json $(call stale,$(W)/evaluations/.$(GIVEN_NAME),$(call joined,$(WEIGHTS))) | $(READY)
+	$(PYTHON) -m train.evaluate "$(GIVEN)/deploy.prototxt" "$(WEIGHTS)" --mean "$(GIVEN)/mean.binaryproto" --output $(@D) \
+		$(foreach d,$(DATABASES),--lmdb $(patsubst %_lmdb,%,$(notdir $(d)))=$(d)) --lmdb all=$(subst $() $(),$(comma),$(DATABASES)) \
+		--views centre mirror ten_crop --device $(DEVICE)
+	@echo '$(call joined,$(WEIGHTS))' > $(W)/evaluations/.$(GIVEN_NAME)
+endif
 
 # a trained member is taken as it is; one that is not is trained as `make train` does it
 $(ENSEMBLE): $(foreach m,$(MEMBERS),$(wildcard $(m)/*.caffemodel)) $(addprefix member-,$(UNTRAINED)) | $(READY)
@@ -210,14 +237,15 @@ compare: $(READY) ## all evaluated runs of DATASET: accuracy, size and time a fa
 	$(PYTHON) -m explain.compare $(D) --device $(DEVICE)
 
 # what `make` shows at the end: the new network on a photo
-$(PREDICTION): $(WEIGHTS) $(EVALUATION) images/astronaut.png | $(READY)
-	$(PYTHON) -m predict images/astronaut.png --deploy $(RUN)/deploy.prototxt --weights $(WEIGHTS) \
+$(PREDICTION): $(TRAINED) $(EVALUATION) images/astronaut.png | $(READY)
+	$(PYTHON) -m predict images/astronaut.png --deploy $(RUN)/deploy.prototxt --weights $(TRAINED) \
 		--mean $(RUN)/mean.binaryproto --output $(RUN)/predictions --device $(DEVICE)
 	@touch $@
 
-predict: $(READY) $(if $(filter run,$(FROM)),$(WEIGHTS) $(EVALUATION)) ## the emotions in IMG: a photo, a folder, a quoted pattern
+predict: $(READY) $(call escape,$(WEIGHTS)) $(if $(filter run,$(FROM)),$(TRAINED) $(EVALUATION)) ## the emotions in IMG: a photo, a folder, a quoted pattern
 	$(if $(filter 1,$(JSON)),@)$(PYTHON) -m predict "$(IMG)" --face $(FACE) --device $(DEVICE) \
-		$(if $(filter run,$(FROM)),--deploy $(RUN)/deploy.prototxt --weights $(WEIGHTS) --mean $(RUN)/mean.binaryproto,--model $(MODEL)) \
+		$(if $(WEIGHTS),--deploy "$(GIVEN)/deploy.prototxt" --weights "$(WEIGHTS)" --mean "$(GIVEN)/mean.binaryproto",$(if \
+		$(filter run,$(FROM)),--deploy $(RUN)/deploy.prototxt --weights $(TRAINED) --mean $(RUN)/mean.binaryproto,--model $(MODEL))) \
 		$(if $(filter 1,$(JSON)),--json)
 
 test: $(TESTED) ## the test suite

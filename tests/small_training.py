@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
+from google.protobuf import text_format
 from tiny_model import write_database
+
+import caffe
+from caffe.io import blobproto_to_array, read_binary
+from caffe.proto.caffe_pb2 import NetParameter, SolverParameter
 
 NET = """
 name: "small"
@@ -67,3 +74,62 @@ def write_problem(folder: Path, batch: int = 5) -> Path:
     (folder / "net.prototxt").write_text(NET.format(folder=folder, batch=batch))
     (folder / "solver.prototxt").write_text(SOLVER.format(folder=folder))
     return folder / "solver.prototxt"
+
+
+def write_project(folder: Path) -> None:
+    """Write what `python -m train` needs: the two LMDBs, their mean.binaryproto, and a network's folder `tiny net`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_problem(folder)
+    network = folder / "tiny net"
+    network.mkdir()
+    for name in ("net.prototxt", "solver.prototxt"):
+        (folder / name).unlink()
+    text = NET.format(folder="/nowhere", batch=5).replace("mean_value: 60 scale: 0.02", 'mean_file: "/nowhere/mean"')
+    (network / "train_val.prototxt").write_text(text)
+    layers = text[text.index('layer { name: "conv"') : text.index('layer { name: "loss"')]
+    (network / "deploy.prototxt").write_text(
+        'name: "small" layer { name: "data" type: "Input" top: "data" '
+        "input_param { shape { dim: 1 dim: 1 dim: 6 dim: 6 } } }\n"
+        f'{layers}layer {{ name: "prob" type: "Softmax" bottom: "fc2" top: "prob" }}'
+    )
+    (network / "solver.prototxt").write_text(
+        'net: "/nowhere/train_val.prototxt" base_lr: 0.005 lr_policy: "multistep" gamma: 0.1 stepvalue: 20 '
+        "stepvalue: 35 max_iter: 40 momentum: 0.9 display: 100 test_iter: 9 test_interval: 10 random_seed: 3 "
+        "snapshot: 10"
+    )
+    faces, _ = images(22, seed=0)
+    caffe.io.save_mean(folder / "mean.binaryproto", np.mean(faces, 0, dtype=np.float32)[None])
+
+
+def write_recipe(project: Path, name: str, changes: str, net: str = "train_val.prototxt") -> None:
+    """Write solver_NAME.prototxt: the network's solver with other settings, and the net that it names."""
+    text = (project / "tiny net" / "solver.prototxt").read_text()
+    solver = text_format.Parse(text, SolverParameter())
+    text_format.Merge(changes, solver)
+    solver.net = f"/nowhere/{net}"
+    (project / "tiny net" / f"solver_{name}.prototxt").write_text(text_format.MessageToString(solver))
+
+
+def arguments(project: Path, output: str, *more: str) -> list[str]:
+    """The options of `python -m train` for such a project, whose run is in its folder `output`."""
+    return [
+        str(project / "tiny net"), "--train", f"{project}/train_lmdb", "--val", f"{project}/test_lmdb",
+        "--mean", f"{project}/mean.binaryproto", "--output", f"{project}/{output}", "--device", "cpu", *more,
+    ]  # fmt: skip
+
+
+def train(monkeypatch: pytest.MonkeyPatch, project: Path, output: str, *more: str) -> int:
+    """Run `python -m train` in this process; its exit code."""
+    from preprocessing.stage import run_main
+    from train.__main__ import main
+
+    monkeypatch.setattr(sys, "argv", ["train", *arguments(project, output, *more)])
+    with pytest.raises(SystemExit) as caught:
+        run_main(main)
+    return int(caught.value.code or 0)
+
+
+def blobs(path: Path) -> dict[str, list[np.ndarray]]:
+    """The parameters in a .caffemodel by layer, of the layers that have some."""
+    message = read_binary(path, NetParameter())
+    return {layer.name: [blobproto_to_array(blob) for blob in layer.blobs] for layer in message.layer if layer.blobs}

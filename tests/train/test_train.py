@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from google.protobuf import text_format
-from small_training import NET, images, write_problem
+from small_training import arguments, blobs, images, train, write_project, write_recipe
 from tiny_model import write_database
 
 import caffe
@@ -22,8 +22,7 @@ from caffe.io import blobproto_to_array, datum_to_array, read_binary, read_solve
 from caffe.proto.caffe_pb2 import Datum, NetParameter, SolverParameter
 from caffe.tools.parse_log import parse_log
 from preprocessing.network_input import FaceNetwork
-from preprocessing.stage import run_main
-from train.__main__ import main, rescale, validation_batches
+from train.__main__ import rescale, validation_batches
 
 ROOT = Path(__file__).resolve().parents[2]
 EPOCH = 5  # iterations: 22 images in batches of 5
@@ -31,45 +30,9 @@ EPOCH = 5  # iterations: 22 images in batches of 5
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A folder with spaces in its name: two LMDBs, their mean, and a network folder `tiny net`."""
-    folder = tmp_path / "a project"
-    folder.mkdir()
-    write_problem(folder)
-    network = folder / "tiny net"
-    network.mkdir()
-    for name in ("net.prototxt", "solver.prototxt"):
-        (folder / name).unlink()
-    text = NET.format(folder="/nowhere", batch=5).replace("mean_value: 60 scale: 0.02", 'mean_file: "/nowhere/mean"')
-    (network / "train_val.prototxt").write_text(text)
-    layers = text[text.index('layer { name: "conv"') : text.index('layer { name: "loss"')]
-    (network / "deploy.prototxt").write_text(
-        'name: "small" layer { name: "data" type: "Input" top: "data" '
-        "input_param { shape { dim: 1 dim: 1 dim: 6 dim: 6 } } }\n"
-        f'{layers}layer {{ name: "prob" type: "Softmax" bottom: "fc2" top: "prob" }}'
-    )
-    (network / "solver.prototxt").write_text(
-        'net: "/nowhere/train_val.prototxt" base_lr: 0.005 lr_policy: "multistep" gamma: 0.1 stepvalue: 20 '
-        "stepvalue: 35 max_iter: 40 momentum: 0.9 display: 100 test_iter: 9 test_interval: 10 random_seed: 3 "
-        "snapshot: 10"
-    )
-    faces, _ = images(22, seed=0)
-    caffe.io.save_mean(folder / "mean.binaryproto", np.mean(faces, 0, dtype=np.float32)[None])
-    return folder
-
-
-def arguments(project: Path, output: str, *more: str) -> list[str]:
-    return [
-        str(project / "tiny net"), "--train", f"{project}/train_lmdb", "--val", f"{project}/test_lmdb",
-        "--mean", f"{project}/mean.binaryproto", "--output", f"{project}/{output}", "--device", "cpu", *more,
-    ]  # fmt: skip
-
-
-def train(monkeypatch: pytest.MonkeyPatch, project: Path, output: str, *more: str) -> int:
-    """Run the command in this process; its exit code."""
-    monkeypatch.setattr(sys, "argv", ["train", *arguments(project, output, *more)])
-    with pytest.raises(SystemExit) as caught:
-        run_main(main)
-    return int(caught.value.code or 0)
+    """A folder with spaces in its name."""
+    write_project(tmp_path / "a project")
+    return tmp_path / "a project"
 
 
 def weights(path: Path) -> dict[str, list[bytes]]:
@@ -314,15 +277,6 @@ def test_killed_and_stopped_again_and_again(project: Path) -> None:
         assert ours == theirs
 
 
-def write_recipe(project: Path, name: str, changes: str, net: str = "train_val.prototxt") -> None:
-    """Write solver_NAME.prototxt: the network's solver with other settings, and the net that it names."""
-    text = (project / "tiny net" / "solver.prototxt").read_text()
-    solver = text_format.Parse(text, SolverParameter())
-    text_format.Merge(changes, solver)
-    solver.net = f"/nowhere/{net}"
-    (project / "tiny net" / f"solver_{name}.prototxt").write_text(text_format.MessageToString(solver))
-
-
 def test_early_stopping_ends_the_run_and_says_when(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -415,11 +369,6 @@ def test_a_recipe_may_choose_its_data_layer_by_a_stage(
     assert train(monkeypatch, project, "run", "--solver", "large") == 1
     expected = "2 Data layers with include { phase: TRAIN } and the stages large; expected one"
     assert expected in capsys.readouterr().err
-
-
-def blobs(path: Path) -> dict[str, list[np.ndarray]]:
-    message = read_binary(path, NetParameter())
-    return {layer.name: [blobproto_to_array(blob) for blob in layer.blobs] for layer in message.layer if layer.blobs}
 
 
 def rename_layer(source: Path, target: Path, old: str, new: str) -> None:

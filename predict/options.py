@@ -35,8 +35,8 @@ def check_model_arguments(parser: argparse.ArgumentParser, args: argparse.Namesp
 
 def make_network(args: argparse.Namespace) -> FaceNetwork:
     """The net that these options ask for, without the finding of faces. Raises StageError as it does."""
-    files = model_files(args.model) if args.deploy is None else (args.deploy, args.weights, args.mean)
-    return FaceNetwork(*files, args.device)
+    deploy, weights, mean = model_files(args.model) if args.deploy is None else (args.deploy, args.weights, args.mean)
+    return FaceNetwork(deploy, weights, mean, args.device)
 
 
 def make_recognizer(args: argparse.Namespace, views: str = "ten_crop") -> Recognizer:

@@ -27,8 +27,8 @@ PADDING, BESIDE, BELOW = 10, 26, 30  # pixels inside a box, between boxes side b
 LANE = 14  # the width that an edge takes where it passes boxes
 MARGIN, HEADER = 24, 84
 LONGEST_NAME = 40  # letters; longer names are cut, and whole where the pointer rests on the box
-ORDER_SWEEPS, PLACE_SWEEPS = 12, 16
-STRAIGHT = 8.0  # how much more it counts that a long edge runs straight than that a box stands in its middle
+ORDER_SWEEPS, ONE_SIDED_SWEEPS, PLACE_SWEEPS, STRAIGHTENING = 12, 8, 24, 6
+STRAIGHT = 8.0  # how much more it counts that a chain runs straight than that a box stands amid its neighbours
 
 # what a kind of layer is called in the legend, its colour, and its types
 KINDS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
@@ -256,20 +256,83 @@ def _mean_place(node: _Node, neighbours: Sequence[_Node]) -> float:
 
 
 def _place(ranks: Sequence[Sequence[_Node]]) -> None:
-    """Give each node its x: as near to its neighbours' as the boxes beside it allow, down and up in turn."""
+    """Give each node its x: as near to its neighbours' as the boxes beside it allow.
+
+    Down and up in turn, first by the neighbours on the side that a sweep comes from, then by those on both; then chains
+    are made straight. A box alone in its rank stands in the middle, so that the trunk of a net is one line.
+    """
     for rank in ranks:
         _spread(rank, [0.0] * len(rank), [1.0] * len(rank))
     for sweep in range(PLACE_SWEEPS):
-        down = sweep % 2 == 0
+        down, both = sweep % 2 == 0, sweep >= ONE_SIDED_SWEEPS
         for rank in ranks if down else ranks[::-1]:
+            if len(rank) == 1:
+                rank[0].x = 0.0
+                continue
             wanted, weights = [], []
             for node in rank:
-                near = node.above if down else node.below
-                pulls = [STRAIGHT if not (node.layers or other.layers) else 1.0 for other in near]
-                total = sum(pulls)
-                wanted.append(sum(p * o.x for p, o in zip(pulls, near, strict=True)) / total if near else node.x)
+                near = [(_pull(other, node), other) for other in node.above if down or both]
+                near += [(_pull(node, other), other) for other in node.below if both or not down]
+                total = sum(pull for pull, _ in near)
+                wanted.append(sum(pull * other.x for pull, other in near) / total if near else node.x)
                 weights.append(total or 0.1)
             _spread(rank, wanted, weights)
+    chains = list(_chains(ranks))
+    for _ in range(STRAIGHTENING):
+        for chain in chains:
+            _straighten(chain, ranks)
+
+
+def _chains(ranks: Sequence[Sequence[_Node]]) -> Iterator[list[_Node]]:
+    """Nodes that follow each other without a branch, the upper first, the longest chains first."""
+    found: list[list[_Node]] = []
+    for node in (node for rank in ranks for node in rank):
+        if len(node.above) == 1 and len(node.above[0].below) == 1:
+            continue
+        chain = [node]
+        while len(chain[-1].below) == 1 and len(chain[-1].below[0].above) == 1:
+            chain.append(chain[-1].below[0])
+        found.append(chain)
+    yield from sorted(found, key=len, reverse=True)
+
+
+def _straighten(chain: Sequence[_Node], ranks: Sequence[Sequence[_Node]]) -> None:
+    """Bring the nodes of a chain to one x, where what stands beside them leaves room, else to as few as possible."""
+    run: list[_Node] = []
+    least, most = -math.inf, math.inf
+    for node in chain:
+        low, high = _room(node, ranks[node.rank])
+        if max(least, low) > min(most, high):
+            _align(run, least, most)
+            run, least, most = [], -math.inf, math.inf
+        run.append(node)
+        least, most = max(least, low), min(most, high)
+    _align(run, least, most)
+
+
+def _room(node: _Node, rank: Sequence[_Node]) -> tuple[float, float]:
+    """Between which x a node may stand, its neighbours in the rank where they are."""
+    if len(rank) == 1:
+        return 0.0, 0.0
+    low, high = -math.inf, math.inf
+    if node.place > 0:
+        other = rank[node.place - 1]
+        low = other.x + (other.width + node.width) / 2 + BESIDE
+    if node.place + 1 < len(rank):
+        other = rank[node.place + 1]
+        high = other.x - (other.width + node.width) / 2 - BESIDE
+    return min(low, node.x), max(high, node.x)  # it stands there now, whatever the sums' rounding says
+
+
+def _align(run: Sequence[_Node], least: float, most: float) -> None:
+    x = min(max(sum(node.x for node in run) / len(run), least), most)
+    for node in run:
+        node.x = x
+
+
+def _pull(upper: _Node, lower: _Node) -> float:
+    """How much it counts that one stands straight above the other: most in a chain, and where an edge passes boxes."""
+    return STRAIGHT if len(upper.below) == len(lower.above) == 1 else 1.0
 
 
 def _spread(rank: Sequence[_Node], wanted: Sequence[float], weights: Sequence[float]) -> None:

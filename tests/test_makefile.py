@@ -72,6 +72,7 @@ def trained(
         (["SOLVER=modern"], "runs/small_modern", ["--solver modern"]),
         (["SOLVER=modern", "SEED=7", "TRAIN_ON=train+val"], "runs/small_modern_seed7_train+val", ["--solver modern"]),
         (["INIT=start.caffemodel", "EPOCHS=9"], "runs/small", ['--init "start.caffemodel"', "--epochs 9"]),
+        (["INIT=start.caffemodel", "FREEZE=conv, fc1", "LR=0.001"], "runs/small", ['--freeze "conv, fc1" --lr 0.001']),
     ],
 )
 def test_where_a_run_lies_and_how_it_is_trained(tree: Path, arguments: list[str], run: str, options: list[str]) -> None:
@@ -93,6 +94,16 @@ def test_what_is_trained_is_trained_again_when_a_setting_or_a_file_changes(tree:
     (tree / "prototxt/small/train_val_modern.prototxt").touch()
     assert commands(tree, "train") == []
     assert len(commands(tree, "train", "SOLVER=modern")) == 1
+
+
+def test_what_is_fine_tuned_is_trained_again_when_its_settings_change(tree: Path) -> None:
+    (tree / "start.caffemodel").touch()
+    settings = ["INIT=start.caffemodel", "FREEZE=conv", "LR=0.001"]
+    stamp = "EPOCHS=_SEED=1_TRAIN_ON=train_PRECISION=_INIT=start.caffemodel_FREEZE=conv_LR=0.001"
+    trained(tree, "small", stamp=stamp)
+    assert commands(tree, "train", *settings) == []
+    for others in (["FREEZE=conv1"], ["LR=0.01"], ["FREEZE="], ["LR="], ["INIT="]):
+        assert len(commands(tree, "train", *settings, *others)) == 1
 
 
 def test_a_recipe_or_weights_that_are_not_there(tree: Path) -> None:
@@ -123,6 +134,53 @@ def test_evaluation_calibrates_on_validation_unless_that_was_trained_on(tree: Pa
     assert "--views centre mirror ten_crop --calibrate-on val" in evaluate
     assert "--exclude-duplicates-of data/toy/lmdb/train_lmdb" in evaluate
     assert "--calibrate-on" not in commands(tree, "evaluate", "TRAIN_ON=train+val")[-1]
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("prototxt/small", "small"),
+        ("data/other/runs/small_modern", "other_small_modern"),
+        ("data/other/unaligned/runs/small", "other_unaligned_small"),
+        ("some where/a net", "a_net"),
+        (".", "weights"),
+    ],
+)
+def test_given_weights_are_evaluated_on_all_splits_of_another_data_set(tree: Path, folder: str, name: str) -> None:
+    given = f"WEIGHTS={folder}/net.caffemodel"
+    (tree / folder).mkdir(parents=True, exist_ok=True)
+    (tree / folder / "net.caffemodel").touch()
+    (command,) = commands(tree, "evaluate", given)
+    assert f'-m train.evaluate "{folder}/deploy.prototxt" "{folder}/net.caffemodel"' in command
+    assert f'--mean "{folder}/mean.binaryproto" --output data/toy/evaluations/{name} ' in command
+    splits = [f"data/toy/lmdb/{split}_lmdb" for split in ("train", "val", "test")]
+    assert (
+        " ".join(f"--lmdb {split}={path}" for split, path in zip(("train", "val", "test"), splits, strict=True))
+        in command
+    )
+    assert f"--lmdb all={','.join(splits)} --views centre mirror ten_crop --device" in command
+    assert "--calibrate-on" not in command
+    assert "--exclude-duplicates-of" not in command
+    result = tree / f"data/toy/evaluations/{name}/evaluation.json"
+    result.parent.mkdir(parents=True)
+    result.touch()
+    (tree / f"data/toy/evaluations/.{name}").write_text(f"{folder}/net.caffemodel".replace(" ", "_") + "\n")
+    assert commands(tree, "evaluate", given) == []
+    (tree / folder / "net.caffemodel").touch()
+    assert len(commands(tree, "evaluate", given)) == 1
+
+
+def test_given_weights_predict_and_do_not_replace_the_runs(tree: Path) -> None:
+    (tree / "net").mkdir()
+    (tree / "net/net.caffemodel").touch()
+    (command,) = commands(tree, "predict", "WEIGHTS=net/net.caffemodel")
+    assert '--deploy "net/deploy.prototxt" --weights "net/net.caffemodel" --mean "net/mean.binaryproto"' in command
+    assert "--model" not in command
+    (train,) = commands(tree, "train", "WEIGHTS=net/net.caffemodel")
+    assert "net.caffemodel" not in train
+    done = make(tree, "predict", "WEIGHTS=net/net.caffemodel", "FROM=run")
+    assert (done.returncode, "WEIGHTS and FROM=run are given; expected one" in done.stderr) == (2, True)
+    assert "No rule to make target 'none.caffemodel'" in make(tree, "evaluate", "WEIGHTS=none.caffemodel").stderr
 
 
 def test_an_ensemble_trains_the_members_that_are_not_trained(tree: Path) -> None:
@@ -165,5 +223,5 @@ def test_ensembles_of_what_is_not_there(tree: Path) -> None:
 def test_help_lists_every_target_and_variable(tree: Path) -> None:
     done = make(tree, "help")
     text = (ROOT / "Makefile").read_text()
-    for name in [*re.findall(r"^([A-Z_]+) \?=", text, re.MULTILINE), "ensemble", "results", "evaluate", "train"]:
+    for name in [*re.findall(r"^([A-Z_]+) \?=", text, re.MULTILINE), "ensemble", "compare", "evaluate", "train"]:
         assert re.search(rf"^  {name} +\w", done.stdout, re.MULTILINE), name

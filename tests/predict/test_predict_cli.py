@@ -14,6 +14,7 @@ import pytest
 from tiny_model import band_face, make_model
 
 from predict.__main__ import main
+from preprocessing.classes import write_classes
 from preprocessing.datasets import EMOTIONS
 
 ROOT = Path(__file__).parents[2]
@@ -75,6 +76,25 @@ def test_json_and_nothing_else(monkeypatch: Any, capsys: Any, model: list[str], 
     assert set(broken) == set(missing) == {"file", "error"}
     assert "no such file" in missing["error"]
     assert [line.split(":")[0] for line in captured.err.splitlines()] == ["error", "error"]
+
+
+def test_the_classes_of_a_net_with_other_names(monkeypatch: Any, capsys: Any, faces: Path, tmp_path: Path) -> None:
+    deploy, weights, mean = make_model(tmp_path / "model", classes=4)
+    names = ("neutral or unsure", "x", "dégoût", "content")
+    write_classes(tmp_path / "model", names)
+    files = ["--deploy", deploy, "--weights", weights, "--mean", mean, "--device", "cpu", "--views", "centre"]
+    options = [*files, "--face", "none", "--output", tmp_path / "out"]
+    assert call(monkeypatch, faces / "angry.png", *options, "--json") == 0
+    (face,) = json.loads(capsys.readouterr().out)[0]["faces"]
+    assert face["emotion"] == names[0]
+    assert tuple(face["probabilities"]) == names
+    assert call(monkeypatch, faces, *options) == 0
+    _, head, first, _, _, second, _ = capsys.readouterr().out.splitlines()
+    ends = [head.rindex(name) + len(name) for name in names]
+    for row, name in ((first, "neutral or unsure"), (second, "content")):  # the columns stand below their names
+        assert name in row[: head.index("x ", 40) - 1]
+        assert all(row[end - 1] == "%" for end in ends)
+        assert len(row) == len(head)
 
 
 def test_views_are_averaged(monkeypatch: Any, capsys: Any, model: list[str], faces: Path, tmp_path: Path) -> None:

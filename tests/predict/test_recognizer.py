@@ -14,8 +14,9 @@ from tiny_model import band_face, band_probabilities, make_model
 import caffe
 import predict.recognizer
 from predict import ImageError, Recognizer
-from predict.annotate import annotate
+from predict.annotate import COLORS, annotate
 from predict.images import MAX_PIXELS, find_images, image_size, read_image
+from predict.recognizer import Prediction
 from preprocessing.datasets import EMOTIONS
 from preprocessing.mtcnn import Face
 from preprocessing.stage import StageError
@@ -381,3 +382,27 @@ def test_as_json_values(cropped: Recognizer) -> None:
     assert values["box"] == [0, 0, 48, 48]
     assert values["landmarks"] is None
     assert list(values["probabilities"]) == list(EMOTIONS)
+
+
+def prediction(names: tuple[str, ...], emotion: str, box: tuple[float, float, float, float]) -> Prediction:
+    values = {name: 0.7 if name == emotion else 0.3 / (len(names) - 1) for name in names}
+    return Prediction(box, {"nose": (0.0, 0.0)}, 0.9, emotion, values)
+
+
+def test_an_emotion_has_one_colour_whatever_the_nets_order() -> None:
+    photo, box = np.full((700, 900, 3), 128, np.uint8), (100.0, 100.0, 200.0, 200.0)
+    colors = {}
+    for names in ((*EMOTIONS, "contempt"), ("contempt", *reversed(EMOTIONS))):
+        for emotion in names:
+            drawn = annotate(photo, [prediction(names, emotion, box)])
+            colors.setdefault(emotion, set()).add(tuple(drawn[200, 100].tolist()))  # the box's left side
+    assert all(len(found) == 1 for found in colors.values())
+    assert len(set.union(*colors.values())) == 8, "two emotions have the same colour"
+
+
+def test_bars_of_long_names_have_room_beside_them() -> None:
+    """A line is 16 pixels high here, and the bar of the certain class at least four lines long."""
+    names = ("a", "a name that is much longer than those of the emotions", "dégoût")
+    face = Prediction((0.0, 0.0, 600.0, 600.0), None, None, "a", dict(zip(names, (1.0, 0.0, 0.0), strict=True)))
+    margin = annotate(np.zeros((600, 600), np.uint8), [face])[:, 605:]
+    assert (margin == COLORS[0]).all(2).sum(1).max() >= 4 * 16

@@ -8,6 +8,7 @@ import json
 import math
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -16,7 +17,7 @@ import pytest
 from tiny_model import band_face, band_probabilities, make_model, write_database
 
 import caffe
-from preprocessing.classes import default_classes
+from preprocessing.classes import default_classes, write_classes
 from preprocessing.datasets import EMOTIONS
 from preprocessing.network_input import FaceNetwork, faces_to_input, soften
 from preprocessing.stage import StageError
@@ -270,6 +271,125 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         assert message in capsys.readouterr().err
 
 
+# Another data set's classes
+
+NET_CLASSES = ("happy", "fear", "sad", "angry", "neutral", "disgust", "surprise")  # of a net that has its own order
+
+
+def other_data_set(folder: Path, classes: tuple[str, ...] | None) -> tuple[FaceNetwork, Path]:
+    """A net with NET_CLASSES, and a folder for LMDBs whose classes.txt has `classes`."""
+    files = make_model(folder / "model")
+    write_classes(folder / "model", NET_CLASSES)
+    (folder / "data").mkdir()
+    if classes is not None:
+        write_classes(folder / "data", classes)
+    return FaceNetwork(*files, device="cpu"), folder / "data"
+
+
+def faces_that_look(*names: str) -> list[np.ndarray]:
+    """Faces that the net takes for those."""
+    return [band_face(NET_CLASSES.index(name)) for name in names]
+
+
+def test_labels_are_mapped_by_the_names_of_the_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    theirs = ("neutral", "contempt", "angry", "happy")  # labels 0 to 3
+    network, data = other_data_set(tmp_path, theirs)
+    truth = ("neutral", "neutral", "contempt", "angry", "happy", "happy", "contempt", "angry", "neutral")
+    seen = ("neutral", "happy", "fear", "angry", "happy", "surprise", "happy", "happy", "neutral")
+    database = write_database(data / "test_lmdb", faces_that_look(*seen), [theirs.index(name) for name in truth])
+    evaluation = write_evaluation(network, {"test": [database]}, tmp_path / "out")[0]
+
+    counted = [pair for pair in zip(truth, seen, strict=True) if pair[0] != "contempt"]
+    expected = [[counted.count((true, predicted)) for predicted in NET_CLASSES] for true in NET_CLASSES]
+    result = json.loads((tmp_path / "out/evaluation.json").read_text())
+    figures = result["databases"]["test"]
+    assert figures["confusion"] == evaluation.confusion.tolist() == expected
+    assert (figures["images"], figures["correct"], figures["accuracy"]) == (7, 4, 4 / 7)  # of 9, 2 show contempt
+    assert figures["left_out_classes"] == {"contempt": 2}
+    assert result["model"]["classes"] == list(NET_CLASSES)
+    # of the classes that there are images of: neutral 2 of 3, angry 1 of 2, happy 1 of 2; happy was said 3 times
+    assert figures["macro"]["recall"] == pytest.approx((2 / 3 + 1 / 2 + 1 / 2) / 3)
+    assert figures["macro"]["precision"] == pytest.approx((2 / 2 + 1 / 1 + 1 / 3) / 3)
+    assert figures["classes"]["surprise"] == {"precision": 0, "recall": 0, "f1": 0, "support": 0}
+    sentence = "Left out, since the net has no such class: 2 contempt"
+    assert f"{sentence}.\n" in (tmp_path / "out/evaluation.md").read_text()
+    assert f"  {sentence}\n" in capsys.readouterr().out
+
+
+def test_several_databases_count_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, data = other_data_set(tmp_path, ("sad", "contempt", "fear"))
+    parts = {"train": ("sad", "fear", "fear"), "val": ("contempt", "sad"), "test": ("contempt", "fear", "sad")}
+    paths = []
+    for name, truth in parts.items():
+        seen = faces_that_look(*(["sad"] * len(truth)))
+        labels = [("sad", "contempt", "fear").index(true) for true in truth]
+        paths.append(str(write_database(data / f"{name}_lmdb", seen, labels)))
+    model = tmp_path / "model"
+    command = ["evaluate", str(model / "deploy.prototxt"), str(model / "bands.caffemodel"), "--mean"]
+    command += [str(model / "mean.binaryproto"), "--output", str(tmp_path / "out"), "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", [*command, "--lmdb", f"train={paths[0]}", "--lmdb", f"all={','.join(paths)}"])
+    main()
+    result = json.loads((tmp_path / "out/evaluation.json").read_text())["databases"]
+    assert (result["train"]["images"], result["train"]["correct"]) == (3, 1)
+    assert (result["all"]["images"], result["all"]["correct"]) == (6, 3)
+    assert result["all"]["left_out_classes"] == {"contempt": 2}
+    assert "left_out_classes" not in result["train"]
+    assert result["all"]["source"] == ",".join(paths)
+    assert not (model / "calibration.json").exists()
+    for wrong in (f"all={paths[0]},", f"all={paths[0]},{paths[0]}", "all="):
+        monkeypatch.setattr(sys, "argv", [*command, "--lmdb", wrong])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        assert caught.value.code == 2
+
+
+def test_a_database_without_names_has_the_seven_emotions(tmp_path: Path) -> None:
+    network, data = other_data_set(tmp_path, None)
+    seen, labels = faces_that_look("fear", "sad", "sad"), [EMOTIONS.index("fear"), EMOTIONS.index("sad"), 0]
+    database = write_database(data / "a_lmdb", seen, labels)
+    (evaluation,) = write_evaluation(network, {"a": [database]}, tmp_path / "out")
+    assert (evaluation.confusion.sum(), np.trace(evaluation.confusion)) == (3, 2)
+    assert evaluation.foreign == {}
+    database = write_database(data / "b_lmdb", faces_that_look("fear", "sad"), [EMOTIONS.index("fear"), 7])
+    (evaluation,) = write_evaluation(network, {"b": [database]}, tmp_path / "out")
+    assert (np.trace(evaluation.confusion), evaluation.foreign) == (1, {"contempt": 1})
+
+
+def test_classes_and_labels_that_do_not_fit(tmp_path: Path) -> None:
+    network, data = other_data_set(tmp_path, ("calm", "excited"))
+    database = write_database(data / "a_lmdb", faces_that_look("fear"), [1])
+    with pytest.raises(StageError, match=r"a_lmdb: its classes are calm, excited; expected some of the net's, happy, "):
+        write_evaluation(network, {"a": [database]}, tmp_path / "out")
+    write_classes(data, ("calm", "happy"))
+    database = write_database(data / "b_lmdb", faces_that_look("fear", "fear"), [1, 2])
+    with pytest.raises(StageError, match=r"record 1 has the label 2; expected 0\.\.1, the classes calm, happy"):
+        write_evaluation(network, {"b": [database]}, tmp_path / "out")
+    (evaluation,) = write_evaluation(network, {"a": [data / "a_lmdb"]}, tmp_path / "out")
+    assert evaluation.confusion.sum() == 1
+
+
+def test_where_every_image_is_left_out(tmp_path: Path) -> None:
+    network, data = other_data_set(tmp_path, ("calm", "happy"))
+    database = write_database(data / "a_lmdb", faces_that_look("fear"), [0])
+    (evaluation,) = write_evaluation(network, {"a": [database]}, tmp_path / "out", ["centre", "ten_crop"])
+    figures = evaluation.to_dict()
+    assert (figures["images"], figures["accuracy"], figures["macro"]["f1"]) == (0, 0, 0)
+    assert figures["left_out_classes"] == {"calm": 1}
+
+
+def test_long_names_do_not_run_into_each_other() -> None:
+    names = ("happily surprised", "sadly surprised", "x")
+    figure = draw_confusion(np.eye(3, dtype=int), names, "title")
+    figure.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in figure.axes[0].get_yticklabels()]
+    assert min(box.x0 for box in boxes) >= 0
+    assert {label.get_rotation() for label in figure.axes[0].get_xticklabels()} == {30}
+    figure = draw_confusion(np.eye(8, dtype=int), (*EMOTIONS, "contempt"), "title")
+    figure.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in figure.axes[0].get_xticklabels()]
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+
+
 # Calibration
 
 
@@ -425,7 +545,8 @@ def test_folders_that_hold_no_trained_net_are_named(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="nothing: no such folder; expected the folder of a finished run"):
         model_files(tmp_path / "nothing")
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "best.caffemodel").touch()
+    for name in ("best", "init"):
+        (tmp_path / "run" / f"{name}.caffemodel").touch()
     with pytest.raises(StageError, match=r"run: no weights \(is it trained to the end\?\)"):
         model_files(tmp_path / "run")
     for name in ("a", "b"):

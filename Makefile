@@ -38,15 +38,19 @@ DEVICE ?= auto
 WORKERS ?=
 #: what `make ensemble` averages: networks, names of runs (MODEL_SOLVER_seedN), folders of trained ones, in quotes
 MODELS ?=
-#: a photo, a folder of photos, or a quoted pattern, for `make predict`
+#: a photo for `make predict`, `make features` and `make explain`; for `make predict` also a folder, or a quoted pattern
 IMG ?= images/astronaut.png
 #: detect: find and align the faces of a photo; none: the image is a cropped face
 FACE ?= detect
+#: blobs that `make features` draws (names, in quotes; default: all), or the one that `make explain` takes Grad-CAM from
+LAYER ?=
+#: the emotion that `make explain` explains (default: the answer)
+TARGET ?=
 #: 1: `make predict` prints JSON
 JSON ?=
-#: a trained .caffemodel, with deploy.prototxt and mean.binaryproto beside it, for `make predict`, and to `make evaluate` on DATASET
+#: a trained .caffemodel, with deploy.prototxt and mean.binaryproto beside it, for predict, features and explain, and to `make evaluate` on DATASET
 WEIGHTS ?=
-#: shipped: `make predict` uses the weights that come with the project; run: those that `make train` made
+#: shipped: predict, features and explain use the weights that come with the project; run: those that `make train` made
 FROM ?= shipped
 #: a Caffe log for `make plot`; also one of a training that still runs (default: the run's)
 LOG ?=
@@ -103,6 +107,11 @@ GIVEN_NAME := $(shell sed -E 's:^data/(.*/)?(runs/):\1:; t name; s:.*/::; :name;
 TRANSFER := $(W)/evaluations/$(GIVEN_NAME)/evaluation.json
 endif
 
+# the network that predict, features and explain use, and the files that it needs first
+NETWORK = $(if $(WEIGHTS),--deploy "$(GIVEN)/deploy.prototxt" --weights "$(WEIGHTS)" --mean "$(GIVEN)/mean.binaryproto",$(if \
+	$(filter run,$(FROM)),--deploy $(RUN)/deploy.prototxt --weights $(TRAINED) --mean $(RUN)/mean.binaryproto,--model $(MODEL)))
+NETWORK_FILES = $(call escape,$(WEIGHTS)) $(if $(filter run,$(FROM)),$(TRAINED) $(EVALUATION))
+
 # $(call stale,NAME,VALUES): FORCE where the file NAME does not hold VALUES
 stale = $(if $(filter-out x$(strip $(2)),x$(strip $(shell cat $(1) 2>/dev/null))),FORCE)
 # values are joined to one word, since they may hold spaces
@@ -131,7 +140,7 @@ $(foreach m,$(UNTRAINED),$(if $(call recipe,$(m)),,$(error MODELS names $(m), wh
 ENSEMBLE := $(W)/runs/ensemble_$(subst $() $(),+,$(notdir $(MEMBERS)))/evaluation/evaluation.json
 
 # ---- targets --------------------------------------------------------------------------------------------------------
-.PHONY: all env data extract align lmdb mean describe train plot evaluate ensemble compare predict test lint bench clean help FORCE
+.PHONY: all env data extract align lmdb mean describe train plot evaluate ensemble compare predict features explain test lint bench clean help FORCE
 FORCE:
 
 all: $(TRAINED) $(PLOTS) $(EVALUATION) $(D)/report.md $(PREDICTION) ## the whole pipeline: data, train, plot, evaluate, predict
@@ -242,11 +251,16 @@ $(PREDICTION): $(TRAINED) $(EVALUATION) images/astronaut.png | $(READY)
 		--mean $(RUN)/mean.binaryproto --output $(RUN)/predictions --device $(DEVICE)
 	@touch $@
 
-predict: $(READY) $(call escape,$(WEIGHTS)) $(if $(filter run,$(FROM)),$(TRAINED) $(EVALUATION)) ## the emotions in IMG: a photo, a folder, a quoted pattern
+predict: $(READY) $(NETWORK_FILES) ## the emotions in IMG: a photo, a folder, a quoted pattern
 	$(if $(filter 1,$(JSON)),@)$(PYTHON) -m predict "$(IMG)" --face $(FACE) --device $(DEVICE) \
-		$(if $(WEIGHTS),--deploy "$(GIVEN)/deploy.prototxt" --weights "$(WEIGHTS)" --mean "$(GIVEN)/mean.binaryproto",$(if \
-		$(filter run,$(FROM)),--deploy $(RUN)/deploy.prototxt --weights $(TRAINED) --mean $(RUN)/mean.binaryproto,--model $(MODEL))) \
-		$(if $(filter 1,$(JSON)),--json)
+		$(NETWORK) $(if $(filter 1,$(JSON)),--json)
+
+features: $(READY) $(NETWORK_FILES) ## what each layer (or LAYER) of the network makes of the face in IMG
+	$(PYTHON) -m explain.features "$(IMG)" --face $(FACE) --device $(DEVICE) $(NETWORK) $(if $(LAYER),--layer $(LAYER))
+
+explain: $(READY) $(NETWORK_FILES) ## where in each face of IMG the network sees the emotion: Grad-CAM, guided gradients
+	$(PYTHON) -m explain.saliency "$(IMG)" --face $(FACE) --device $(DEVICE) $(NETWORK) \
+		$(if $(TARGET),--target "$(TARGET)") $(if $(LAYER),--layer $(LAYER))
 
 test: $(TESTED) ## the test suite
 	$(PYTHON) -m pytest

@@ -225,3 +225,15 @@ def test_help_lists_every_target_and_variable(tree: Path) -> None:
     text = (ROOT / "Makefile").read_text()
     for name in [*re.findall(r"^([A-Z_]+) \?=", text, re.MULTILINE), "ensemble", "compare", "evaluate", "train"]:
         assert re.search(rf"^  {name} +\w", done.stdout, re.MULTILINE), name
+
+
+def test_features_and_explain_take_the_network_that_predict_takes(tree: Path) -> None:
+    for target, module in (("features", "explain.features"), ("explain", "explain.saliency")):
+        (shipped,) = commands(tree, target, "LAYER=conv1", "IMG=a photo.png", "FACE=none")
+        assert f'-m {module} "a photo.png" --face none --device auto --model small --layer conv1' in shipped
+        own = commands(tree, target, "FROM=run")
+        assert [line.split()[2] for line in own] == ["train", "train.evaluate", module]
+        run = "data/toy/runs/small"
+        files = f"--deploy {run}/deploy.prototxt --weights {run}/small.caffemodel --mean {run}/mean.binaryproto"
+        assert files in own[-1]
+    assert '--target "sad"' in commands(tree, "explain", "TARGET=sad")[0]

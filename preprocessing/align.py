@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import csv
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ import torch
 
 from preprocessing import datasets
 from preprocessing.alignment import SIZE, TEMPLATE, align_face
-from preprocessing.datasets import EMOTION_FOLDERS, EMOTIONS, SPLITS, list_faces
+from preprocessing.datasets import SPLITS, class_folders, list_faces, tree_classes
+from preprocessing.folds import FOLDS_FILE
 from preprocessing.mtcnn import LANDMARKS, Detector, Face
 from preprocessing.stage import (
     Stage,
@@ -35,7 +37,7 @@ from preprocessing.stage import (
 BATCH = 256  # images that a worker detects in together
 BATCH_PIXELS = 1 << 24  # fewer where they are large: at most so many pixels, or a single image
 PNG_LEVEL = 1  # zlib's fastest: faces are small
-SHEET_PAIRS = 4  # faces an emotion on the contact sheet
+SHEET_PAIRS = 4  # faces a class on the contact sheet
 COLORS = ("#ff3b30", "#34c759", "#00c7ff", "#ff9500", "#ff2d95")  # of the landmarks there
 
 COLUMNS = (
@@ -69,7 +71,7 @@ def align(
     images: the folder that `extract` wrote: `SPLIT/LABEL_EMOTION/NNNNN.png`. Any image size; read as grey.
     aligned: the folder that is replaced when all has been written: the aligned faces as 8-bit grey PNG files,
         `faces.csv` (box, landmarks and confidence in the original's pixels, empty where no face was found), the
-        contact sheet `align.png`, and `manifest.json`.
+        contact sheet `align.png`, `manifest.json`, and the images' `folds.csv` where they have one.
     size: side of an aligned face in pixels.
     device: of the detector: auto, cpu, cuda or cuda:N.
     workers: threads, each reading, detecting, aligning and writing batches of its own; default: one for each core.
@@ -84,7 +86,7 @@ def align(
         if value < 1:
             raise StageError(f"{option} is {value}; expected 1 or more")
     check_output(images, aligned)
-    sources = list_faces(images)
+    classes, sources = tree_classes(images), list_faces(images)
     manifest = images / "manifest.json"
     stage = Stage("align", [manifest] if manifest.is_file() else [], {"detector": "mtcnn", "size": size})
     try:
@@ -93,14 +95,16 @@ def align(
         raise StageError(str(error)) from error
     with replace_directory(aligned) as folder:
         for split in SPLITS:
-            for emotion in EMOTION_FOLDERS:
-                (folder / split / emotion).mkdir(parents=True)
+            for class_folder in class_folders(classes):
+                (folder / split / class_folder).mkdir(parents=True)
+        if (images / FOLDS_FILE).is_file():
+            shutil.copyfile(images / FOLDS_FILE, folder / FOLDS_FILE)
         results: list[Aligned] = []
         chunks = [sources[start : start + batch] for start in range(0, len(sources), batch)]
         for part in progress(_run(detector, images, folder, chunks, size, workers), len(chunks), "align", " batches"):
             results += part
         write_faces(folder / "faces.csv", results)
-        contact_sheet(images, folder, results, folder / "align.png")
+        contact_sheet(images, folder, results, classes, folder / "align.png")
         stage.counts = _counts(results)
         stage.write_manifest(folder / "manifest.json")
     read, found = stage.counts["read"], stage.counts["found"]
@@ -209,10 +213,10 @@ def _spread(results: list[Aligned], count: int) -> list[Aligned]:
     return [results[place] for place in places]
 
 
-def contact_sheet(images: Path, aligned: Path, results: Sequence[Aligned], path: Path) -> None:
+def contact_sheet(images: Path, aligned: Path, results: Sequence[Aligned], classes: Sequence[str], path: Path) -> None:
     """A picture from which a person sees whether detection and alignment are right.
 
-    A row an emotion: originals with the box and the landmarks that were found, each with its aligned face, on which
+    A row a class: originals with the box and the landmarks that were found, each with its aligned face, on which
     small crosses are where the template wants the landmarks; below, images in which no face was found.
     """
     from matplotlib.figure import Figure  # half a second to load; only a whole run of the stage needs it
@@ -220,10 +224,10 @@ def contact_sheet(images: Path, aligned: Path, results: Sequence[Aligned], path:
     found = [result for result in results if result.face is not None]
     missed = [result for result in results if result.face is None]
     rows = [
-        (emotion, _spread([r for r in found if r.source.label == label], SHEET_PAIRS))
-        for label, emotion in enumerate(EMOTIONS)
+        (name, _spread([r for r in found if r.source.label == label], SHEET_PAIRS))
+        for label, name in enumerate(classes)
     ]
-    rows = [(emotion, row) for emotion, row in rows if row]
+    rows = [(name, row) for name, row in rows if row]
     columns = 2 * SHEET_PAIRS
     figure = Figure(figsize=(1.6 * columns + 1, 1.85 * (len(rows) + 1) + 0.9), dpi=80)
     axes = figure.subplots(len(rows) + 1, columns, squeeze=False)
@@ -238,8 +242,8 @@ def contact_sheet(images: Path, aligned: Path, results: Sequence[Aligned], path:
     )
     for axis in axes.flat:
         axis.axis("off")
-    for row, (emotion, pairs) in zip(axes, rows, strict=False):
-        row[0].text(-0.12, 0.5, emotion, fontsize=14, rotation=90, ha="center", va="center", transform=row[0].transAxes)
+    for row, (name, pairs) in zip(axes, rows, strict=False):
+        row[0].text(-0.12, 0.5, name, fontsize=14, rotation=90, ha="center", va="center", transform=row[0].transAxes)
         for column, result in enumerate(pairs):
             _draw_pair(row[2 * column], row[2 * column + 1], result, images, aligned)
     last = axes[len(rows)]
@@ -250,7 +254,7 @@ def contact_sheet(images: Path, aligned: Path, results: Sequence[Aligned], path:
         last[0].text(0.5, 0.5, "(there are none)", fontsize=12, ha="center", va="center", transform=last[0].transAxes)
     for axis, result in zip(last, _spread(missed, columns), strict=False):
         _show(axis, read_grey(images / result.source.file))
-        axis.set_title(f"{EMOTIONS[result.source.label]} {Path(result.source.file).stem}", fontsize=10, pad=3)
+        axis.set_title(f"{classes[result.source.label]} {Path(result.source.file).stem}", fontsize=10, pad=3)
     figure.savefig(path)
 
 

@@ -1,6 +1,7 @@
-"""FER2013's names and its readers: the CSV (also inside Kaggle's archive), the folder of images, the stages' own tree.
+"""FER2013's names, the reader of its CSV (also inside Kaggle's archive), and the stages' own tree of images.
 
-Everything is read as a stream or a listing; no reader holds a data set in memory.
+The layouts of other data sets are in `layouts.py`. Everything is read as a stream or a listing; no reader holds a data
+set in memory.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from preprocessing.stage import StageError
 EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 SPLITS = ("Training", "PublicTest", "PrivateTest")
 EMOTION_FOLDERS = tuple(f"{label}_{emotion}" for label, emotion in enumerate(EMOTIONS))
+_CLASS_FOLDER = re.compile(r"(0|[1-9][0-9]*)_(.+)")
 SIZE = 48  # a face is SIZE x SIZE grey levels
 PIXELS = SIZE * SIZE
 
@@ -34,30 +36,10 @@ MAX_ROW_BYTES = 1 << 16  # a plain row has at most 9,300 bytes; beyond this it i
 BLANK_RANGE = 4  # grey levels between the darkest and the brightest pixel of a blank face: one level, and JPEG's noise
 COLUMNS = ("emotion", "pixels", "Usage")
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-SPLIT_FOLDERS = {
-    "train": "Training",
-    "training": "Training",
-    "val": "PublicTest",
-    "valid": "PublicTest",
-    "validation": "PublicTest",
-    "publictest": "PublicTest",
-    "test": "PrivateTest",
-    "privatetest": "PrivateTest",
-}
-EMOTION_ALIASES = {
-    "anger": "angry",
-    "disgusted": "disgust",
-    "fearful": "fear",
-    "happiness": "happy",
-    "sadness": "sad",
-    "surprised": "surprise",
-}
 
-
-def face_file(split: str, label: int, number: int) -> str:
-    """Path of a face relative to its tree's folder, such as `Training/3_happy/00042.png`."""
-    return f"{split}/{EMOTION_FOLDERS[label]}/{number:05d}.png"
+def class_folders(classes: Sequence[str]) -> tuple[str, ...]:
+    """The folders of a tree's classes, in the order of their labels: `0_angry`, …."""
+    return tuple(f"{label}_{name}" for label, name in enumerate(classes))
 
 
 class Face(NamedTuple):
@@ -68,23 +50,44 @@ class Face(NamedTuple):
     label: int
 
 
-def list_faces(tree: Path) -> list[Face]:
-    """The faces of a tree that `extract` or `align` wrote, by split, then emotion, then number.
+def tree_classes(tree: Path) -> tuple[str, ...]:
+    """The names of a tree's classes, in the order of their labels: those of its folders `SPLIT/LABEL_NAME`.
 
-    Raises StageError when the folder is missing or holds no face.
+    A split may lack folders that another one has; the stages write all of them, empty ones too. Raises StageError when
+    the tree is missing or has no such folder, when a label from 0 on has none, and when a label has two names or a name
+    two labels.
     """
     tree = Path(tree)
     if not tree.is_dir():
         raise StageError(f"{tree}: no such folder; expected the images that extract or align writes")
+    folders = {path.name for split in SPLITS for path in (tree / split).glob("*_*") if path.is_dir()}
+    named = sorted((int(match[1]), match[2]) for match in map(_CLASS_FOLDER.fullmatch, folders) if match)
+    example = f"{SPLITS[0]}/{EMOTION_FOLDERS[0]}/NNNNN.png and so on"
+    if not named:
+        raise StageError(f"{tree}: no faces; expected {example}")
+    names = [name for _, name in named]
+    if [label for label, _ in named] != list(range(len(named))) or len(set(names)) != len(names):
+        shown = ", ".join(f"{label}_{name}" for label, name in named)
+        raise StageError(f"{tree}: its folders are {shown}; expected one for each label from 0 on, as in {example}")
+    return tuple(names)
+
+
+def list_faces(tree: Path) -> list[Face]:
+    """The faces of a tree that `extract` or `align` wrote, by split, then class, then number.
+
+    Raises StageError when the folder is missing or holds no face, and for folders that `tree_classes` refuses.
+    """
+    tree = Path(tree)
     faces = []
+    folders = class_folders(tree_classes(tree))
     for split in SPLITS:
-        for label, folder in enumerate(EMOTION_FOLDERS):
+        for label, folder in enumerate(folders):
             path = tree / split / folder
             names = [name for name in os.listdir(path) if name.endswith(".png")] if path.is_dir() else []
             names.sort(key=lambda name: (len(name), name))
             faces += [Face(f"{split}/{folder}/{name}", split, label) for name in names]
     if not faces:
-        raise StageError(f"{tree}: no faces; expected {SPLITS[0]}/{EMOTION_FOLDERS[0]}/NNNNN.png and so on")
+        raise StageError(f"{tree}: no faces; expected {SPLITS[0]}/{folders[0]}/NNNNN.png and so on")
     return faces
 
 
@@ -112,7 +115,8 @@ class Rows:
     """A batch of rows: those that are right as arrays, the others with their reasons.
 
     lines: (n,) int64, each row's line in the file, counted from 1.
-    labels: (n,) uint8, 0..6.  splits: (n,) uint8, indices into SPLITS.  pixels: (n, 48, 48) uint8.
+    labels: (n,) uint8, 0..6 (0..7 where the reader takes contempt).  splits: (n,) uint8, indices into SPLITS.
+    pixels: (n, 48, 48) uint8.
     rejected: (line, reason) of every bad row, in the order of the file.
     """
 
@@ -130,11 +134,14 @@ class CsvReader:
     Quoted fields, CRLF line ends, a UTF-8 byte-order mark, blank lines, and more than one space between pixels are
     allowed. Use as a context manager; `batches` reads in one thread, `parse` may run in several.
 
+    contempt: take the label 7 as well, as the CSV form of CK+ has it.
+
     Raises StageError when the file is no such CSV; a bad row is not an exception but an entry in `Rows.rejected`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, contempt: bool = False) -> None:
         self.path = Path(path)
+        self._labels = {str(label).encode(): label for label in range(len(EMOTIONS) + contempt)}
         self._unended = 0  # number of a last line that has no line end
 
     def __enter__(self) -> CsvReader:
@@ -277,15 +284,14 @@ class CsvReader:
         if len(fields) != self._columns:
             raise ValueError(f"{len(fields)} fields; expected {self._columns}, as in the header{_encoding_note(data)}")
         emotion, usage = fields[self._emotion].strip(), fields[self._usage].strip()
-        label, split = _LABELS.get(emotion), _SPLITS.get(usage)
+        label, split = self._labels.get(emotion), _SPLITS.get(usage)
         if label is None:
-            raise ValueError(f"label {_show(emotion)}; expected 0..6{_encoding_note(data)}")
+            raise ValueError(f"label {_show(emotion)}; expected 0..{len(self._labels) - 1}{_encoding_note(data)}")
         if split is None:
             raise ValueError(f"usage {_show(usage)}; expected {', '.join(SPLITS)}{_encoding_note(data)}")
         return label, split, fields[self._pixels].strip()
 
 
-_LABELS = {str(label).encode(): label for label in range(len(EMOTIONS))}
 _SPLITS = {split.encode(): index for index, split in enumerate(SPLITS)}
 _PIXEL = re.compile(rb"[0-9]{1,3}")
 
@@ -354,52 +360,3 @@ def _parse_any(text: bytes) -> np.ndarray:
     if len(tokens) != PIXELS:
         raise ValueError(f"{len(tokens)} pixels; expected {PIXELS} ({SIZE}x{SIZE})")
     return np.array([int(token) for token in tokens], np.uint8)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The folder of images
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def split_and_label(file: str) -> tuple[str, int]:
-    """Split and label of an image in Kaggle's folder form, from its path relative to the folder, with '/'.
-
-    The path is `SPLIT/EMOTION/NAME`: `train`, `validation` or `test`, then the emotion's name, either in any case, the
-    emotion also as `0_angry`. A name that begins with `Training_`, `PublicTest_` or `PrivateTest_` tells the split
-    whatever the folder is called (Kaggle's `test/` holds PublicTest and PrivateTest). Raises ValueError.
-    """
-    parts = file.split("/")
-    if len(parts) != 3:
-        raise ValueError("expected SPLIT/EMOTION/NAME, such as train/happy/Training_1.jpg")
-    split = SPLIT_FOLDERS.get(parts[0].lower())
-    if split is None:
-        raise ValueError(f"split folder {parts[0]!r}; expected train, validation or test")
-    named = [s for s in SPLITS if parts[2].lower().startswith(s.lower() + "_")]
-    emotion = re.sub(r"^[0-9]_", "", parts[1].lower())
-    emotion = EMOTION_ALIASES.get(emotion, emotion)
-    if emotion not in EMOTIONS:
-        raise ValueError(f"emotion folder {parts[1]!r}; expected {', '.join(EMOTIONS)}")
-    label = EMOTIONS.index(emotion)
-    if parts[1][0].isdigit() and int(parts[1][0]) != label:
-        raise ValueError(f"emotion folder {parts[1]!r}; expected {EMOTION_FOLDERS[label]!r}")
-    return (named[0] if named else split), label
-
-
-def list_images(folder: Path) -> tuple[list[str], int]:
-    """Every image file below `folder`, as sorted relative paths with '/', and the number of other files.
-
-    Hidden files and folders are left out of both. Raises StageError when there is no image.
-    """
-    images, others = [], 0
-    for path, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if name.startswith("."):
-                continue
-            if name.lower().endswith(IMAGE_SUFFIXES):
-                images.append(Path(path, name).relative_to(folder).as_posix())
-            else:
-                others += 1
-    if not images:
-        raise StageError(f"{folder}: no images; expected train/EMOTION/*.jpg and test/EMOTION/*.jpg")
-    return sorted(images), others

@@ -1,13 +1,17 @@
 """Stage 3: the faces of a folder tree to train_lmdb, val_lmdb and test_lmdb, shuffled, as Caffe's Datum records.
 
 python -m preprocessing.lmdb data/fer2013/aligned data/fer2013/lmdb --seed 0 [--ferplus fer2013new.csv]
+python -m preprocessing.lmdb data/ckplus/aligned data/ckplus/fold1/lmdb --fold 1
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +19,40 @@ import cv2
 
 from caffe.errors import CaffeError
 from caffe.proto.caffe_pb2 import Datum
-from caffe.tools.convert_imageset import Line, Record, alike, read_images, shuffled, write_imageset
-from preprocessing.datasets import EMOTIONS, SPLITS, Face, list_faces
+from caffe.tools.convert_imageset import (
+    Line,
+    Record,
+    alike,
+    decode,
+    pixels_to_datum,
+    read_images,
+    shuffled,
+    write_imageset,
+)
+from preprocessing.alignment import align_face
+from preprocessing.classes import write_classes
+from preprocessing.datasets import EMOTIONS, SPLITS, Face, list_faces, tree_classes
 from preprocessing.ferplus import SoftLabel, soft_labels
+from preprocessing.folds import FOLDS, read_folds, split_of_fold
 from preprocessing.stage import Stage, StageError, check_output, progress, replace_directory, run_main
 
 DATABASES = dict(zip(SPLITS, ("train_lmdb", "val_lmdb", "test_lmdb"), strict=True))
 
 
 def write_databases(
-    images: Path, output: Path, seed: int = 0, workers: int | None = None, ferplus: Path | None = None
+    images: Path,
+    output: Path,
+    seed: int = 0,
+    workers: int | None = None,
+    ferplus: Path | None = None,
+    size: int | None = None,
+    fold: int | None = None,
 ) -> dict[str, Any]:
-    """Write `output/{train,val,test}_lmdb` and `output/manifest.json` from the tree of faces `images`.
+    """Write `output/{train,val,test}_lmdb`, `classes.txt` and `manifest.json` from the tree of faces `images`.
 
     A record is what Caffe's `convert_imageset --shuffle` writes: a Datum of the image's pixels (uint8, 1×48×48 for
-    FER2013) and its label 0..6, under the key `%08d_FILE`, where the number is the record's place and FILE the
-    image's path in the tree.
+    FER2013) and its label, under the key `%08d_FILE`, where the number is the record's place and FILE the image's path
+    in the tree. classes.txt names the labels: the classes of the tree's folders.
 
     Parameters
     ----------
@@ -40,17 +62,27 @@ def write_databases(
     workers: threads that read images (default: one for each core).
     ferplus: FER+'s fer2013new.csv. Then each record's label is the one that most raters chose, and its
         `label_probability` their shares; faces that they left open are left out, and listed in the manifest.
+    size: side in pixels that every image is brought to, as `align` does where it finds no face; default: as they are.
+    fold: 1..10, the fold of the tree's folds.csv that is the test set, whatever split its images' folders say; the next
+        fold (after 10 comes 1) is the validation set, the other eight train. Default: the splits of the folders.
 
     Returns the manifest's counts. Raises StageError for a split without images, an image that cannot be read, one
-    whose size or number of channels differs from the first one's, naming the file, and a `ferplus` that does not fit.
+    whose size or number of channels differs from the first one's, naming the file, a `ferplus` that does not fit or is
+    given for other classes than FER2013's, and a `fold` for a tree without folds.
     """
     images, output = Path(images), Path(output)
-    if workers is not None and workers < 1:
-        raise StageError(f"--workers is {workers}; expected 1 or more")
+    for option, value, highest in (("--workers", workers, None), ("--size", size, None), ("--fold", fold, FOLDS)):
+        if value is not None and (value < 1 or (highest is not None and value > highest)):
+            raise StageError(f"{option} is {value}; expected {f'1..{highest}' if highest else '1 or more'}")
     check_output(images, output)
     manifest = images / "manifest.json"
     stage = Stage("lmdb", [manifest] if manifest.is_file() else [], {"images": str(images), "seed": seed})
-    faces = list_faces(images)
+    stage.settings |= {name: value for name, value in (("size", size), ("fold", fold)) if value is not None}
+    classes, faces = tree_classes(images), list_faces(images)
+    if ferplus is not None and classes != EMOTIONS:
+        raise StageError(f"--ferplus: its labels are FER2013's, but the classes in {images} are {', '.join(classes)}")
+    if fold is not None:
+        faces = _split_by_fold(images, faces, fold)
     soft = _soft_labels(ferplus, faces, stage) if ferplus is not None else {}
     lines: dict[str, list[Line]] = {split: [] for split in SPLITS}
     for face in faces:
@@ -60,26 +92,72 @@ def write_databases(
             lines[face.split].append(Line(face.file, soft[face.file].label))
     for split, of_split in lines.items():
         if not of_split:
-            raise StageError(f"{images / split}: no images; expected PNG files in {split}/0_{EMOTIONS[0]} and so on")
-    first = next(read_images(images, lines[SPLITS[0]][:1], cv2.IMREAD_UNCHANGED))
+            where = images / split if fold is None else f"{images}, {split} of fold {fold}"
+            raise StageError(f"{where}: no images; expected PNG files in {split}/0_{classes[0]} and so on")
+    first = next(_read(images, lines[SPLITS[0]][:1], size, workers))
     written: dict[str, int] = {}
     with replace_directory(output) as folder:
         try:
             for split, name in DATABASES.items():
                 order = shuffled(lines[split], seed)
-                records = alike(read_images(images, order, cv2.IMREAD_UNCHANGED, workers=workers), first)
+                records = alike(_read(images, order, size, workers), first)
                 labelled = _with_probabilities(records, soft) if ferplus is not None else records
                 written[name] = write_imageset(folder / name, progress(labelled, len(order), name))
         except CaffeError as error:
             raise StageError(f"{images}: {error}") from error
         channels, height, width = first.shape
         stage.counts |= {"read": len(faces), "written": written}
-        stage.counts |= {"channels": channels, "height": height, "width": width}
+        stage.counts |= {"channels": channels, "height": height, "width": width, "classes": list(classes)}
+        write_classes(folder, classes)
         stage.write_manifest(folder / "manifest.json")
     text = ", ".join(f"{count:,} in {name}" for name, count in written.items()) + f", {width}x{height} pixels"
     left_out = f", {len(stage.rejected):,} left out by FER+" if ferplus is not None else ""
-    stage.summary(text + left_out)
+    stage.summary(text + left_out + _absent(lines, classes))
     return stage.counts
+
+
+def _split_by_fold(images: Path, faces: list[Face], fold: int) -> list[Face]:
+    """The faces with the splits that they have when `fold` is the test set."""
+    folds = read_folds(images)
+    for face in faces:
+        if face.file not in folds:
+            raise StageError(f"{images / face.file}: not in folds.csv; expected the images that extract wrote")
+    return [face._replace(split=split_of_fold(folds[face.file], fold)) for face in faces]
+
+
+def _absent(lines: dict[str, list[Line]], classes: Sequence[str]) -> str:
+    """For the summary: the classes that a split has no image of."""
+    text = ""
+    for split, name in DATABASES.items():
+        present = {line.label for line in lines[split]}
+        if absent := [name for label, name in enumerate(classes) if label not in present]:
+            text += f", none of {', '.join(absent)} in {name}"
+    return text
+
+
+def _read(images: Path, lines: Sequence[Line], size: int | None, workers: int | None) -> Iterator[Record]:
+    """A record for each line, in order, by threads; the images brought to size x size pixels, or as they are.
+
+    Caffe's own resizing, bilinear, passes over pixels where an image shrinks to a small part of itself.
+    """
+    if size is None:
+        yield from read_images(images, lines, cv2.IMREAD_UNCHANGED, workers=workers)
+        return
+    threads = workers or os.cpu_count() or 1
+    remaining = iter(lines)
+    with ThreadPoolExecutor(threads) as pool:
+        while batch := list(islice(remaining, 64 * threads)):
+            yield from pool.map(lambda line: _read_resized(images, line, size), batch)
+
+
+def _read_resized(images: Path, line: Line, size: int) -> Record:
+    try:
+        image = decode((images / line.file).read_bytes(), cv2.IMREAD_UNCHANGED)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else None
+        return Record(line.file, (0, 0, 0), None, reason or str(error))
+    datum = pixels_to_datum(align_face(image, None, size), line.label)
+    return Record(line.file, (datum.channels, datum.height, datum.width), datum.SerializeToString())
 
 
 def _soft_labels(ferplus: Path, faces: list[Face], stage: Stage) -> dict[str, SoftLabel]:
@@ -115,8 +193,11 @@ def main() -> None:
     parser.add_argument(
         "--ferplus", type=Path, metavar="fer2013new.csv", help="take the labels, hard and soft, from FER+'s ten raters"
     )
-    options = parser.parse_args()
-    write_databases(options.images, options.output, options.seed, options.workers, options.ferplus)
+    parser.add_argument("--size", type=int, help="side in pixels that images are brought to (default: as they are)")
+    parser.add_argument(
+        "--fold", type=int, help=f"1..{FOLDS}: the fold that is the test set (CK+; default: the splits of the folders)"
+    )
+    write_databases(**vars(parser.parse_args()))
 
 
 if __name__ == "__main__":

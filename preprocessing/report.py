@@ -21,21 +21,25 @@ import cv2
 import numpy as np
 from matplotlib.figure import Figure
 
-from preprocessing.datasets import EMOTIONS, SIZE, SPLITS, Face, is_blank, list_faces
+from preprocessing.datasets import SIZE, SPLITS, Face, is_blank, list_faces, tree_classes
 from preprocessing.pictures import montage
 from preprocessing.stage import Stage, StageError, progress, replace_directory, replace_file, run_main
 
 COLUMNS = 14  # faces in a row of a montage
-ROWS = 3  # rows in an emotion's montage
+ROWS = 3  # rows in a class's montage
 GROUPS = 8  # groups of duplicates shown
 LISTED = 40  # file names listed of a kind; the manifest has them all
 COLORS = ("#4878a8", "#e8a33d", "#6aa56e")  # of the splits in charts
 
 
 class Facts(NamedTuple):
-    """Of one image: a hash of its pixels, their mean and standard deviation in grey levels, and whether it is blank."""
+    """Of one image: a hash of its pixels, their mean and standard deviation in grey levels, and whether it is blank.
+
+    size: (width, height) in pixels.
+    """
 
     digest: bytes
+    size: tuple[int, int]
     mean: float
     deviation: float
     blank: bool
@@ -71,7 +75,7 @@ def report(images: Path, aligned: Path | None, output: Path) -> dict[str, Any]:
         raise StageError(
             f"{pictures}: not a folder of pictures that this stage wrote; expected another name for {output}"
         )
-    faces = list_faces(images)
+    classes, faces = tree_classes(images), list_faces(images)
     inputs = [images / "manifest.json"] if aligned is None else [images / "manifest.json", aligned / "faces.csv"]
     for path in inputs:
         if not path.is_file():
@@ -83,10 +87,11 @@ def report(images: Path, aligned: Path | None, output: Path) -> dict[str, Any]:
     blank = [face for face, fact in zip(faces, facts, strict=True) if fact.blank]
     stage.counts = {
         "images": len(faces),
-        "faces": _table(faces),
+        "faces": _table(faces, classes),
+        "sizes": _sizes(facts),
         "blank": len(blank),
         "blank_files": [face.file for face in blank],
-        "brightness": _brightness(faces, facts),
+        "brightness": _brightness(faces, facts, classes),
         "duplicate_groups": len(duplicates.groups),
         "duplicate_images": sum(map(len, duplicates.groups)),
         "duplicate_groups_by_splits": duplicates.by_splits,
@@ -94,13 +99,13 @@ def report(images: Path, aligned: Path | None, output: Path) -> dict[str, Any]:
         "images_that_stand_in_training_too": duplicates.in_training,
     }
     if missed is not None:
-        stage.counts |= {"not_found": len(missed), "not_found_faces": _table(missed)}
+        stage.counts |= {"not_found": len(missed), "not_found_faces": _table(missed, classes)}
     with replace_directory(pictures) as folder:
-        _draw_pictures(images, faces, missed, duplicates, folder)
+        _draw_pictures(images, faces, missed, duplicates, classes, folder)
     with replace_file(output.with_suffix(".manifest.json")) as path:
         stage.write_manifest(path)
     with replace_file(output) as path:  # last: it is what Make looks at
-        path.write_text(_text(output, faces, missed, blank, duplicates, stage.counts))
+        path.write_text(_text(output, faces, missed, blank, duplicates, classes, stage.counts))
     not_found = "" if missed is None else f", no face found in {len(missed):,}"
     stage.summary(
         f"{len(faces):,} images, {len(blank)} blank, {len(duplicates.groups):,} groups of duplicates, "
@@ -117,17 +122,20 @@ def report(images: Path, aligned: Path | None, output: Path) -> dict[str, Any]:
 def _read(path: str) -> np.ndarray:
     with open(path, "rb") as f:
         image = cv2.imdecode(np.frombuffer(f.read(), np.uint8), cv2.IMREAD_GRAYSCALE)
-    if image is None or image.shape != (SIZE, SIZE):
-        raise StageError(f"{path}: expected a PNG of {SIZE}x{SIZE} pixels, as extract writes")
+    if image is None:
+        raise StageError(f"{path}: not a readable image; expected a PNG, as extract writes it")
     return image
 
 
 def _read_facts(images: Path, faces: Sequence[Face]) -> list[Facts]:
+    def read(face: Face) -> Facts:
+        image = _read(f"{images}/{face.file}")
+        height, width = image.shape
+        digest = hashlib.blake2b(b"%dx%d" % (width, height) + image.tobytes(), digest_size=16).digest()
+        return Facts(digest, (width, height), float(image.mean()), float(image.std()), bool(is_blank(image[None])[0]))
+
     def read_some(first: int) -> list[Facts]:
-        stack = np.stack([_read(f"{images}/{face.file}") for face in faces[first : first + 256]])
-        means, deviations = stack.mean((1, 2)), stack.std((1, 2))
-        digests = [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in stack]
-        return list(map(Facts, digests, means.tolist(), deviations.tolist(), is_blank(stack).tolist()))
+        return [read(face) for face in faces[first : first + 256]]
 
     firsts = range(0, len(faces), 256)
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
@@ -181,24 +189,30 @@ def _find_duplicates(faces: Sequence[Face], facts: Sequence[Facts]) -> Duplicate
     )
 
 
-def _table(faces: Sequence[Face]) -> dict[str, dict[str, int]]:
-    """Faces by split and emotion."""
+def _table(faces: Sequence[Face], classes: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Faces by split and class."""
     counts = Counter((face.split, face.label) for face in faces)
-    return {split: {emotion: counts[split, i] for i, emotion in enumerate(EMOTIONS)} for split in SPLITS}
+    return {split: {name: counts[split, label] for label, name in enumerate(classes)} for split in SPLITS}
 
 
-def _brightness(faces: Sequence[Face], facts: Sequence[Facts]) -> dict[str, dict[str, float]]:
-    """By emotion, in grey levels: mean and spread of the images' means, and mean of their standard deviations."""
+def _sizes(facts: Sequence[Facts]) -> dict[str, int]:
+    """Images by their size, `WIDTHxHEIGHT`, the most frequent ones first, of equals the smaller ones."""
+    counts = Counter(fact.size for fact in facts)
+    return {f"{width}x{height}": n for (width, height), n in sorted(counts.items(), key=lambda e: (-e[1], e[0]))}
+
+
+def _brightness(faces: Sequence[Face], facts: Sequence[Facts], classes: Sequence[str]) -> dict[str, dict[str, float]]:
+    """By class, in grey levels: mean and spread of the images' means, and mean of their standard deviations."""
     labels = np.array([face.label for face in faces])
     means, deviations = np.array([fact.mean for fact in facts]), np.array([fact.deviation for fact in facts])
     return {
-        emotion: {
-            "mean": round(float(means[labels == i].mean()), 1),
-            "spread": round(float(means[labels == i].std()), 1),
-            "contrast": round(float(deviations[labels == i].mean()), 1),
+        name: {
+            "mean": round(float(means[labels == label].mean()), 1),
+            "spread": round(float(means[labels == label].std()), 1),
+            "contrast": round(float(deviations[labels == label].mean()), 1),
         }
-        for i, emotion in enumerate(EMOTIONS)
-        if (labels == i).any()
+        for label, name in enumerate(classes)
+        if (labels == label).any()
     }
 
 
@@ -208,46 +222,67 @@ def _brightness(faces: Sequence[Face], facts: Sequence[Facts]) -> dict[str, dict
 
 
 def _draw_pictures(
-    images: Path, faces: Sequence[Face], missed: Sequence[Face] | None, duplicates: Duplicates, folder: Path
+    images: Path,
+    faces: Sequence[Face],
+    missed: Sequence[Face] | None,
+    duplicates: Duplicates,
+    classes: Sequence[str],
+    folder: Path,
 ) -> None:
-    """counts.png, EMOTION.png, and where there is something to see not_found.png and different_labels.png."""
+    """counts.png, CLASS.png, and where there is something to see not_found.png and different_labels.png."""
     rng = np.random.default_rng(0)
 
     def some(candidates: Sequence[Face], number: int) -> list[np.ndarray]:
         chosen = np.sort(rng.permutation(len(candidates))[:number])
-        return [_read(f"{images}/{candidates[index].file}") for index in chosen]
+        return [_thumbnail(_read(f"{images}/{candidates[index].file}")) for index in chosen]
 
-    _draw_counts(faces, folder / "counts.png")
-    for label, emotion in enumerate(EMOTIONS):
+    _draw_counts(faces, classes, folder / "counts.png")
+    for label, name in enumerate(classes):
         shown = some([face for face in faces if face.label == label], ROWS * COLUMNS)
-        rows = [("" if i else emotion, shown[i : i + COLUMNS]) for i in range(0, len(shown), COLUMNS)]
+        rows = [("" if i else name, shown[i : i + COLUMNS]) for i in range(0, len(shown), COLUMNS)]
         if rows:
-            cv2.imwrite(str(folder / f"{emotion}.png"), montage(rows))
+            cv2.imwrite(str(folder / f"{name}.png"), montage(rows))
     if missed:
-        rows = [(e, some([face for face in missed if face.label == i], COLUMNS)) for i, e in enumerate(EMOTIONS)]
+        rows = [(n, some([face for face in missed if face.label == i], COLUMNS)) for i, n in enumerate(classes)]
         cv2.imwrite(str(folder / "not_found.png"), montage([row for row in rows if row[1]]))
     pairs = []  # a face once for each pair of its labels
-    for one, other in combinations(range(len(EMOTIONS)), 2):
+    for one, other in combinations(range(len(classes)), 2):
         identical = [
             faces[group[0]] for group in duplicates.ambiguous if {one, other} <= {faces[index].label for index in group}
         ]
         if identical:
-            pairs.append((f"{EMOTIONS[one]}\nor {EMOTIONS[other]}", some(identical, COLUMNS)))
+            pairs.append((f"{classes[one]}\nor {classes[other]}", some(identical, COLUMNS)))
     if pairs:
         cv2.imwrite(str(folder / "different_labels.png"), montage(pairs))
 
 
-def _draw_counts(faces: Sequence[Face], path: Path) -> None:
-    """Bars: images of each emotion by split."""
-    figure = Figure(figsize=(8, 3.6), layout="constrained")
+def _thumbnail(image: np.ndarray) -> np.ndarray:
+    """The whole of an image within SIZE x SIZE pixels, on grey where it is not square."""
+    height, width = image.shape
+    scale = SIZE / max(height, width)
+    if scale != 1:
+        size = (max(round(scale * width), 1), max(round(scale * height), 1))
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    height, width = image.shape
+    result = np.full((SIZE, SIZE), 128, np.uint8)
+    top, left = (SIZE - height) // 2, (SIZE - width) // 2
+    result[top : top + height, left : left + width] = image
+    return result
+
+
+def _draw_counts(faces: Sequence[Face], classes: Sequence[str], path: Path) -> None:
+    """Bars: images of each class by split."""
+    figure = Figure(figsize=(max(8, len(classes)), 3.6), layout="constrained")
     axes = figure.subplots()
-    bottom = np.zeros(len(EMOTIONS))
-    for (split, row), color in zip(_table(faces).items(), COLORS, strict=True):
+    bottom = np.zeros(len(classes))
+    for (split, row), color in zip(_table(faces, classes).items(), COLORS, strict=True):
         values = np.array(list(row.values()))
-        axes.bar(EMOTIONS, values, bottom=bottom, label=split, color=color)
+        axes.bar(classes, values, bottom=bottom, label=split, color=color)
         bottom += values
     for i, total in enumerate(bottom):
         axes.text(i, total, f"{int(total):,}", ha="center", va="bottom", fontsize=9)
+    if max(map(len, classes)) > 10:  # names that would run into each other
+        axes.tick_params("x", rotation=25)
     axes.set_ylabel("images")
     axes.set_ylim(top=max(bottom) * 1.1)
     axes.spines[["top", "right"]].set_visible(False)
@@ -262,15 +297,16 @@ def _text(
     missed: Sequence[Face] | None,
     blank: Sequence[Face],
     duplicates: Duplicates,
+    classes: Sequence[str],
     counts: dict[str, Any],
 ) -> str:
     """The Markdown."""
     folder = output.with_suffix("").name
     parts = [
         "# What the data is like",
-        f"{len(faces):,} faces of {SIZE}×{SIZE} pixels.",
+        _text_sizes(len(faces), counts["sizes"]),
         "## Emotions and splits",
-        _markdown(counts["faces"]),
+        _markdown(counts["faces"], classes),
         f"![images by emotion and split]({folder}/counts.png)",
         "## Faces",
         *(f"![{emotion}]({folder}/{emotion}.png)" for emotion in counts["brightness"]),
@@ -292,12 +328,25 @@ def _text(
             "they were resized as they are.",
         ]
         if missed:
-            parts += [_markdown(counts["not_found_faces"], counts["faces"]), f"![not found]({folder}/not_found.png)"]
-    parts += ["## Duplicates", *_text_duplicates(faces, duplicates, counts, folder)]
+            parts += [
+                _markdown(counts["not_found_faces"], classes, counts["faces"]),
+                f"![not found]({folder}/not_found.png)",
+            ]
+    parts += ["## Duplicates", *_text_duplicates(faces, duplicates, classes, counts, folder)]
     return "\n\n".join(parts) + "\n"
 
 
-def _text_duplicates(faces: Sequence[Face], duplicates: Duplicates, counts: dict[str, Any], folder: str) -> list[str]:
+def _text_sizes(faces: int, sizes: dict[str, int]) -> str:
+    shown = [size.replace("x", "×") for size in sizes]
+    if len(sizes) == 1:
+        return f"{faces:,} faces of {shown[0]} pixels."
+    most = next(iter(sizes.values()))
+    return f"{faces:,} images of {len(sizes):,} sizes; the most frequent one is {shown[0]} pixels ({most:,} images)."
+
+
+def _text_duplicates(
+    faces: Sequence[Face], duplicates: Duplicates, classes: Sequence[str], counts: dict[str, Any], folder: str
+) -> list[str]:
     if not duplicates.groups:
         return ["No two images are identical to the pixel."]
     parts = [
@@ -317,7 +366,7 @@ def _text_duplicates(faces: Sequence[Face], duplicates: Duplicates, counts: dict
         *parts,
         f"{len(different):,} groups carry different labels: no network can be right on all of them.",
         "| labels | groups |\n|---|--:|\n"
-        + "\n".join(f"| {', '.join(EMOTIONS[i] for i in labels)} | {n} |" for labels, n in pairs.most_common()),
+        + "\n".join(f"| {', '.join(classes[i] for i in labels)} | {n} |" for labels, n in pairs.most_common()),
         *[
             f"![identical images with different labels]({folder}/different_labels.png)"
             for _ in duplicates.ambiguous[:1]
@@ -328,16 +377,18 @@ def _text_duplicates(faces: Sequence[Face], duplicates: Duplicates, counts: dict
     ]
 
 
-def _markdown(table: dict[str, dict[str, int]], of: dict[str, dict[str, int]] | None = None) -> str:
+def _markdown(
+    table: dict[str, dict[str, int]], classes: Sequence[str], of: dict[str, dict[str, int]] | None = None
+) -> str:
     """Counts by emotion and split with their sums; with `of`, also as a share of those counts."""
     share = "" if of is None else " share |"
     lines = [f"| emotion | {' | '.join(SPLITS)} | all |{share}", "|---|" + "--:|" * (len(SPLITS) + 1 + bool(share))]
-    rows = {emotion: [table[split][emotion] for split in SPLITS] for emotion in EMOTIONS}
-    rows["all"] = [sum(column) for column in zip(*rows.values(), strict=True)]
-    for emotion, row in rows.items():
+    rows = [(emotion, [table[split][emotion] for split in SPLITS]) for emotion in classes]
+    rows.append(("all", [sum(table[split].values()) for split in SPLITS]))
+    for number, (emotion, row) in enumerate(rows):
         line = f"| {emotion} | {' | '.join(f'{n:,}' for n in row)} | {sum(row):,} |"
         if of is not None:
-            whole = sum(of[split][e] for split in SPLITS for e in (EMOTIONS if emotion == "all" else (emotion,)))
+            whole = sum(of[split][e] for split in SPLITS for e in classes[number : number + 1] or classes)
             line += f" {sum(row) / max(whole, 1):.1%} |"
         lines.append(line)
     return "\n".join(lines)

@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from trees import make_folders
 
 from preprocessing.align import COLUMNS, align, main_face
 from preprocessing.alignment import align_face
@@ -32,7 +33,7 @@ FACELESS = ("Training/5_surprise/00002.png", "PrivateTest/4_sad/100006.png")
 @pytest.fixture
 def images(tmp_path: Path, astronaut: np.ndarray) -> Path:
     """A small tree: the photo's face in several sizes, a blank image and one of noise; a path with spaces."""
-    folder = tmp_path / "my data" / "images"
+    folder = make_folders(tmp_path / "my data" / "images")
     pictures = {
         file: cv2.resize(astronaut[y : y + side, x : x + side], (size, size), interpolation=cv2.INTER_AREA)
         for file, (x, y, side, size) in FACES.items()

@@ -13,8 +13,9 @@ import pytest
 from fer_csv import HEADER, csv_bytes, faces, pixels
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trees import make_folders
 
-from preprocessing.datasets import CsvReader, Rows, is_blank, list_faces, list_images, split_and_label
+from preprocessing.datasets import CsvReader, Rows, is_blank, list_faces, tree_classes
 from preprocessing.stage import StageError
 
 
@@ -252,52 +253,13 @@ def test_blank_faces_have_one_grey_level_but_for_noise() -> None:
     assert is_blank(stack).tolist() == [True, True, True, False, False]
 
 
-# ---- folders --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("file", "split", "label"),
-    [
-        ("train/happy/Training_3908.jpg", "Training", 3),
-        ("test/angry/PublicTest_1.jpg", "PublicTest", 0),
-        ("test/angry/PrivateTest_1.jpg", "PrivateTest", 0),
-        ("test/neutral/im0.png", "PrivateTest", 6),
-        ("validation/Surprise/a.jpg", "PublicTest", 5),
-        ("VAL/SADNESS/a.jpg", "PublicTest", 4),
-        ("Training/1_disgust/00042.png", "Training", 1),
-        ("train/fearful/publictest_7.jpg", "PublicTest", 2),
-    ],
-)
-def test_split_and_emotion_of_a_path(file: str, split: str, label: int) -> None:
-    assert split_and_label(file) == (split, label)
-
-
-@pytest.mark.parametrize(
-    ("file", "message"),
-    [
-        ("happy/a.jpg", "expected SPLIT/EMOTION/NAME"),
-        ("data/train/happy/a.jpg", "expected SPLIT/EMOTION/NAME"),
-        ("images/happy/a.jpg", "split folder 'images'; expected train, validation or test"),
-        ("train/contempt/a.jpg", "emotion folder 'contempt'; expected angry, disgust"),
-        ("train/3_sad/a.jpg", "emotion folder '3_sad'; expected '4_sad'"),
-    ],
-)
-def test_a_path_that_says_neither_is_refused(file: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        split_and_label(file)
-
-
-def test_images_are_listed_without_hidden_and_other_files(tmp_path: Path) -> None:
-    for name in ("train/happy/b.JPG", "train/happy/a.png", "test/sad/c.jpeg", "train/happy/.a.png", ".git/x.png"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "train/happy/Thumbs.db").touch()
-    assert list_images(tmp_path) == (["test/sad/c.jpeg", "train/happy/a.png", "train/happy/b.JPG"], 1)
+# ---- trees of images ------------------------------------------------------------------------------------------------
 
 
 def test_faces_of_a_tree_are_listed_by_split_emotion_and_number(tmp_path: Path) -> None:
     files = ["Training/3_happy/00010.png", "Training/3_happy/99999.png", "Training/3_happy/100000.png"]
     files += ["Training/4_sad/00002.png", "PublicTest/0_angry/00001.png"]
+    make_folders(tmp_path)
     for file in [*files, "Training/3_happy/notes.txt", "align.png"]:
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).touch()
@@ -312,3 +274,31 @@ def test_a_tree_without_faces_is_refused(tmp_path: Path) -> None:
         list_faces(tmp_path / "none")
     with pytest.raises(StageError, match="no faces"):
         list_faces(tmp_path)
+    make_folders(tmp_path)
+    with pytest.raises(StageError, match="no faces; expected Training/0_angry"):
+        list_faces(tmp_path)
+
+
+def test_the_classes_of_a_tree_are_those_of_its_folders_in_label_order(tmp_path: Path) -> None:
+    names = tuple("abcdefghijk")  # 10_k comes after 9_j
+    make_folders(tmp_path, names)
+    (tmp_path / "Training" / "notes").mkdir()
+    assert tree_classes(tmp_path) == names
+    (tmp_path / "Training" / "10_k" / "00001.png").touch()
+    assert [face.label for face in list_faces(tmp_path)] == [10]
+
+
+@pytest.mark.parametrize("folder", ["8_late", "0_other", "7_happy"])
+def test_labels_with_a_gap_or_two_names_are_refused(tmp_path: Path, folder: str) -> None:
+    make_folders(tmp_path)
+    (tmp_path / "PublicTest" / folder).mkdir()
+    with pytest.raises(StageError, match=rf"its folders are .*{folder}.*; expected one for each label from 0 on"):
+        tree_classes(tmp_path)
+
+
+def test_the_label_of_contempt_is_taken_where_it_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(csv_bytes([[7, GOOD, "Training"], [8, GOOD, "Training"]]))
+    with CsvReader(tmp_path / "a.csv", contempt=True) as reader:
+        (rows,) = [reader.parse(batch) for batch in reader.batches()]
+    assert rows.labels.tolist() == [7]
+    assert rows.rejected == [(3, "label '8'; expected 0..7")]

@@ -51,7 +51,8 @@ def first(tree: Path) -> Path:
 
 def test_every_image_is_a_record_of_its_split(tree: Path, tmp_path: Path) -> None:
     write_databases(tree, tmp_path / "lmdb", seed=3)
-    assert sorted(os.listdir(tmp_path / "lmdb")) == ["manifest.json", "test_lmdb", "train_lmdb", "val_lmdb"]
+    assert sorted(os.listdir(tmp_path / "lmdb")) == ["classes.txt", "manifest.json", *sorted(NAMES.values())]
+    assert (tmp_path / "lmdb/classes.txt").read_text().split() == [name[2:] for name in FOLDERS]
     for split, name in NAMES.items():
         found = records(tmp_path / "lmdb" / name)
         assert [int(key[:8]) for key in found] == list(range(COUNTS[split]))
@@ -88,6 +89,86 @@ def test_colour_images_stay_colour(tree: Path, tmp_path: Path) -> None:
     for path in tree.glob("*/*/*.png"):
         cv2.imwrite(str(path), np.random.default_rng(1).integers(0, 256, (8, 6, 3), dtype=np.uint8))
     assert write_databases(tree, tmp_path / "lmdb")["channels"] == 3
+
+
+def test_images_of_any_size_are_brought_to_one(tree: Path, tmp_path: Path) -> None:
+    large = np.random.default_rng(2).integers(0, 256, (30, 40), dtype=np.uint8)
+    cv2.imwrite(str(first(tree)), large)
+    with pytest.raises(StageError, match="1 channel of 40x30 pixels; expected 1 channel of 6x8"):
+        write_databases(tree, tmp_path / "lmdb")
+    for workers in (1, 3):
+        counts = write_databases(tree, tmp_path / "lmdb", size=5, workers=workers)
+        assert (counts["width"], counts["height"]) == (5, 5)
+        found = records(tmp_path / "lmdb" / "train_lmdb")
+        assert [int(key[:8]) for key in found] == list(range(COUNTS["Training"]))
+        (datum,) = [datum for key, datum in found.items() if key[9:] == str(first(tree).relative_to(tree))]
+        # each pixel the mean of 6 by 8 pixels, which area averaging is where they divide evenly
+        expected = large.reshape(5, 6, 5, 8).mean((1, 3))
+        assert np.abs(np.frombuffer(datum.data, np.uint8).reshape(5, 5) - expected).max() <= 0.5
+        assert datum.label == 3
+
+
+def test_images_of_the_size_already_stay_as_they_are(tree: Path, tmp_path: Path) -> None:
+    for path in tree.glob("*/*/*.png"):
+        cv2.imwrite(str(path), np.random.default_rng(1).integers(0, 256, (8, 8), dtype=np.uint8))
+    write_databases(tree, tmp_path / "as they are")
+    write_databases(tree, tmp_path / "sized", size=8)
+    for name in NAMES.values():
+        assert records(tmp_path / "as they are" / name) == records(tmp_path / "sized" / name)
+
+
+def test_an_image_that_cannot_be_read_is_named_when_it_would_be_resized(tree: Path, tmp_path: Path) -> None:
+    first(tree).write_bytes(b"no image")
+    with pytest.raises(StageError, match=f"{first(tree).relative_to(tree)}: not an"):
+        write_databases(tree, tmp_path / "lmdb", size=5)
+
+
+@pytest.mark.parametrize("fold", [1, 9, 10])
+def test_a_fold_tests_the_next_one_validates_and_the_others_train(tree: Path, tmp_path: Path, fold: int) -> None:
+    files = sorted(path.relative_to(tree).as_posix() for path in tree.glob("*/*/*.png"))
+    folds = {file: i % 10 + 1 for i, file in enumerate(files)}
+    rows = [f"{file},S{folds[file]:03d},{folds[file]}" for file in files]
+    (tree / "folds.csv").write_text("\n".join(["file,person,fold", *rows, ""]))
+    write_databases(tree, tmp_path / "lmdb", fold=fold)
+    validation = {1: 2, 9: 10, 10: 1}[fold]
+    parts = {name: {key[9:] for key in records(tmp_path / "lmdb" / name)} for name in NAMES.values()}
+    assert parts["test_lmdb"] == {file for file in files if folds[file] == fold}
+    assert parts["val_lmdb"] == {file for file in files if folds[file] == validation}
+    assert parts["train_lmdb"] == set(files) - parts["test_lmdb"] - parts["val_lmdb"]
+    assert json.loads((tmp_path / "lmdb/manifest.json").read_text())["settings"]["fold"] == fold
+
+
+@pytest.mark.parametrize(
+    ("content", "fold", "message"),
+    [
+        (None, 1, "does not tell who the persons are"),
+        ("file,person,fold\n", 11, "--fold is 11; expected 1..10"),
+        ("file,person,fold\n", 1, r"0_angry/00000\.png: not in folds\.csv"),
+        ("file,fold\n", 1, "row 1: .*; expected file, person, fold"),
+        ("file,person,fold\nTraining/0_angry/00000.png,S1,11\n", 1, "row 2: .*; expected"),
+    ],
+)
+def test_folds_that_are_not_there(tree: Path, tmp_path: Path, content: str | None, fold: int, message: str) -> None:
+    if content is not None:
+        (tree / "folds.csv").write_text(content)
+    with pytest.raises(StageError, match=message):
+        write_databases(tree, tmp_path / "lmdb", fold=fold)
+    assert not (tmp_path / "lmdb").exists()
+
+
+def test_ferplus_is_for_the_seven_emotions(tree: Path, tmp_path: Path) -> None:
+    (tree / "Training" / "7_contempt").mkdir()
+    with pytest.raises(StageError, match=r"its labels are FER2013's, but the classes in .* are angry, .*, contempt"):
+        write_databases(tree, tmp_path / "lmdb", ferplus=tmp_path / "fer2013new.csv")
+
+
+def test_the_summary_names_the_classes_that_a_split_lacks(
+    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_databases(tree, tmp_path / "lmdb")
+    line = capsys.readouterr().out
+    assert "none of sad, surprise, neutral in val_lmdb, none of surprise, neutral in test_lmdb" in line
+    assert "in train_lmdb," not in line.split("pixels")[1]
 
 
 @pytest.mark.parametrize("split", COUNTS)

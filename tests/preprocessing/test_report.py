@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from fer_csv import faces
+from trees import make_folders
 
 from preprocessing.datasets import EMOTIONS
 from preprocessing.report import report
@@ -20,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def write_tree(folder: Path, images: dict[str, np.ndarray]) -> Path:
+    make_folders(folder)
     for file, image in images.items():
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(folder / file), image)

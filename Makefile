@@ -38,7 +38,7 @@ DEVICE ?= auto
 WORKERS ?=
 #: what `make ensemble` averages: networks, names of runs (MODEL_SOLVER_seedN), folders of trained ones, in quotes
 MODELS ?=
-#: a photo for `make predict`, `make features` and `make explain`; for `make predict` also a folder, or a quoted pattern
+#: a photo for `make predict`, `make features`, `make explain`, and for `make report` (default: a test face); for `make predict` also a folder, or a quoted pattern
 IMG ?= images/astronaut.png
 #: detect: find and align the faces of a photo; none: the image is a cropped face
 FACE ?= detect
@@ -125,6 +125,12 @@ DATABASES := $(foreach s,train val test,$(W)/lmdb/$(s)_lmdb)
 evaluate = --lmdb val=$(W)/lmdb/val_lmdb --lmdb test=$(W)/lmdb/test_lmdb --exclude-duplicates-of $(W)/lmdb/train_lmdb \
 	--views centre mirror ten_crop $(if $(filter %train+val,$(1)),,--calibrate-on val) --device $(DEVICE)
 
+# the page is on the run, or on WEIGHTS; its photo is one that was asked for, and not IMG's default
+REPORT := $(if $(WEIGHTS),$(W)/reports/$(GIVEN_NAME),$(RUN)/report).html
+REPORT_SET := $(dir $(REPORT)).$(basename $(notdir $(REPORT)))
+REPORT_IMG := $(if $(filter-out file,$(origin IMG)),$(IMG))
+SET_REPORT := $(call joined,IMG=$(REPORT_IMG)$(if $(REPORT_IMG), FACE=$(FACE)))
+
 # the members of an ensemble: with a / a folder, else the name of a run, MODEL[_SOLVER][_seedN][_train+val]
 RECIPES := $(wildcard prototxt/*/solver.prototxt prototxt/*/solver_*.prototxt)
 base = $(shell sed -E 's/_train[+]val$$//; s/_seed[0-9]+$$//' <<< '$(1)')
@@ -140,7 +146,7 @@ $(foreach m,$(UNTRAINED),$(if $(call recipe,$(m)),,$(error MODELS names $(m), wh
 ENSEMBLE := $(W)/runs/ensemble_$(subst $() $(),+,$(notdir $(MEMBERS)))/evaluation/evaluation.json
 
 # ---- targets --------------------------------------------------------------------------------------------------------
-.PHONY: all env data extract align lmdb mean describe train plot evaluate ensemble compare predict features explain test lint bench clean help FORCE
+.PHONY: all env data extract align lmdb mean describe train plot evaluate report ensemble compare predict features explain test lint bench clean help FORCE
 FORCE:
 
 all: $(TRAINED) $(PLOTS) $(EVALUATION) $(D)/report.md $(PREDICTION) ## the whole pipeline: data, train, plot, evaluate, predict
@@ -241,6 +247,13 @@ $(addprefix member-,$(UNTRAINED)): member-%: $(W)/mean.binaryproto
 no-models:
 	@echo 'error: MODELS is empty; expected networks, as in: make ensemble MODELS="face_emotion_net mini_xception"' >&2
 	@exit 1
+
+report: $(REPORT) ## one HTML page on the run (or WEIGHTS): settings, curves, accuracy, mistakes, what its layers see
+$(REPORT): $(if $(WEIGHTS),$(call escape,$(WEIGHTS)) $(TRANSFER),$(EVALUATION)) $(call escape,$(REPORT_IMG)) \
+		$(call stale,$(REPORT_SET),$(SET_REPORT)) | $(READY)
+	$(PYTHON) -m explain.report $(if $(WEIGHTS),"$(WEIGHTS)" --evaluation $(TRANSFER),$(RUN)) --lmdb val=$(W)/lmdb/val_lmdb \
+		--lmdb test=$(W)/lmdb/test_lmdb --output $@ $(if $(REPORT_IMG),--image "$(IMG)" --face $(FACE)) --device $(DEVICE)
+	@echo '$(SET_REPORT)' > $(REPORT_SET)
 
 compare: $(READY) ## all evaluated runs of DATASET: accuracy, size and time a face, as a table and a plot
 	$(PYTHON) -m explain.compare $(D) --device $(DEVICE)

@@ -94,9 +94,10 @@ footer { margin-top: 3rem; color: var(--quiet); font-size: .85rem; }
   * { -webkit-print-color-adjust: exact; print-color-adjust: exact; }
   body { font-size: 10.5pt; }
   main { max-width: none; padding: 0; }
-  h2, h3, summary { break-after: avoid; }
+  h2, h3, h4, summary { break-after: avoid; }
   figure, tr, .facts div, .pairs div { break-inside: avoid; }
   .tall { max-height: none; overflow: visible; }
+  figure:has(.tall) { break-inside: auto; }
   .tall svg { max-width: 100%; height: auto; }
   .scroll { overflow: visible; }
   table { font-size: .85em; }

@@ -28,7 +28,8 @@ from matplotlib.figure import Figure
 import caffe
 from caffe.errors import CaffeError
 from caffe.io import DatumReader, read_net_parameter, read_solver_parameter
-from caffe.proto.caffe_pb2 import LayerParameter
+from caffe.net import filter_net
+from caffe.proto.caffe_pb2 import LayerParameter, NetState, SolverParameter
 from explain.compare import size
 from explain.diagram import net_diagram
 from explain.features import draw_features, draw_overview, feature_maps
@@ -216,23 +217,30 @@ def read_temperature(weights: Path, view: str, recorded: dict[str, Any]) -> tupl
 
 
 def gather(
-    folder: Path,
+    net: Path,
     databases: dict[str, list[Path]],
+    evaluation: Path | None = None,
     image_file: Path | None = None,
     face: str = "detect",
     device: str = "auto",
 ) -> Material:
     """Read all that the page is made of, and let the net answer. Arguments and errors as those of `write_report`."""
-    deploy, weights, mean = model_files(folder)
+    if net.suffix == ".caffemodel":
+        folder, weights = net.parent, net
+        deploy, mean = folder / "deploy.prototxt", folder / "mean.binaryproto"
+    else:
+        folder, (deploy, weights, mean) = net, model_files(net)
     network = FaceNetwork(deploy, weights, mean, device, calibrated=False)
-    recorded = read_json(folder / "evaluation/evaluation.json")
+    if evaluation is not None and not evaluation.is_file():
+        raise StageError(f"{evaluation}: no such file; expected the evaluation.json that `train.evaluate` wrote")
+    recorded_in = evaluation or folder / "evaluation/evaluation.json"
+    recorded = read_json(recorded_in)
     try:
         of_databases = recorded.get("databases", {}).values()
         view = next((next(iter(entry["views"])) for entry in of_databases), "centre")
         temperature = read_temperature(weights, view, recorded)
     except (KeyError, TypeError, AttributeError, StopIteration) as error:
-        where = folder / "evaluation/evaluation.json"
-        raise StageError(f"{where}: {error!r}; expected what `python -m train.evaluate` writes") from error
+        raise StageError(f"{recorded_in}: {error!r}; expected what `python -m train.evaluate` writes") from error
     tested = {name: answer(network, name, sources, view) for name, sources in databases.items()}
     main = "test" if "test" in tested else list(tested)[-1]
     if image_file is None:
@@ -422,7 +430,7 @@ def settings(material: Material) -> Html:
         given = material.manifest["settings"].items()
         parts.append(element("h3", "Run"))
         parts.append(pairs((name, "–" if value is None else value) for name, value in given))
-    solver_file = folder / "solver.prototxt"
+    solver, solver_file = SolverParameter(), folder / "solver.prototxt"
     net_file = folder / "train_val.prototxt"
     if solver_file.is_file():
         solver = read_solver_parameter(solver_file)
@@ -431,7 +439,7 @@ def settings(material: Material) -> Html:
     else:
         parts.append(missing(f"No solver.prototxt in {folder}."))
     if net_file.is_file():
-        parts += [element("h3", "Data"), _data_layers(net_file)]
+        parts += [element("h3", "Data"), _data_layers(net_file, solver)]
     else:
         parts.append(missing(f"No {net_file.name} in {folder}."))
     parts += [element("h3", "Files and versions"), _hashes(material)]
@@ -442,25 +450,22 @@ def settings(material: Material) -> Html:
     return join(parts)
 
 
-def _data_layers(path: Path) -> Html:
-    """What the layers that read data are set to, a column a phase."""
+def _data_layers(path: Path, solver: SolverParameter) -> Html:
+    """What the layers that read data are set to, a column a phase; of the states that the solver asks for."""
+    net = read_net_parameter(path)
+    states = {"TRAIN": solver.train_state, "TEST": solver.test_state[0] if solver.test_state else NetState()}
     found: list[tuple[str, dict[str, str]]] = []
-    for layer in read_net_parameter(path).layer:
-        if layer.bottom or not (layer.HasField("data_param") or layer.HasField("transform_param")):
-            continue
-        phases = [caffe_phase(rule.phase) for rule in layer.include if rule.HasField("phase")]
-        stages = [stage for rule in layer.include for stage in rule.stage]
-        found.append((", ".join([*phases, *stages]) or layer.name, _layer_settings(layer)))
+    for head, state in states.items():
+        net.state.CopyFrom(state)
+        net.state.phase = caffe.TRAIN if head == "TRAIN" else caffe.TEST
+        for layer in filter_net(net).layer:
+            if not layer.bottom and (layer.HasField("data_param") or layer.HasField("transform_param")):
+                found.append((head, _layer_settings(layer)))
     if not found:
         return missing(f"No layer of {path.name} reads data.")
     names = dict.fromkeys(name for _, values in found for name in values)
-    rows = [[name, *(breakable(values.get(name, "–")) for _, values in found)] for name in names]
+    rows = [[breakable(name), *(breakable(values.get(name, "–")) for _, values in found)] for name in names]
     return table(["setting", *(head for head, _ in found)], rows, kind="fixed")
-
-
-def caffe_phase(number: int) -> str:
-    """TRAIN or TEST."""
-    return "TRAIN" if number == caffe.TRAIN else "TEST"
 
 
 def _layer_settings(layer: LayerParameter) -> dict[str, str]:
@@ -777,14 +782,15 @@ def to_html(material: Material) -> str:
         sections.append(Section(name, title, body))
     databases = ", ".join(f"{name} ({tested.evaluation.source})" for name, tested in material.tested.items())
     head = paragraph("Weights ", element("code", material.network.weights), f", tested on {databases}.", kind="quiet")
-    foot = f"Written by python -m explain.report {material.folder}."
+    foot = f"Written by python -m explain.report {material.network.weights}."
     return page(f"{material.network.name}: report", head, sections, foot)
 
 
 def write_report(
-    folder: Path,
+    net: Path,
     databases: dict[str, list[Path]],
     output: Path,
+    evaluation: Path | None = None,
     image_file: Path | None = None,
     face: str = "detect",
     device: str = "auto",
@@ -793,22 +799,25 @@ def write_report(
 
     Parameters
     ----------
-    folder: a finished run's, or a shipped net's, with deploy.prototxt, NAME.caffemodel and mean.binaryproto.
+    net: a finished run's folder, or a shipped net's, with deploy.prototxt, NAME.caffemodel and mean.binaryproto; or a
+        .caffemodel with the two others beside it.
     databases: LMDBs by name; several under one name count as one. The figures are of `test`, or of the last.
     output: the page, such as RUN/report.html.
+    evaluation: the evaluation.json that tells the accuracies by all views; default: evaluation/evaluation.json in the
+        folder, if there is one.
     image_file: a photo of a face, whose feature maps are drawn; default: the face that the net answers right with the
         median confidence.
     face: `detect` finds the face in the photo, `none` takes it as a cropped face.
     device: `auto`, `cpu`, `cuda` or `cuda:N`.
 
-    Returns what the page was made of. Raises StageError for a folder that is no trained net's, databases that do not
-    fit the net, and a photo without a face.
+    Returns what the page was made of. Raises StageError for what is no trained net, databases that do not fit the net,
+    and a photo without a face.
     """
     if not databases:
         raise StageError("no --lmdb; expected at least one, such as --lmdb test=data/fer2013/lmdb/test_lmdb")
     stage = Stage("report")
     try:
-        material = gather(Path(folder), databases, image_file, face, device)
+        material = gather(Path(net), databases, evaluation, image_file, face, device)
         text = to_html(material)
     except CaffeError as error:
         raise StageError(str(error)) from error
@@ -834,10 +843,18 @@ def named_databases(text: str) -> tuple[str, list[Path]]:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m explain.report", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("folder", type=Path, metavar="RUN", help="a finished run's folder, or a shipped net's")
+    parser.add_argument(
+        "net", type=Path, metavar="RUN", help="a finished run's folder, a shipped net's, or a .caffemodel in one"
+    )
     lmdb: dict[str, Any] = {"type": named_databases, "action": "append", "required": True}
     parser.add_argument("--lmdb", **lmdb, metavar="NAME=PATH[,PATH]", help="a database (repeatable)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="(default: RUN/report.html)")
+    parser.add_argument(
+        "--evaluation",
+        type=Path,
+        metavar="FILE",
+        help="accuracies by all views (default: RUN/evaluation/evaluation.json)",
+    )
     parser.add_argument("--image", type=Path, metavar="FILE", help="a photo: the feature maps are of its surest face")
     parser.add_argument("--face", choices=("detect", "none"), default="detect", help="none: --image is a cropped face")
     add_device_argument(parser)
@@ -845,8 +862,8 @@ def main() -> None:
     databases = dict(args.lmdb)
     if len(databases) != len(args.lmdb):
         parser.error("--lmdb: a name is given twice")
-    output = args.output or args.folder / "report.html"
-    write_report(args.folder, databases, output, args.image, args.face, args.device)
+    output = args.output or (args.net.parent if args.net.suffix == ".caffemodel" else args.net) / "report.html"
+    write_report(args.net, databases, output, args.evaluation, args.image, args.face, args.device)
 
 
 if __name__ == "__main__":

@@ -237,3 +237,37 @@ def test_features_and_explain_take_the_network_that_predict_takes(tree: Path) ->
         files = f"--deploy {run}/deploy.prototxt --weights {run}/small.caffemodel --mean {run}/mean.binaryproto"
         assert files in own[-1]
     assert '--target "sad"' in commands(tree, "explain", "TARGET=sad")[0]
+
+
+def test_the_report_is_made_again_for_another_photo_and_after_another_evaluation(tree: Path) -> None:
+    trained(tree, "small")
+    run = tree / "data/toy/runs/small"
+    evaluate, report = commands(tree, "report")
+    assert "-m train.evaluate data/toy/runs/small/deploy.prototxt" in evaluate
+    assert "-m explain.report data/toy/runs/small --lmdb val=data/toy/lmdb/val_lmdb" in report
+    assert "--output data/toy/runs/small/report.html" in report
+    assert "--image" not in report  # IMG's default is for predict
+    (run / "evaluation").mkdir()
+    for file in ("evaluation/evaluation.json", "report.html"):
+        (run / file).touch()
+    (run / ".report").write_text("IMG=\n")
+    assert commands(tree, "report") == []
+    (again,) = commands(tree, "report", "IMG=images/astronaut.png", "FACE=none")
+    assert '--image "images/astronaut.png" --face none' in again
+    os.utime(run / "report.html", (1, 1))
+    assert len(commands(tree, "report")) == 1
+
+
+def test_a_report_on_weights_is_beside_the_runs(tree: Path) -> None:
+    (tree / "my net").mkdir()
+    (tree / "my net/net.caffemodel").touch()
+    evaluate, report = commands(tree, "report", "WEIGHTS=my net/net.caffemodel")
+    assert '-m train.evaluate "my net/deploy.prototxt"' in evaluate
+    assert (
+        '-m explain.report "my net/net.caffemodel" --evaluation data/toy/evaluations/my_net/evaluation.json' in report
+    )
+    assert "--output data/toy/reports/my_net.html" in report
+
+
+def test_compare_looks_at_all_runs_of_the_data_set(tree: Path) -> None:
+    assert commands(tree, "compare", "DEVICE=cpu") == [".venv/bin/python -m explain.compare data/toy --device cpu"]

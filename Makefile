@@ -6,9 +6,21 @@
 # ---- variables ------------------------------------------------------------------------------------------------------
 #: data set: data/DATASET.csv is its source, data/DATASET/ its folder (fer2013 where data/fer2013.csv is, else sample)
 DATASET ?= $(if $(wildcard data/fer2013.csv),fer2013,sample)
-#: FER2013 CSV (fer2013.csv, icml_face_data.csv), Kaggle's fer2013.tar.gz, or a folder train/EMOTION, test/EMOTION
+#: the source: FER2013's CSV (fer2013.csv, icml_face_data.csv) or fer2013.tar.gz, CK+'s ckextended.csv, or the folder of a data set
 CSV ?= data/$(DATASET).csv
-#: 1: leave bad rows of the CSV out and list them in the manifest, instead of stopping
+#: what the source is: fer2013, ckplus, rafdb, affectnet, folder (train/EMOTION/*, test/EMOTION/*); default: DATASET if it is one of them, else fer2013
+LAYOUT ?= $(or $(filter ckplus rafdb affectnet folder,$(DATASET)),fer2013)
+#: drop: leave faces of contempt out; keep: an eighth class
+CONTEMPT ?= drop
+#: CK+: how many of a sequence's last frames carry its label (default: 3)
+FRAMES ?=
+#: CK+: 1 takes the first frame of each labelled sequence as neutral
+NEUTRAL ?=
+#: CK+: the fold, 1 to 10, that is the test set; the next one validates; LMDBs, mean and runs lie in foldN/ (default: 1)
+FOLD ?= $(if $(FOLDED),1)
+#: LAYOUT=folder: names of one's own for the classes, in the order of the labels, in quotes: CLASSES="bored confused engaged"
+CLASSES ?=
+#: 1: leave bad rows or files of the source out and list them in the manifest, instead of stopping
 SKIP_BAD ?=
 #: mtcnn: detect and align the faces; none: leave them as they are
 ALIGN ?= mtcnn
@@ -71,6 +83,12 @@ comma := ,
 escape = $(subst $() $(),\ ,$(1))
 
 D := data/$(DATASET)
+LAYOUTS := fer2013 ckplus rafdb affectnet folder
+ifeq ($(filter $(LAYOUTS),$(LAYOUT)),)
+$(error LAYOUT is $(LAYOUT); expected one of $(LAYOUTS))
+endif
+# the folder of CK+ tells who the persons are, so that there are folds; its CSV form does not
+FOLDED := $(if $(filter ckplus,$(LAYOUT)),$(shell test -d "$(CSV)" && echo yes))
 ifeq ($(ALIGN),mtcnn)
 W := $(D)
 FACES := $(D)/aligned
@@ -81,7 +99,19 @@ else
 $(error ALIGN is $(ALIGN); expected mtcnn or none)
 endif
 ifneq ($(FERPLUS),)
+ifneq ($(LAYOUT),fer2013)
+$(error FERPLUS is given, but LAYOUT is $(LAYOUT); FER+ labels the faces of FER2013 alone)
+endif
 W := $(W)/ferplus
+endif
+ifneq ($(FOLD),)
+ifeq ($(FOLDED),)
+$(error FOLD is $(FOLD), but "$(CSV)" does not tell who the persons are; expected the folder of CK+ (DATASET=ckplus CSV=path/to/folder))
+endif
+ifeq ($(filter 1 2 3 4 5 6 7 8 9 10,$(FOLD)),)
+$(error FOLD is $(FOLD); expected 1 to 10)
+endif
+W := $(W)/fold$(FOLD)
 endif
 ifeq ($(wildcard prototxt/$(MODEL)/solver.prototxt),)
 $(error MODEL is $(MODEL); expected one of $(patsubst prototxt/%/solver.prototxt,%,$(wildcard prototxt/*/solver.prototxt)))
@@ -116,7 +146,10 @@ NETWORK_FILES = $(call escape,$(WEIGHTS)) $(if $(filter run,$(FROM)),$(TRAINED) 
 stale = $(if $(filter-out x$(strip $(2)),x$(strip $(shell cat $(1) 2>/dev/null))),FORCE)
 # values are joined to one word, since they may hold spaces
 joined = $(subst $() $(),_,$(strip $(1)))
-SET_EXTRACT := $(call joined,CSV=$(CSV) SKIP_BAD=$(SKIP_BAD))
+EXTRACT_OPTIONS := $(strip $(if $(filter-out fer2013,$(LAYOUT)),--layout $(LAYOUT)) $(if $(filter-out drop,$(CONTEMPT)),--contempt $(CONTEMPT)) \
+	$(if $(FRAMES),--frames $(FRAMES)) $(if $(filter 1,$(NEUTRAL)),--neutral) $(if $(CLASSES),--classes $(CLASSES)))
+LMDB_OPTIONS := $(strip $(if $(FERPLUS),--ferplus "$(FERPLUS)") $(if $(filter none,$(ALIGN)),--size 48) $(if $(FOLD),--fold $(FOLD)))
+SET_EXTRACT := $(call joined,CSV=$(CSV) SKIP_BAD=$(SKIP_BAD) $(EXTRACT_OPTIONS))
 SET_LMDB := $(call joined,SEED=1$(if $(FERPLUS), FERPLUS=$(FERPLUS)))
 SET_TRAIN := $(call joined,EPOCHS=$(EPOCHS) SEED=$(SEED) TRAIN_ON=$(TRAIN_ON) PRECISION=$(PRECISION)$(if $(INIT), INIT=$(INIT))$(if $(FREEZE), FREEZE=$(FREEZE))$(if $(LR), LR=$(LR)))
 workers = $(if $(WORKERS),--workers $(WORKERS))
@@ -146,7 +179,7 @@ $(foreach m,$(UNTRAINED),$(if $(call recipe,$(m)),,$(error MODELS names $(m), wh
 ENSEMBLE := $(W)/runs/ensemble_$(subst $() $(),+,$(notdir $(MEMBERS)))/evaluation/evaluation.json
 
 # ---- targets --------------------------------------------------------------------------------------------------------
-.PHONY: all env data extract align lmdb mean describe train plot evaluate report ensemble compare predict features explain test lint bench clean help FORCE
+.PHONY: all env data extract align lmdb mean describe train plot evaluate report ensemble folds compare predict features explain test lint bench clean help FORCE
 FORCE:
 
 all: $(TRAINED) $(PLOTS) $(EVALUATION) $(D)/report.md $(PREDICTION) ## the whole pipeline: data, train, plot, evaluate, predict
@@ -154,7 +187,7 @@ all: $(TRAINED) $(PLOTS) $(EVALUATION) $(D)/report.md $(PREDICTION) ## the whole
 
 env: $(READY) ## the Python environment in .venv
 data: $(W)/mean.binaryproto $(D)/report.md ## extract, align, lmdb, mean, describe
-extract: $(D)/images/manifest.json ## CSV to images by split and emotion
+extract: $(D)/images/manifest.json ## the source (CSV) to images by split and emotion
 align: $(FACES)/manifest.json ## detected and aligned faces (ALIGN=none: the images as they are)
 lmdb: $(W)/lmdb/manifest.json ## LMDBs of Caffe's Datum: train, val, test
 mean: $(W)/mean.binaryproto ## mean image of the training split
@@ -190,8 +223,23 @@ data/fer2013.csv:
 	@echo "challenges-in-representation-learning-facial-expression-recognition-challenge; or name it: make CSV=FILE" >&2
 	@exit 1
 
+# another source that is not there: what it should be, and how it is given
+NEEDED_fer2013 := a CSV like FER2013's, or a folder train/EMOTION/*.jpg, test/EMOTION/*.jpg
+NEEDED_ckplus := the folder of CK+ with its images and emotions (cohn-kanade-images, Emotion), or ckextended.csv
+NEEDED_rafdb := the folder "basic" of RAF-DB with EmoLabel and Image in it
+NEEDED_affectnet := the folder of AffectNet with training.csv, validation.csv and Manually_Annotated_Images, or with train_set and val_set
+NEEDED_folder := a folder train/EMOTION/*.jpg, test/EMOTION/*.jpg
+ifneq ($(CSV),)
+ifeq ($(filter data/sample.csv data/fer2013.csv,$(CSV))$(shell test -e "$(CSV)" && echo there),)
+$(call escape,$(CSV)):
+	@echo 'error: $(CSV) is not there; expected $(subst ','\'',$(NEEDED_$(LAYOUT))): make DATASET=$(DATASET)$(if \
+		$(filter $(LAYOUT),fer2013 $(DATASET)),, LAYOUT=$(LAYOUT)) CSV=path' >&2
+	@exit 1
+endif
+endif
+
 $(D)/images/manifest.json: $(call escape,$(CSV)) $(call stale,$(D)/.extract,$(SET_EXTRACT)) | $(READY)
-	$(PYTHON) -m preprocessing.extract "$(CSV)" $(D)/images $(if $(filter 1,$(SKIP_BAD)),--skip-bad) $(workers)
+	$(PYTHON) -m preprocessing.extract "$(CSV)" $(D)/images $(if $(filter 1,$(SKIP_BAD)),--skip-bad) $(EXTRACT_OPTIONS) $(workers)
 	@echo '$(SET_EXTRACT)' > $(D)/.extract
 
 $(D)/aligned/manifest.json: $(D)/images/manifest.json | $(READY)
@@ -199,7 +247,7 @@ $(D)/aligned/manifest.json: $(D)/images/manifest.json | $(READY)
 
 # in one order for all values of SEED, so that the runs of several stand side by side
 $(W)/lmdb/manifest.json: $(FACES)/manifest.json $(call escape,$(FERPLUS)) $(call stale,$(W)/.lmdb,$(SET_LMDB)) | $(READY)
-	$(PYTHON) -m preprocessing.lmdb $(FACES) $(W)/lmdb --seed 1 $(if $(FERPLUS),--ferplus "$(FERPLUS)") $(workers)
+	$(PYTHON) -m preprocessing.lmdb $(FACES) $(W)/lmdb --seed 1 $(LMDB_OPTIONS) $(workers)
 	@echo '$(SET_LMDB)' > $(W)/.lmdb
 
 $(W)/mean.binaryproto: $(W)/lmdb/manifest.json | $(READY)
@@ -254,6 +302,16 @@ $(REPORT): $(if $(WEIGHTS),$(call escape,$(WEIGHTS)) $(TRANSFER),$(EVALUATION)) 
 	$(PYTHON) -m explain.report $(if $(WEIGHTS),"$(WEIGHTS)" --evaluation $(TRANSFER),$(RUN)) --lmdb val=$(W)/lmdb/val_lmdb \
 		--lmdb test=$(W)/lmdb/test_lmdb --output $@ $(if $(REPORT_IMG),--image "$(IMG)" --face $(FACE)) --device $(DEVICE)
 	@echo '$(SET_REPORT)' > $(REPORT_SET)
+
+# one fold after the other, each made as `make evaluate FOLD=N` does it, so that what is up to date is not made again
+folds: $(if $(FOLDED),,no-folds) ## CK+: train and evaluate on each of ten folds that share no person, then compare
+	@for fold in 1 2 3 4 5 6 7 8 9 10; do $(MAKE) --no-print-directory evaluate FOLD=$$fold; done
+	@$(MAKE) --no-print-directory compare
+
+.PHONY: no-folds
+no-folds:
+	@echo 'error: "$(CSV)" does not tell who the persons are; expected the folder of CK+: make folds DATASET=ckplus CSV=path/to/folder' >&2
+	@exit 1
 
 compare: $(READY) ## all evaluated runs of DATASET: accuracy, size and time a face, as a table and a plot
 	$(PYTHON) -m explain.compare $(D) --device $(DEVICE)

@@ -1,0 +1,111 @@
+"""What make would do for data sets other than FER2013: layouts, folds, sources that are not there, what is remade."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from test_makefile import commands, make, pytestmark, tree
+
+__all__ = ["pytestmark", "tree"]
+
+SOURCE = "CSV=my data/CK+"
+
+
+@pytest.fixture
+def ckplus(tree: Path) -> Path:
+    """The data set `toy` is a folder of CK+, in a path with a space, extracted and aligned."""
+    (tree / "my data/CK+").mkdir(parents=True)
+    for folder in ("images", "aligned"):
+        os.utime(tree / "data/toy" / folder / "manifest.json")
+    (tree / "data/toy/.extract").write_text("CSV=my_data/CK+_SKIP_BAD=_--layout_ckplus\n")
+    return tree
+
+
+def test_the_layout_is_the_name_of_the_data_set_where_it_is_one(tree: Path) -> None:
+    (tree / "my data").mkdir()
+    for name in ("rafdb", "affectnet", "folder"):
+        first = commands(tree, "extract", f"DATASET={name}", "CSV=my data")[0]
+        assert first.endswith(f'preprocessing.extract "my data" data/{name}/images --layout {name}')
+    first = commands(tree, "extract", "DATASET=faces", "LAYOUT=rafdb", "CSV=my data", "WORKERS=2", "SKIP_BAD=1")[0]
+    assert first.endswith('"my data" data/faces/images --skip-bad --layout rafdb --workers 2')
+    assert "LAYOUT is jaffe; expected one of fer2013 ckplus" in make(tree, "extract", "LAYOUT=jaffe").stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        (["CONTEMPT=keep"], "--contempt keep"),
+        (["FRAMES=1"], "--frames 1"),
+        (["NEUTRAL=1"], "--neutral"),
+        (["CLASSES=bored confused"], "--classes bored confused"),
+    ],
+)
+def test_a_changed_choice_extracts_again(ckplus: Path, arguments: list[str], options: str) -> None:
+    assert commands(ckplus, "align", "LAYOUT=ckplus", SOURCE) == []
+    extract, align = commands(ckplus, "align", "LAYOUT=ckplus", SOURCE, *arguments)
+    assert extract.endswith(f'extract "my data/CK+" data/toy/images --layout ckplus {options}')
+    assert "preprocessing.align data/toy/images data/toy/aligned" in align
+
+
+def test_a_fold_has_lmdbs_mean_and_runs_of_its_own(ckplus: Path) -> None:
+    for given, fold in ([], 1), (["FOLD=7"], 7):
+        lmdb, mean, train = commands(ckplus, "train", "LAYOUT=ckplus", SOURCE, *given)
+        folder = f"data/toy/fold{fold}"
+        assert lmdb.endswith(f"preprocessing.lmdb data/toy/aligned {folder}/lmdb --seed 1 --fold {fold}")
+        assert mean.endswith(f"preprocessing.mean {folder}/lmdb/train_lmdb {folder}/mean.binaryproto")
+        assert f"--output {folder}/runs/small " in train
+    lmdb = commands(ckplus, "lmdb", "LAYOUT=ckplus", SOURCE, "ALIGN=none")[-1]
+    assert lmdb.endswith("lmdb data/toy/images data/toy/unaligned/fold1/lmdb --seed 1 --size 48 --fold 1")
+
+
+def test_folds_that_are_not_there(ckplus: Path) -> None:
+    assert "FOLD is 11; expected 1 to 10" in make(ckplus, "train", "LAYOUT=ckplus", SOURCE, "FOLD=11").stderr
+    for arguments in ([], ["LAYOUT=ckplus"]):  # FER2013's CSV, and CK+ as one
+        done = make(ckplus, "train", "FOLD=2", *arguments)
+        assert 'FOLD is 2, but "data/toy.csv" does not tell who the persons are' in done.stderr
+    done = make(ckplus, "folds")
+    assert done.returncode == 2
+    assert 'error: "data/toy.csv" does not tell who the persons are' in done.stderr
+    lmdb = commands(ckplus, "lmdb", "LAYOUT=ckplus")[-1]
+    assert "fold" not in lmdb
+
+
+def test_make_folds_makes_what_is_not_up_to_date_and_compares(ckplus: Path) -> None:
+    for fold in (1, 2):
+        folder = ckplus / f"data/toy/fold{fold}"
+        for file in (".lmdb", "lmdb/manifest.json", "mean.binaryproto", "runs/small/small.caffemodel"):
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).write_text("SEED=1\n")
+        (folder / "runs/small/.train").write_text("EPOCHS=5_SEED=1_TRAIN_ON=train_PRECISION=\n")
+    (ckplus / "data/toy/fold1/runs/small/evaluation").mkdir()
+    (ckplus / "data/toy/fold1/runs/small/evaluation/evaluation.json").touch()
+    lines = commands(ckplus, "folds", "LAYOUT=ckplus", SOURCE, "EPOCHS=5")
+    of_fold = {fold: [line for line in lines if f"data/toy/fold{fold}/" in line] for fold in range(1, 11)}
+    assert [len(of_fold[fold]) for fold in range(1, 11)] == [0, 1, *[4] * 8]  # LMDBs, mean, training, evaluation
+    assert all("--epochs 5" in of_fold[fold][2] for fold in range(3, 11))
+    assert "explain.compare data/toy" in lines[-1]
+    assert len(lines) == 34
+    extracted_again = commands(ckplus, "folds", "LAYOUT=ckplus", SOURCE, "EPOCHS=5", "FRAMES=1")
+    assert sum("preprocessing.lmdb" in line for line in extracted_again) == 10
+
+
+def test_sources_that_are_not_there(tree: Path) -> None:
+    done = make(tree, "extract", "DATASET=affectnet")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: data/affectnet.csv is not there; expected the folder of AffectNet")
+    assert "make DATASET=affectnet CSV=path\n" in done.stderr
+    done = make(tree, "extract", "DATASET=mine", "LAYOUT=ckplus", "CSV=no such folder")
+    assert "error: no such folder is not there; expected the folder of CK+" in done.stderr
+    assert "make DATASET=mine LAYOUT=ckplus CSV=path\n" in done.stderr
+    done = make(tree, "extract", "DATASET=mine")
+    assert "error: data/mine.csv is not there; expected a CSV like FER2013's, or a folder" in done.stderr
+    done = make(tree, "extract", "DATASET=fer2013")
+    assert "challenges-in-representation-learning" in done.stderr
+
+
+def test_ferplus_labels_fer2013_alone(ckplus: Path) -> None:
+    (ckplus / "fer2013new.csv").touch()
+    done = make(ckplus, "lmdb", "LAYOUT=ckplus", SOURCE, "FERPLUS=fer2013new.csv")
+    assert "FERPLUS is given, but LAYOUT is ckplus" in done.stderr

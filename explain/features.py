@@ -63,7 +63,8 @@ class FaceTrace:
         for number, (_, tops) in self.layers.items():
             layer = net.layers[number]
             self.blobs.update(zip(layer.param.top, tops, strict=True))
-            self.tops[layer.name] = tops[0]
+            if tops:
+                self.tops[layer.name] = tops[0]
 
     def find(self, name: str) -> torch.Tensor:
         """A blob's final value; for a name that is no blob's, the output of the layer of that name.

@@ -165,22 +165,14 @@ class Faces(NamedTuple):
     foreign: dict[str, int]
 
 
-def read_databases(paths: Sequence[Path], network: Classifier) -> Faces:
-    """All faces of some LMDBs of Datum, each record once, with the net's labels.
+def read_database(path: Path, network: Classifier) -> Faces:
+    """All faces of an LMDB of Datum, each record once, with the net's labels.
 
-    Labels are mapped by the names of the classes, which the classes.txt beside an LMDB gives; see `database_classes`.
+    Labels are mapped by the names of the classes, which the classes.txt beside the LMDB gives; see `database_classes`.
 
     Raises StageError for what is no such database, images of another size, labels that no class has, and a database
     with none of the net's classes.
     """
-    parts = [_read_database(Path(path), network) for path in paths]
-    foreign = sum((Counter(part.foreign) for part in parts), Counter[str]())
-    return Faces(
-        np.concatenate([part.images for part in parts]), np.concatenate([part.labels for part in parts]), dict(foreign)
-    )
-
-
-def _read_database(path: Path, network: Classifier) -> Faces:
     try:
         read = DatumReader(path).read_all()
     except CaffeError as error:
@@ -226,35 +218,59 @@ def fingerprints(images: np.ndarray) -> list[bytes]:
     return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images]
 
 
-def evaluate(
-    network: Classifier,
-    name: str,
-    sources: Sequence[Path],
-    views: Sequence[str] = ("centre",),
-    training: set[bytes] | None = None,
-) -> Evaluation:
-    """Run every record of the LMDBs `sources` through the net, once for each of `views`, and count.
+class Answers(NamedTuple):
+    """What a net says of the faces in an LMDB.
+
+    Attributes
+    ----------
+    labels: N numbers of the net's classes.
+    probabilities: for each of the views N×classes.
+    unseen: for each face whether it is none of the training images; None where that is not asked for.
+    foreign: how many images were left out because the net lacks their class, by class.
+    """
+
+    labels: np.ndarray
+    probabilities: dict[str, np.ndarray]
+    unseen: np.ndarray | None
+    foreign: dict[str, int]
+
+
+def answer(network: Classifier, path: Path, views: Sequence[str], training: set[bytes] | None = None) -> Answers:
+    """Run every record of an LMDB through the net, once for each of `views`.
 
     Parameters
     ----------
     network: the trained net.
-    name: what the results are called.
-    sources: the LMDBs, which count as one database.
+    path: the LMDB.
     views: names of VIEWS, at least one, each once.
-    training: fingerprints of the training images; also count without those.
+    training: fingerprints of the training images.
+
+    Raises StageError as `read_database` does.
     """
-    images, labels, foreign = read_databases(sources, network)
-    kept = np.array([print_ not in training for print_ in fingerprints(images)]) if training is not None else None
+    images, labels, foreign = read_database(path, network)
+    unseen = None
+    if training is not None:
+        unseen = np.array([print_ not in training for print_ in fingerprints(images)], bool)
+    return Answers(labels, {view: network.probabilities(images, view) for view in views}, unseen, foreign)
+
+
+def count(name: str, classes: tuple[str, ...], answers: Mapping[Path, Answers]) -> Evaluation:
+    """The figures of some LMDBs that count as one database, called `name`; those without training images too."""
+    parts = list(answers.values())
+    labels = np.concatenate([part.labels for part in parts])
+    probabilities = {
+        view: np.concatenate([part.probabilities[view] for part in parts]) for view in parts[0].probabilities
+    }
+    kept = None if parts[0].unseen is None else np.concatenate([part.unseen for part in parts])
     confusions, unseen = {}, {}
-    answers = {}
-    for view in views:
-        answers[view] = network.probabilities(images, view)
-        predicted = answers[view].argmax(axis=1)
-        confusions[view] = confusion_matrix(labels, predicted, len(network.classes))
+    for view, of_view in probabilities.items():
+        predicted = of_view.argmax(axis=1)
+        confusions[view] = confusion_matrix(labels, predicted, len(classes))
         if kept is not None:
-            unseen[view] = confusion_matrix(labels[kept], predicted[kept], len(network.classes))
-    source = ",".join(map(str, sources))
-    return Evaluation(name, source, network.classes, confusions, unseen, labels, answers, foreign=foreign)
+            unseen[view] = confusion_matrix(labels[kept], predicted[kept], len(classes))
+    foreign = sum((Counter(part.foreign) for part in parts), Counter[str]())
+    source = ",".join(map(str, answers))
+    return Evaluation(name, source, classes, confusions, unseen, labels, probabilities, foreign=dict(foreign))
 
 
 def draw_confusion(confusion: np.ndarray, classes: Sequence[str], title: str) -> Figure:
@@ -439,8 +455,12 @@ def write_evaluation(
     training = None
     if exclude_duplicates_of is not None:
         stage.settings["exclude_duplicates_of"] = str(exclude_duplicates_of)
-        training = set(fingerprints(read_databases([exclude_duplicates_of], network).images))
-    evaluations = [evaluate(network, name, paths, views, training) for name, paths in databases.items()]
+        training = set(fingerprints(read_database(exclude_duplicates_of, network).images))
+    distinct = dict.fromkeys(path for paths in databases.values() for path in paths)
+    answers = {path: answer(network, path, views, training) for path in distinct}
+    evaluations = [
+        count(name, network.classes, {path: answers[path] for path in paths}) for name, paths in databases.items()
+    ]
     result: dict[str, Any] = {"model": {"name": network.name, "nets": network.files, "classes": list(network.classes)}}
     if calibrate_on is not None:
         chosen = next(evaluation for evaluation in evaluations if evaluation.name == calibrate_on)

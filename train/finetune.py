@@ -19,6 +19,7 @@ from preprocessing.classes import default_classes, read_classes
 from preprocessing.stage import StageError
 
 RATE_OF_REBUILT = 10  # times its lr_mult learns a last layer that starts anew, among layers that only adapt
+SAID = 5  # layers that an error speaks of
 SCORES = {"InnerProduct": "inner_product_param", "Convolution": "convolution_param"}
 
 Shape = tuple[int, ...]
@@ -193,10 +194,9 @@ def choose_weights(source: Path, shapes: Shapes, last: str, classes: Sequence[st
             start.weights.layer.add(name=name, type=given[name].type).blobs.extend(given[name].blobs)
     start.passed_over = {name: [blob_shape(b) for b in given[name].blobs] for name in given if name not in shapes}
     if not start.copied:
-        reasons = "; ".join(f"{name}: {why}" for name, why in start.rebuilt.items())
-        raise StageError(
-            f"{source}: no layer's parameters fit {net} ({reasons}); expected some of its names and shapes"
-        )
+        reasons = [f"{name}: {why}" for name, why in start.rebuilt.items() if name in given]
+        text = "; ".join(reasons[:SAID]) + ("; …" if len(reasons) > SAID else "")
+        raise StageError(f"{source}: no layer's parameters fit {net} ({text}); expected some of its names and shapes")
     return start
 
 

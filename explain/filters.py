@@ -62,7 +62,9 @@ def draw_filters(network: FaceNetwork) -> Figure:
     drawn = axes.imshow(image, cmap="gray", vmin=-limit, vmax=limit, interpolation="nearest")
     axes.axis("off")
     inside = f"{channels}×" if channels > 1 else ""
-    figure.suptitle(f"{name}: {count} filters of {inside}{height}×{width}", fontsize=10, x=0.02, ha="left")
+    figure.suptitle(
+        f"{name}: {count} filter{'s' * (count != 1)} of {inside}{height}×{width}", fontsize=10, x=0.02, ha="left"
+    )
     if channels != 3:
         figure.colorbar(drawn, ax=axes, fraction=0.04, pad=0.02, label="weight")
     return figure

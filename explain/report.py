@@ -14,6 +14,7 @@ import argparse
 import json
 import statistics
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,10 +65,10 @@ from train.evaluate import (
     VIEW_NAMES,
     Evaluation,
     class_metrics,
+    confusion_matrix,
     database_classes,
-    evaluate,
     macro_averages,
-    read_databases,
+    read_database,
 )
 from train.plot import plot_log
 
@@ -78,7 +79,7 @@ PROTOTXTS = ("solver.prototxt", "train_val.prototxt", "deploy.prototxt")
 
 
 @dataclass
-class Tested:
+class Answered:
     """A database that the net has answered.
 
     Attributes
@@ -122,7 +123,7 @@ class Material:
     folder: Path
     network: FaceNetwork
     view: str
-    tested: dict[str, Tested]
+    tested: dict[str, Answered]
     main: str
     face: np.ndarray
     face_name: str
@@ -132,7 +133,7 @@ class Material:
     temperature: tuple[float, str] | None
 
     @property
-    def test(self) -> Tested:
+    def test(self) -> Answered:
         """The database that the figures are of."""
         return self.tested[self.main]
 
@@ -177,10 +178,17 @@ def record_names(sources: Sequence[Path], network: FaceNetwork) -> list[str]:
     return names
 
 
-def answer(network: FaceNetwork, name: str, sources: Sequence[Path], view: str) -> Tested:
+def answer(network: FaceNetwork, name: str, sources: Sequence[Path], view: str) -> Answered:
     """Read some databases as one and let the net answer each face once. Raises StageError as `train.evaluate` does."""
-    evaluation = evaluate(network, name, sources, [view])
-    return Tested(evaluation, read_databases(sources, network).images, record_names(sources, network))
+    parts = [read_database(path, network) for path in sources]
+    images, labels = (np.concatenate([getattr(part, what) for part in parts]) for what in ("images", "labels"))
+    foreign = sum((Counter(part.foreign) for part in parts), Counter[str]())
+    answers = network.probabilities(images, view)
+    confusion = confusion_matrix(labels, answers.argmax(axis=1), len(network.classes))
+    source = ", ".join(map(str, sources))
+    evaluation = Evaluation(name, source, network.classes, {view: confusion}, {}, labels, {view: answers})
+    evaluation.foreign = dict(foreign)
+    return Answered(evaluation, images, record_names(sources, network))
 
 
 def find_face(path: Path, network: FaceNetwork, face: str, device: str) -> np.ndarray:
@@ -202,7 +210,7 @@ def median_face(confidence: np.ndarray, of: np.ndarray) -> int:
     return int(numbers[np.argsort(confidence[numbers], kind="stable")[(len(numbers) - 1) // 2]])
 
 
-def choose_face(test: Tested) -> int:
+def choose_face(test: Answered) -> int:
     """The face that stands for the database: that of median confidence among the right answers, if there are any."""
     right = test.predicted == test.evaluation.labels
     return median_face(test.confidence, right if right.any() else np.ones_like(right))
@@ -276,7 +284,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
 
 
-def areas(tested: Tested) -> list[float | None]:
+def areas(tested: Answered) -> list[float | None]:
     """The area under the ROC curve of each class against the rest; None for one that all images have, or none."""
     evaluation = tested.evaluation
     found: list[float | None] = []
@@ -287,7 +295,7 @@ def areas(tested: Tested) -> list[float | None]:
     return found
 
 
-def macro_area(tested: Tested) -> float | None:
+def macro_area(tested: Answered) -> float | None:
     """The mean of `areas`, where there is one."""
     known = [area for area in areas(tested) if area is not None]
     return statistics.fmean(known) if known else None
@@ -631,7 +639,7 @@ def calibration(material: Material) -> Html:
     return join([paragraph(text), table(heads, rows, range(1, 5)), figure(drawing, caption)])
 
 
-def confident(tested: Tested, right: bool, count: int = SHOWN_FACES) -> dict[int, list[int]]:
+def confident(tested: Answered, right: bool, count: int = SHOWN_FACES) -> dict[int, list[int]]:
     """The most confident answers, right or wrong, by true class: numbers of faces, the surest first.
 
     Mistakes are the `count` surest of all. Right answers are as many of each class, since else they would be of the

@@ -213,6 +213,8 @@ class Run:
         """Choose what is taken of the weights, and set the rates of what starts anew and of what is not to learn."""
         if "," in str(self.folder):  # Caffe takes commas to separate names
             raise StageError(f"--output is {self.folder}; expected a path without a comma, for {INIT}")
+        if init.resolve().parent == self.folder.resolve():  # a run with other settings clears its folder
+            raise StageError(f"--init is {init}, in the run's own folder; expected weights elsewhere (copy them)")
         net = self.net_param
         mean = load_mean(self.mean).shape
         shapes = finetune.parameter_shapes(net, state, data, (mean[0], mean[1], mean[2]))

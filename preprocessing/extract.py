@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 
 from preprocessing.classes import CONTEMPT
-from preprocessing.datasets import BATCH_ROWS, EMOTIONS, SPLITS, CsvReader, Line, class_folders, is_blank
+from preprocessing.datasets import BATCH_ROWS, EMOTIONS, SPLITS, CsvReader, Line, Rows, class_folders, is_blank
 from preprocessing.folds import FOLDS, HELD_OUT, HELD_OUT_SEED, deal_folds, hold_out, split_of_fold, write_folds
 from preprocessing.layouts import FRAMES, LAYOUTS, Box, Item, canonical, read_layout
 from preprocessing.stage import Stage, StageError, check_output, progress, replace_directory, run_main
@@ -238,7 +238,7 @@ def _summary(total: Written, stage: Stage) -> str:
     if total.left_out:
         text += ", left out " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(total.left_out.items()))
     absent = [name for name, count in stage.counts["faces"][SPLITS[0]].items() if not count]
-    return text + (f", none in {SPLITS[0]} of {', '.join(absent)}" if absent else "")
+    return text + (f", {SPLITS[0]} lacks {', '.join(absent)}" if absent else "")
 
 
 def _ordered(work: Callable[[T], Written], items: Iterable[T], workers: int) -> Iterator[Written]:
@@ -294,11 +294,11 @@ def _write_rows(reader: CsvReader, batch: list[Line], tree: Tree) -> Written:
     taken = rows.labels < len(tree.classes)
     if not taken.all():
         written.left_out[CONTEMPT] = int((~taken).sum())
-    lines, labels, splits, faces = rows.lines[taken], rows.labels[taken], rows.splits[taken], rows.pixels[taken]
-    for line, label, split, face in zip(lines, labels, splits, faces, strict=True):
+        rows = Rows(rows.lines[taken], rows.labels[taken], rows.splits[taken], rows.pixels[taken], rows.rejected)
+    for line, label, split, face in zip(rows.lines, rows.labels, rows.splits, rows.pixels, strict=True):
         _write_face(f"{tree.folder}/{tree.file(SPLITS[split], label, line - 2)}", face)  # the header is line 1
-    np.add.at(written.faces, (splits, labels), 1)
-    written.blank = int(is_blank(faces).sum())
+    np.add.at(written.faces, (rows.splits, rows.labels), 1)
+    written.blank = int(is_blank(rows.pixels).sum())
     return written
 
 

@@ -130,8 +130,8 @@ def _absent(lines: dict[str, list[Line]], classes: Sequence[str]) -> str:
     text = ""
     for split, name in DATABASES.items():
         present = {line.label for line in lines[split]}
-        if absent := [name for label, name in enumerate(classes) if label not in present]:
-            text += f", none of {', '.join(absent)} in {name}"
+        if absent := [emotion for label, emotion in enumerate(classes) if label not in present]:
+            text += f", {name} lacks {', '.join(absent)}"
     return text
 
 

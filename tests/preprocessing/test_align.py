@@ -15,6 +15,7 @@ from trees import make_folders
 
 from preprocessing.align import COLUMNS, align, main_face
 from preprocessing.alignment import align_face
+from preprocessing.datasets import tree_classes
 from preprocessing.mtcnn import Detector, Face
 from preprocessing.stage import StageError
 
@@ -123,6 +124,18 @@ def test_another_size(images: Path) -> None:
     folder = images.parent / "aligned"
     align(images, folder, size=112, device="cpu")
     assert {read(folder / file).shape for file in (*FACES, *FACELESS)} == {(112, 112)}
+
+
+def test_the_classes_of_the_tree_and_its_folds_stay(tmp_path: Path, astronaut: np.ndarray) -> None:
+    classes = ("bored", "very_engaged", "confused")
+    tree = make_folders(tmp_path / "images", classes)
+    frame = cv2.cvtColor(astronaut[:300, 60:400], cv2.COLOR_BGR2GRAY)  # a face among other things
+    cv2.imwrite(str(tree / "PrivateTest/1_very_engaged/00000.png"), frame)
+    (tree / "folds.csv").write_text("file,person,fold\nPrivateTest/1_very_engaged/00000.png,S005,1\n")
+    counts = align(tree, tmp_path / "aligned", device="cpu", workers=1)
+    assert (counts["read"], counts["found"]) == (1, 1)
+    assert tree_classes(tmp_path / "aligned") == classes
+    assert (tmp_path / "aligned/folds.csv").read_bytes() == (tree / "folds.csv").read_bytes()
 
 
 def test_a_tree_without_any_face(tmp_path: Path) -> None:

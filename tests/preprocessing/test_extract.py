@@ -239,7 +239,9 @@ def test_on_bad_input_the_program_says_so_and_exits_1(tmp_path: Path) -> None:
     assert "Traceback" not in run.stderr
     run = subprocess.run(command(source, tmp_path / "images", "--skip-bad"), cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0
-    assert run.stdout.startswith("extract: 2 faces (2 Training, 0 PublicTest, 0 PrivateTest), 0 blank, 1 rejected (")
+    assert run.stdout.startswith(
+        "extract: 2 faces (2 Training, 0 PublicTest, 0 PrivateTest), 0 blank, 1 rejected, Training lacks angry"
+    )
     run = subprocess.run(command(tmp_path / "b.csv", tmp_path / "i"), cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 1
     assert "b.csv: no such file" in run.stderr

@@ -21,7 +21,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def write_tree(folder: Path, images: dict[str, np.ndarray]) -> Path:
-    make_folders(folder)
+    return write_images(make_folders(folder), images)
+
+
+def write_images(folder: Path, images: dict[str, np.ndarray]) -> Path:
     for file, image in images.items():
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(folder / file), image)
@@ -128,6 +131,26 @@ def test_without_duplicates_or_blank_faces_it_says_so_and_shows_no_picture_of_th
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["angry.png", "counts.png"]
 
 
+def test_other_classes_and_images_of_any_size(tmp_path: Path) -> None:
+    tree = make_folders(tmp_path / "images", ("bored", "confused"))
+    wide = np.full((60, 120), 200, np.uint8)
+    wide[10:50, 20:100] = 50
+    images = {"Training/0_bored/00000.png": wide, "Training/1_confused/00001.png": np.ascontiguousarray(wide.T)}
+    images["PublicTest/1_confused/00002.png"] = wide
+    write_images(tree, images)
+    counts = report(tree, write_faces_csv(tmp_path / "aligned", dict.fromkeys(images, False)), tmp_path / "report.md")
+    assert counts["faces"]["Training"] == {"bored": 1, "confused": 1}
+    assert counts["sizes"] == {"120x60": 2, "60x120": 1}
+    assert counts["duplicate_groups"] == 1  # a picture on its side is another one
+    text = (tmp_path / "report.md").read_text()
+    assert "3 images of 2 sizes; the most frequent one is 120×60 pixels (2 images)." in text
+    assert "| confused | 1 | 1 | 0 | 2 |" in text
+    assert "| all | 2 | 1 | 0 | 3 | 100.0% |" in text
+    montage = cv2.imread(str(tmp_path / "report/bored.png"), cv2.IMREAD_GRAYSCALE)[2:50, -50:-2]
+    assert montage[24, 24] == 50  # the whole picture is there, on grey
+    assert [int(montage[row, 24]) for row in (2, 14, 33, 45)] == [128, 200, 200, 128]
+
+
 def test_the_same_input_gives_the_same_text_and_pictures(images: dict[str, np.ndarray], tmp_path: Path) -> None:
     tree = write_tree(tmp_path / "images", images)
     outputs = []
@@ -155,7 +178,7 @@ def test_wrong_inputs_are_refused_and_leave_the_old_report(images: dict[str, np.
     with pytest.raises(StageError, match=r"ends in \.md"):
         report(tree, None, tmp_path / "report.txt")
     (tree / "Training/3_happy/00001.png").write_bytes(b"\x89PNG")
-    with pytest.raises(StageError, match=r"00001\.png: expected a PNG of 48x48"):
+    with pytest.raises(StageError, match=r"00001\.png: not a readable image; expected a PNG"):
         report(tree, None, tmp_path / "report.md")
     assert (tmp_path / "report.md").read_text() == before
 

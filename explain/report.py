@@ -182,6 +182,8 @@ def answer(network: FaceNetwork, name: str, sources: Sequence[Path], view: str) 
     """Read some databases as one and let the net answer each face once. Raises StageError as `train.evaluate` does."""
     parts = [read_database(path, network) for path in sources]
     images, labels = (np.concatenate([getattr(part, what) for part in parts]) for what in ("images", "labels"))
+    if not len(labels):
+        raise StageError(f"{', '.join(map(str, sources))}: no face of a class of the net; expected at least one")
     foreign = sum((Counter(part.foreign) for part in parts), Counter[str]())
     answers = network.probabilities(images, view)
     confusion = confusion_matrix(labels, answers.argmax(axis=1), len(network.classes))
@@ -249,6 +251,8 @@ def gather(
         temperature = read_temperature(weights, view, recorded)
     except (KeyError, TypeError, AttributeError, StopIteration) as error:
         raise StageError(f"{recorded_in}: {error!r}; expected what `python -m train.evaluate` writes") from error
+    if view not in VIEW_NAMES:
+        raise StageError(f"{recorded_in}: has the views {view!r}; expected some of {', '.join(VIEW_NAMES)}")
     tested = {name: answer(network, name, sources, view) for name, sources in databases.items()}
     main = "test" if "test" in tested else list(tested)[-1]
     if image_file is None:
@@ -318,7 +322,11 @@ def _facts(material: Material) -> Html:
             percent(correct / count),
             f"{VIEW_NAMES[material.view]}; 95% interval {percent(low, 1)} to {percent(high, 1)}",
         ),
-        ("macro F1", percent(macro_averages(confusion)["f1"], 1), f"over {len(material.classes)} classes"),
+        (
+            "macro F1",
+            percent(macro_averages(confusion)["f1"], 1),
+            f"over {np.count_nonzero(confusion.sum(axis=1))} classes",
+        ),
         ("macro AUC", "–" if area is None else f"{area:.4f}", "one class against the rest"),
         ("parameters", f"{parameters:,}", "learned values"),
         ("multiply-adds", f"{multiply_adds / 1e6:,.2f} M", "one face, one crop"),
@@ -706,7 +714,7 @@ def some_of(names: Sequence[str], most: int = SHOWN_LAYERS) -> list[str]:
 
 def features(material: Material) -> Html:
     """What each layer makes of the chosen face."""
-    maps = feature_maps(material.network, material.face[0])
+    maps = feature_maps(material.network, material.face)
     names = some_of(list(maps))
     title = f"{plain(material.network.name)} on {plain(material.face_name)}"
     parts = [
@@ -729,6 +737,8 @@ def filters(material: Material) -> Html:
 def explanations(material: Material) -> Html:
     """Grad-CAM and guided gradients for a face of each class."""
     test, classes = material.test, material.classes
+    if len(material.face) != 1:
+        raise StageError(f"the faces have {len(material.face)} channels; expected grey ones")
     text = (
         "A face of each class, of median confidence among those that the net answers right: what of it speaks for the "
         "class, by Grad-CAM (Selvaraju et al., 2017) and guided backpropagation (Springenberg et al., 2015)."

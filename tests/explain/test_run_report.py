@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import cv2
 import lmdb
 import numpy as np
 import pytest
@@ -15,12 +17,14 @@ from tiny_model import band_face, band_probabilities, make_model
 
 import caffe
 from caffe.io import array_to_datum, save_mean
-from explain.page import Html, breakable, element, escape, inline_svg, table
+from explain.page import Html, breakable, element, escape, face_image, inline_svg, table
 from explain.report import (
     SECTIONS,
     Answered,
     choose_face,
     confident,
+    explanations,
+    features,
     fields,
     gather,
     macro_area,
@@ -364,6 +368,9 @@ def test_what_cannot_be_reported_on(
             write_report(folder, databases, output, device="cpu")
         (folder / name).unlink()
     (folder / "evaluation").mkdir()
+    (folder / "evaluation/evaluation.json").write_text('{"databases": {"test": {"views": {"side": {}}}}}')
+    with pytest.raises(StageError, match="has the views 'side'; expected some of centre"):
+        write_report(folder, databases, output, device="cpu")
     (folder / "evaluation/evaluation.json").write_text('{"databases": {"test": 3}}')
     monkeypatch.setattr(
         sys, "argv", ["report", str(folder), "--lmdb", f"test={databases['test'][0]}", "--device", "cpu"]
@@ -379,8 +386,6 @@ def test_what_cannot_be_reported_on(
 
 
 def test_a_photo_whose_face_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import cv2
-
     folder, databases, *_ = bands(tmp_path)
     cv2.imwrite(str(tmp_path / "me.png"), band_face(5))
     arguments = ["report", str(folder), "--lmdb", f"test={databases['test'][0]}", "--device", "cpu"]
@@ -390,6 +395,38 @@ def test_a_photo_whose_face_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "The face: me.png" in page.texts["features"]
     material = gather(folder, databases, None, tmp_path / "me.png", "none", "cpu")
     assert (material.face[0] == band_face(5)).all()
+
+
+def test_a_net_of_coloured_faces(tmp_path: Path) -> None:
+    (tmp_path / "net").mkdir()
+    deploy = tmp_path / "net/deploy.prototxt"
+    deploy.write_text(DEPLOY.replace("dim: 1 dim: 1", "dim: 1 dim: 3"))
+    caffe.Net(str(deploy), caffe.TEST, seed=3).save(str(tmp_path / "net/net.caffemodel"))
+    save_mean(tmp_path / "net/mean.binaryproto", np.full((3, 48, 48), 100, np.float32))
+    write_classes(tmp_path / "net", HOSTILE)
+    path = tmp_path / "test_lmdb"
+    path.mkdir()
+    blue = np.zeros((3, 48, 48), np.uint8)
+    blue[0] = 255
+    with lmdb.open(str(path), map_size=1 << 26) as env, env.begin(write=True) as transaction:
+        transaction.put(b"00000000_a.png", array_to_datum(blue, 2).SerializeToString())
+    write_classes(tmp_path, HOSTILE)
+    material = gather(tmp_path / "net", {"test": [path]}, device="cpu")
+    assert (material.face == blue).all()
+    assert "all channels" in str(features(material)).lower()
+    with pytest.raises(StageError, match="the faces have 3 channels; expected grey ones"):
+        explanations(material)
+    data = base64.b64decode(str(face_image(blue, "blue")).split("base64,")[1].split('"')[0])
+    assert (cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) == [255, 0, 0]).all()  # BGR
+
+
+def test_databases_that_leave_nothing(tmp_path: Path) -> None:
+    folder, _, *_ = bands(tmp_path)
+    write_classes(folder, ["a", "b", "c", "d", "e", "f", "angry"])
+    path = keyed_database(tmp_path / "other/test_lmdb", [band_face(0)], [1], ["x"])
+    write_classes(tmp_path / "other", ["angry", "bored"])
+    with pytest.raises(StageError, match="no face of a class of the net"):
+        gather(folder, {"test": [path]}, device="cpu")
 
 
 def test_escaping() -> None:

@@ -360,11 +360,13 @@ def _training_facts(material: Material) -> list[tuple[str, str, str]]:
     if log.is_file():
         starts = sum("] Solving" in line for line in log.read_text(errors="replace").splitlines())
     remark = f"on {material.manifest['settings']['device']}"
+    if starts > 1:
+        remark += f", resumed {starts - 1} time{'s' * (starts > 2)}"
     facts.append(
         (
             "training time" if starts < 2 else "training time, last part",
             duration(material.manifest["seconds"]),
-            remark if starts < 2 else f"{remark}; the run was resumed {starts - 1} times",
+            remark,
         )
     )
     return facts
@@ -433,6 +435,13 @@ def fields(message: Message) -> list[tuple[str, str]]:
     return rows
 
 
+def _plain_value(value: object) -> str:
+    """A value of JSON as people write it; – for none, and for an empty list."""
+    if isinstance(value, list):
+        return ", ".join(map(_plain_value, value)) or "–"
+    return "–" if value is None else _scalar(value)
+
+
 def _scalar(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
@@ -445,7 +454,7 @@ def settings(material: Material) -> Html:
     if material.manifest:
         given = material.manifest["settings"].items()
         parts.append(element("h3", "Run"))
-        parts.append(pairs((name, "–" if value is None else value) for name, value in given))
+        parts.append(pairs((name, breakable(_plain_value(value))) for name, value in given))
     solver, solver_file = SolverParameter(), folder / "solver.prototxt"
     net_file = folder / "train_val.prototxt"
     if solver_file.is_file():

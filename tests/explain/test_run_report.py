@@ -140,7 +140,14 @@ def write_run(folder: Path) -> Path:
     (run / "settings.json").write_text(json.dumps({"data": {"train<i>.mdb": "ab12"}}))
     counts = {"iterations": 5, "epochs": 1.0, "iterations_per_epoch": 5, "stopped_early": True}
     counts |= {"chosen": {"iteration": 5, "epoch": 1.0, "accuracy": 0.625}}
-    manifest = {"stage": "train", "settings": {"network": "<tiny>", "solver": None, "device": "cpu"}, "counts": counts}
+    given = {
+        "network": "<tiny>",
+        "solver": None,
+        "device": "cpu",
+        "base_lr": 0.05000000074505806,
+        "classes": ["a", "b"],
+    }
+    manifest = {"stage": "train", "settings": given, "counts": counts}
     manifest |= {"inputs": [], "seconds": 75.4, "versions": {"python": "3.x", "lmdb": None}}
     (run / "manifest.json").write_text(json.dumps(manifest))
     return run
@@ -247,6 +254,7 @@ def test_what_the_run_tells(full: tuple[Path, str]) -> None:
     for told in ("1 min 15 s", "validation accuracy 62.50%", "5 iterations, stopped early"):
         assert told in texts["summary"]
     assert "Epoch 1, training loss 1.75, validation loss 1.125, validation accuracy 62.50%" in texts["curves"]
+    assert re.search(r"network<tiny>\s*solver–\s*devicecpu\s*base_lr0.05\s*classesa, b", texts["settings"])
     assert "Trained with python 3.x." in texts["settings"]
     rows = {row[0]: row[1:] for row in Page(full[1]).rows["settings"]}
     assert rows["batch_size"] == ["64", "10"]  # not that of the recipe that was not asked for

@@ -239,6 +239,7 @@ def contact_sheet(images: Path, aligned: Path, results: Sequence[Aligned], class
         f"A face found in {len(found):,} of {len(results):,} images ({share:.1%})\n"
         "in pairs: the original with box, landmarks and confidence, then the aligned face with the template's points",
         fontsize=14,
+        y=1 - 0.12 / figure.get_figheight(),
     )
     for axis in axes.flat:
         axis.axis("off")

@@ -44,9 +44,9 @@ class FaceTrace:
     face: uint8 (or any grey levels 0..255), H×W or C×H×W, of the mean's size; the net sees its centre crop.
     gradient: whether gradients are wanted, also with respect to the net's input.
 
-    Attributes: `input`, the net's input, 1×C×height×width; `blobs`, the value of each blob by its name, in the net's
-    order, behind the last layer that works on it in place; `tops`, the first top of each layer as it left the layer, by
-    the layer's name; `layers`, bottoms and tops by the layer's number, as `caffe.Net.trace` gives them.
+    Attributes: `net`; `input`, the net's input, 1×C×height×width; `blobs`, the value of each blob by its name, in the
+    net's order, behind the last layer that works on it in place; `tops`, the first top of each layer as it left the
+    layer, by the layer's name; `layers`, bottoms and tops by the layer's number, as `caffe.Net.trace` gives them.
 
     Raises
     ------
@@ -54,7 +54,7 @@ class FaceTrace:
     """
 
     def __init__(self, network: FaceNetwork, face: np.ndarray, gradient: bool = False) -> None:
-        net = network.net
+        self.net = net = network.net
         self.input = network.input_tensor(face).requires_grad_(gradient)
         with torch.set_grad_enabled(gradient):
             self.layers = net.trace(**{net.inputs[0]: self.input})

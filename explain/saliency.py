@@ -76,8 +76,9 @@ def explain_face(
     face: uint8, H×W, aligned, of the mean's size; the net sees its centre crop.
     target: number of the class to explain; default: the most probable one.
     layer: name of the blob that Grad-CAM is taken from, or of a layer that works in place; default: the last blob with
-        a height or width above 1, unless it holds a map a class (as in nets that end in a convolution and its global
-        mean) and an earlier one has more channels: then the last such.
+        a height or width above 1 that no Pooling made (behind one, in front of inner products, the sum over the
+        channels is often negative everywhere), unless it holds a map a class, as in nets that end in a convolution and
+        its global mean, and an earlier one has more channels: then the last such.
 
     Raises
     ------
@@ -127,6 +128,8 @@ def default_layer(trace: FaceTrace, classes: int) -> str:
     Raises StageError for a net in which only the input has a height and width.
     """
     with_map = [name for name, value in trace.blobs.items() if _has_map(value) and value is not trace.input]
+    pooled = {top for layer in trace.net.layers if layer.type == "Pooling" for top in layer.param.top}
+    with_map = [name for name in with_map if name not in pooled] or with_map
     if not with_map:
         raise StageError(f"Grad-CAM needs a layer with a map; expected one among {', '.join(trace.tops)}")
     last = with_map[-1]
@@ -197,7 +200,8 @@ def draw_explanation(face: np.ndarray, explanation: Explanation, classes: Sequen
     words = f"what speaks for {classes[target]} ({100 * explanation.probabilities[target]:.1f}%)"
     figure.suptitle(f"{title}: {words}" if title else words, fontsize=10, x=0.01, ha="left")
     _show(panels[0], f"the face ({height}×{width})", seen, cmap="gray", vmin=0, vmax=255)
-    _show(panels[1], f"Grad-CAM of {explanation.layer}", seen, cmap="gray", vmin=0, vmax=255)
+    nothing = "" if explanation.grad_cam.any() else ": nothing"
+    _show(panels[1], f"Grad-CAM of {explanation.layer}{nothing}", seen, cmap="gray", vmin=0, vmax=255)
     panels[1].imshow(explanation.grad_cam, cmap=HEAT, vmin=0, vmax=1, alpha=0.3 + 0.4 * explanation.grad_cam)
     for panel, name, values in (
         (panels[2], "guided gradient (red +, blue −)", explanation.guided),

@@ -47,14 +47,14 @@ def torch_grad_cam(maps: torch.Tensor, score: torch.Tensor) -> np.ndarray:
 
 
 @pytest.mark.parametrize("target", range(CLASSES))
-@pytest.mark.parametrize("layer", [None, "sum"])
+@pytest.mark.parametrize("layer", [None, "pool"])
 def test_grad_cam_is_that_of_pytorch(network: FaceNetwork, target: int, layer: str | None) -> None:
     module = TorchNet(network)
     face = random_face(3)
     score = module(torch_input(face))[0, target]
     explanation = explain_face(network, face, target, layer)
-    assert explanation.layer == (layer or "pool")  # the last blob with a map
-    expected = torch_grad_cam(module.sum if layer else module.pool, score)
+    assert explanation.layer == (layer or "sum")  # the last blob with a map that no pooling made
+    expected = torch_grad_cam(module.pool if layer else module.sum, score)
     np.testing.assert_allclose(explanation.grad_cam, expected, atol=1e-4)
     assert explanation.grad_cam.max() == 1.0
     assert explanation.grad_cam.min() >= 0.0
@@ -181,6 +181,7 @@ def test_the_guided_gradient_is_zero_where_the_answer_does_not_look(tmp_path: Pa
 def test_a_class_that_nothing_speaks_for_has_an_empty_map(spots: FaceNetwork) -> None:
     explanation = explain_face(spots, spotted_face(), 5)
     assert not explanation.grad_cam.any()
+    assert draw_explanation(spotted_face(), explanation, EMOTIONS).axes[1].get_title() == "Grad-CAM of spots: nothing"
     assert not explanation.guided.any()
 
 

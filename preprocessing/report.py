@@ -281,7 +281,7 @@ def _draw_counts(faces: Sequence[Face], classes: Sequence[str], path: Path) -> N
         bottom += values
     for i, total in enumerate(bottom):
         axes.text(i, total, f"{int(total):,}", ha="center", va="bottom", fontsize=9)
-    if max(map(len, classes)) > 10:  # names that would run into each other
+    if max(map(len, classes)) * len(classes) > 80:  # names that would run into each other
         axes.tick_params("x", rotation=25)
     axes.set_ylabel("images")
     axes.set_ylim(top=max(bottom) * 1.1)

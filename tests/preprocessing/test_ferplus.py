@@ -12,6 +12,7 @@ import cv2
 import lmdb
 import numpy as np
 import pytest
+from trees import make_folders
 
 import caffe
 from caffe.proto.caffe_pb2 import Datum
@@ -57,6 +58,7 @@ def file(tmp_path: Path) -> Path:
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     noise = np.random.default_rng(0)
+    make_folders(tmp_path / "images")
     for number, (split, label) in enumerate(zip(SPLITS, LABELS, strict=True)):
         folder = tmp_path / "images" / split / EMOTION_FOLDERS[label]
         folder.mkdir(parents=True, exist_ok=True)

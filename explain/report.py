@@ -678,11 +678,12 @@ def gallery(material: Material) -> Html:
             f"Confidence is the net's probability of its answer by the {VIEW_NAMES[material.view]} view, before "
             "calibration. Under each face: its class in the data set, the answer where it is another, the file."
         ),
-        element("h3", f"The {SHOWN_FACES} most confident mistakes"),
     ]
     mistakes = confident(material.test, right=False)
-    parts.append(element("div", *(_faces(material, k, faces) for k, faces in mistakes.items()), kind="groups"))
-    if not mistakes:
+    if mistakes:
+        parts.append(element("h3", f"The {sum(map(len, mistakes.values()))} most confident mistakes"))
+        parts.append(element("div", *(_faces(material, k, faces) for k, faces in mistakes.items()), kind="groups"))
+    else:
         parts.append(missing(f"The net makes no mistake on {material.main}."))
     parts.append(element("h3", "The most confident right answers of each class"))
     right = confident(material.test, right=True)

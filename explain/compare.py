@@ -162,6 +162,8 @@ def read_result(path: Path, root: Path) -> Result:
         initial = [entry for entry in manifest["inputs"] if entry["file"].endswith(".caffemodel")]
         if initial:
             name += f" from {', '.join(Path(entry['file']).name for entry in initial)}"
+        if settings.get("freeze"):
+            name += f", frozen: {settings['freeze']}"
         same = (
             f"{name}\n{faces}\n{[entry['sha256'] for entry in initial]}\n{_settings(run, manifest, fold is not None)}"
         )

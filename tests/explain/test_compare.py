@@ -126,7 +126,14 @@ def test_other_weights_to_start_from_are_another_row(tmp_path: Path) -> None:
         manifest = json.loads((run / "manifest.json").read_text())
         manifest["inputs"].append({"file": f"/models/{name}.caffemodel", "sha256": digest})
         (run / "manifest.json").write_text(json.dumps(manifest))
-    expected = [["small from a.caffemodel", "1, 2"], ["small from a.caffemodel", "3"], ["small from b.caffemodel", "4"]]
+        if seed == 4:
+            manifest["settings"]["freeze"] = "conv"
+            (run / "manifest.json").write_text(json.dumps(manifest))
+    expected = [
+        ["small from a.caffemodel", "1, 2"],
+        ["small from a.caffemodel", "3"],
+        ["small from b.caffemodel, frozen: conv", "4"],
+    ]
     assert [[row[1], row[3]] for row in rows(tmp_path)] == expected
 
 

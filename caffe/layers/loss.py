@@ -150,7 +150,7 @@ class SoftmaxWithLoss(_Loss):
         except IndexError as error:
             self.error(f"a label in {self.param.bottom[1]!r} is outside 0..{rows.shape[1] - 1}: {error}")
         # Caffe takes the logarithm of no less than the smallest float; its gradient does not know of that
-        total = (losses - (losses - LARGEST_LOSS).clamp(min=0).detach()).sum()
+        total = _GradientOf.apply(losses.detach().clamp(max=LARGEST_LOSS), losses).sum()
         total = self.normalize(total, labels, math.prod(scores.shape[: self.along]))
         return [total] if len(self.param.top) == 1 else [total, torch.softmax(scores.detach(), self.along)]
 

@@ -79,9 +79,10 @@ def test_softmax_loss_of_nothing_but_ignored_labels() -> None:
     assert not net.blobs["scores"].diff.any()
 
 
-def test_softmax_loss_of_a_hopeless_score_is_finite() -> None:
+@pytest.mark.parametrize("score", [1e3, 1e10, 3e38])  # between the large ones float32 has no room for the loss
+def test_softmax_loss_of_a_hopeless_score_is_finite(score: float) -> None:
     net = loss_net("", (1, 2), (1,))
-    net.blobs["scores"].data[...] = [[1000, -1000]]
+    net.blobs["scores"].data[...] = [[score, -score]]
     net.blobs["labels"].data[...] = 1
     assert float(net.forward()["loss"]) == pytest.approx(-math.log(np.finfo(np.float32).tiny))
     net.backward()

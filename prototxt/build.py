@@ -26,21 +26,29 @@ FOLDER = Path(__file__).resolve().parent
 WRITTEN = "Written by prototxt/build.py: change it in prototxt/networks.py."
 
 # The recipe that all of them share: an epoch is 449 iterations, the 28,709 training faces at batch 64.
-DATA = """\
+PATHS = """\
 # Paths are relative to the repository's root; `python -m train` replaces them with those of its data set.
+"""
+TRAIN_DATA = """\
 layer {
   name: "data"
   type: "Data"
   top: "data"
   top: "label"
-  include { phase: TRAIN }
+  include { phase: TRAINSTAGE }
   transform_param {  # random crops, mirrored at random
     crop_size: CROP mirror: true mean_file: "data/fer2013/mean.binaryproto"
-    random_rotation: 10 random_scale: 0.1 random_shift: 0.05
-    random_contrast: 0.2 random_brightness: 0.1 random_erasing: 0.25
+    AUGMENTATION
   }
   data_param { source: "data/fer2013/lmdb/train_lmdb" backend: LMDB batch_size: 64 shuffle: true }
 }
+"""
+STRONG = """random_rotation: 10 random_scale: 0.1 random_shift: 0.05
+    random_contrast: 0.2 random_brightness: 0.1 random_erasing: 0.25"""
+# for a training of few epochs, by a solver prototxt written by hand that asks for the stage `light`
+LIGHT = "random_rotation: 8 random_scale: 0.08"
+WITH_LIGHT = ("face_resnet",)
+TEST_DATA = """\
 layer {
   name: "data"
   type: "Data"
@@ -122,6 +130,13 @@ def layer_lines(layers: list[LayerParameter]) -> str:
     return "".join(f"layer {{ {text_format.MessageToString(layer, as_one_line=True)} }}\n" for layer in layers)
 
 
+def data_layers(name: str) -> str:
+    """The training net's Data layers: for TRAIN, for its stage `light` where the network has one, for TEST."""
+    stages = {' not_stage: "light"': STRONG, ' stage: "light"': LIGHT} if name in WITH_LIGHT else {"": STRONG}
+    train = [TRAIN_DATA.replace("STAGE", stage).replace("AUGMENTATION", text) for stage, text in stages.items()]
+    return (PATHS + "".join(train) + TEST_DATA).replace("CROP", str(CROP.get(name, DEFAULT_CROP)))
+
+
 def head(name: str, deploy: str) -> str:
     """The comment that a net prototxt begins with, and its name: what it is, how large and how costly."""
     size = complexity(caffe.Net(text_format.Parse(deploy, NetParameter()), caffe.TEST))
@@ -139,7 +154,7 @@ def prototxts(name: str) -> dict[str, str]:
     comment = head(name, deploy)
     base_lr = BASE_LR.get(name, DEFAULT_BASE_LR)
     return {
-        "train_val.prototxt": comment + DATA.replace("CROP", crop) + layer_lines(layers) + LOSS,
+        "train_val.prototxt": comment + data_layers(name) + layer_lines(layers) + LOSS,
         "solver.prototxt": SOLVER.format(name=name, base_lr=base_lr, written=WRITTEN),
         "deploy.prototxt": comment + deploy,
     }

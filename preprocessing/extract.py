@@ -181,7 +181,10 @@ def _extract_folder(
         stage.counts["other_files"] = listing.others
     kept = [(number, item) for number, item in enumerate(listing.items) if item.emotion in tree.classes]
     numbers, items = [number for number, _ in kept], [item for _, item in kept]
-    items, folds, note = _with_splits(items, stage)
+    try:
+        items, folds, note = _with_splits(items, stage)
+    except StageError as error:
+        raise StageError(f"{source}: {error}") from error
 
     start = tree.nothing()
     start.rejected += listing.rejected
@@ -267,7 +270,7 @@ def _sum_up(parts: Iterable[Written], tree: Tree, source: Path, unit: str, stage
         total.blank += part.blank
         total.left_out += part.left_out
         total.persons += part.persons
-        digest.update(part.digest.encode())
+        digest.update(os.fsencode(part.digest))  # a file's name need not be UTF-8
         for where, reason in part.rejected:
             if not stage.settings["skip_bad"]:
                 raise StageError(
@@ -310,6 +313,10 @@ def _write_images(source: Path, batch: Sequence[tuple[int, Item]], tree: Tree) -
             data = (source / item.file).read_bytes()
         except FileNotFoundError:
             written.rejected.append((item.file, "no such file"))
+            continue
+        except (OSError, ValueError) as error:  # an annotation may name a folder, or what can be no file's name
+            reason = error.strerror if isinstance(error, OSError) else None
+            written.rejected.append((item.file, f"{reason or error}; expected an image file"))
             continue
         written.digest += f"{item.file} {hashlib.sha256(data).hexdigest()}\n"
         try:

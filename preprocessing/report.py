@@ -229,7 +229,7 @@ def _draw_pictures(
     classes: Sequence[str],
     folder: Path,
 ) -> None:
-    """counts.png, CLASS.png, and where there is something to see not_found.png and different_labels.png."""
+    """counts.png, LABEL_CLASS.png, and where there is something to see not_found.png and different_labels.png."""
     rng = np.random.default_rng(0)
 
     def some(candidates: Sequence[Face], number: int) -> list[np.ndarray]:
@@ -241,7 +241,7 @@ def _draw_pictures(
         shown = some([face for face in faces if face.label == label], ROWS * COLUMNS)
         rows = [("" if i else name, shown[i : i + COLUMNS]) for i in range(0, len(shown), COLUMNS)]
         if rows:
-            cv2.imwrite(str(folder / f"{name}.png"), montage(rows))
+            cv2.imwrite(str(folder / f"{label}_{name}.png"), montage(rows))
     if missed:
         rows = [(n, some([face for face in missed if face.label == i], COLUMNS)) for i, n in enumerate(classes)]
         cv2.imwrite(str(folder / "not_found.png"), montage([row for row in rows if row[1]]))
@@ -309,7 +309,7 @@ def _text(
         _markdown(counts["faces"], classes),
         f"![images by emotion and split]({folder}/counts.png)",
         "## Faces",
-        *(f"![{emotion}]({folder}/{emotion}.png)" for emotion in counts["brightness"]),
+        *(f"![{name}]({folder}/{i}_{name}.png)" for i, name in enumerate(classes) if name in counts["brightness"]),
         "## Brightness and contrast",
         "In grey levels of 0 to 255: the mean over an emotion's images of their mean, how much that mean differs "
         "between images (standard deviation), and the mean of the standard deviation within an image.",

@@ -83,12 +83,13 @@ def _images(source: Path, tables: Sequence[Path]) -> Path:
             f"{source}: neither training.csv and validation.csv nor train_set and val_set; expected AffectNet's folder"
         )
     firsts = [row["subDirectory_filePath"] for _, row in islice(_rows(tables[0]), 100) if row]
+    if not firsts:
+        raise StageError(f"{tables[0]}: no rows; expected AffectNet's annotations, {', '.join(COLUMNS)}")
     folders = [path for depth in ("", "*/", "*/*/") for path in source.glob(f"{depth}{IMAGES}")]
     for folder in (*sorted(folders), source, tables[0].parent):
         if any((folder / file).is_file() for file in firsts):
             return folder
-    example = firsts[0] if firsts else "its images"
-    raise StageError(f"{source}: no {example}, the first image of {tables[0].name}; expected it in {IMAGES}/")
+    raise StageError(f"{source}: no {firsts[0]}, the first image of {tables[0].name}; expected it in {IMAGES}/")
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
@@ -155,10 +156,10 @@ def _array_text(path: Path) -> str:
     """The one value of an array file, a number or a text, as text."""
     try:
         array = np.load(path, allow_pickle=False)
+        if isinstance(array, np.ndarray) and array.size == 1:
+            return str(array.reshape(-1)[0])
     except FileNotFoundError:
         raise ValueError("no such file; expected the expression of the image of this number") from None
-    except (ValueError, EOFError) as error:
+    except Exception as error:  # of a damaged file numpy passes on whatever Python says of its header or text
         raise ValueError(f"not a readable array ({error}); expected the number of an expression") from None
-    if not isinstance(array, np.ndarray) or array.size != 1:
-        raise ValueError("expected an array of one value, the number of an expression")
-    return str(array.reshape(-1)[0])
+    raise ValueError("expected an array of one value, the number of an expression")

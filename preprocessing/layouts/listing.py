@@ -67,8 +67,22 @@ def canonical(name: str) -> str:
 
 
 def walk(folder: Path) -> Iterator[str]:
-    """The files below a folder that are not hidden, as relative paths with '/', in no particular order."""
-    for path, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    """The files below a folder that are not hidden, as relative paths with '/', in no particular order.
+
+    Links to folders are followed, since a large data set may lie on several disks, but not round in a circle. Raises
+    OSError for a folder that cannot be listed.
+    """
+    for path, folders, names in os.walk(folder, onerror=_fail, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".") and not _leads_back(path, name)]
         place = Path(path).relative_to(folder)
         yield from ((place / name).as_posix() for name in names if not name.startswith("."))
+
+
+def _fail(error: OSError) -> None:
+    raise error
+
+
+def _leads_back(path: str, name: str) -> bool:
+    """Whether the folder `name` in `path` is a link to one of the folders that it lies in."""
+    link = Path(path, name)
+    return link.is_symlink() and any(link.resolve() == parent.resolve() for parent in link.parents)

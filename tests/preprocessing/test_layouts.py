@@ -116,6 +116,38 @@ def test_images_are_listed_without_hidden_and_other_files(tmp_path: Path) -> Non
     assert list_images(tmp_path) == (["test/sad/c.jpeg", "train/happy/a.png", "train/happy/b.JPG"], 1)
 
 
+def test_links_to_folders_are_followed_but_not_in_a_circle(tmp_path: Path) -> None:
+    write(tmp_path / "disk/happy/a.png", face("happy", 30, 40, 1))
+    (tmp_path / "faces/test").mkdir(parents=True)
+    (tmp_path / "faces/train").symlink_to(tmp_path / "disk")
+    (tmp_path / "faces/test/happy").symlink_to(tmp_path / "disk/happy")
+    (tmp_path / "disk/happy/back").symlink_to(tmp_path / "faces")
+    assert list_images(tmp_path / "faces") == (["test/happy/a.png", "train/happy/a.png"], 0)
+
+
+def test_a_folder_that_cannot_be_listed_is_no_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "train/happy/a.png", face("happy", 30, 40, 1))
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if os.fspath(path).endswith("happy"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError, match="happy"):
+        list_images(tmp_path)
+
+
+def test_names_of_files_need_not_be_utf_8(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write(tmp_path / f"faces/{split}/happy/a.png", face("happy", 30, 40, 1))
+    name = os.fsdecode(b"\xff.png")
+    os.rename(tmp_path / "faces/train/happy/a.png", tmp_path / "faces/train/happy" / name)
+    counts = extract(tmp_path / "faces", tmp_path / "images", layout="folder")
+    assert counts["faces"]["Training"]["happy"] == 1
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Forty images of two emotions and contempt to train on, four to test on, none to validate on."""
@@ -274,7 +306,7 @@ def test_folds_share_no_person(tmp_path: Path) -> None:
 
 def test_fewer_persons_than_folds(tmp_path: Path) -> None:
     source = write_ckplus(tmp_path / "CK+", persons(9))
-    with pytest.raises(StageError, match="persons with a label; expected 10 or more"):
+    with pytest.raises(StageError, match=r"CK\+: 9 persons with a label; expected 10 or more"):
         extract(source, tmp_path / "images", layout="ckplus", contempt="keep")
 
 
@@ -450,6 +482,10 @@ def test_bad_rows_of_affectnet_are_named(tmp_path: Path) -> None:
         affectnet_row("../training.csv", 1),
         ["0/d.jpg", 1],
         affectnet_row("0/e.jpg", 9, ("NULL", "NULL", "NULL", "NULL")),  # has no face, and needs none
+        affectnet_row("", 1),
+        affectnet_row("0", 1),
+        affectnet_row("0/000.jpg/f.jpg", 1),
+        affectnet_row(f"0/{'g' * 300}.jpg", 1),
     ]
     with open(source / "Manually_Annotated_file_lists/training.csv", "a") as f:
         f.writelines(",".join(map(str, row)) + "\n" for row in extra)
@@ -464,6 +500,10 @@ def test_bad_rows_of_affectnet_are_named(tmp_path: Path) -> None:
         "a face of 0x3 pixels",
         "../training.csv",
         "more or fewer fields than there are columns",
+        "Is a directory",
+        "Is a directory",
+        "Not a directory",
+        "File name too long",
         "no such file",
     ]
     assert counts["left_out"]["uncertain"] == 5
@@ -476,6 +516,9 @@ def test_what_is_not_affectnet(tmp_path: Path) -> None:
     source = write_affectnet(tmp_path / "AffectNet", TRAINING, VALIDATION)
     shutil.rmtree(source / "Manually_Annotated")
     with pytest.raises(StageError, match=r"no 0/000\.jpg, the first image of training\.csv; expected it in Manually"):
+        extract(source, tmp_path / "images", layout="affectnet")
+    (source / "Manually_Annotated_file_lists/training.csv").write_text(AFFECTNET_HEADER + "\n")
+    with pytest.raises(StageError, match=r"training\.csv: no rows; expected AffectNet's annotations"):
         extract(source, tmp_path / "images", layout="affectnet")
     (source / "training.csv").write_text(AFFECTNET_HEADER + "\n")
     with pytest.raises(StageError, match=r"training\.csv stands in .*AffectNet and in .*file_lists; expected one"):
@@ -492,12 +535,15 @@ def test_the_later_release_of_affectnet(tmp_path: Path) -> None:
     assert {image.shape for image in tree(tmp_path / "images").values()} == {(224, 224)}
     (source / "train_set/annotations/4_exp.npy").unlink()
     (source / "train_set/annotations/5_exp.npy").write_bytes(b"\x93NUMPY")
+    (source / "train_set/annotations/6_exp.npy").write_bytes(b"PK\x03\x04 cut off")
+    array = (source / "train_set/annotations/7_exp.npy").read_bytes()
+    (source / "train_set/annotations/7_exp.npy").write_bytes(array.replace(b"}", b" "))  # a header without an end
     np.save(source / "val_set/annotations/0_exp.npy", np.arange(2))
     np.save(source / "val_set/annotations/1_exp.npy", np.array({"a": 1}, dtype=object))  # would have to be unpickled
     extract(source, tmp_path / "images", layout="affectnet", skip_bad=True)
     rejected = manifest(tmp_path / "images")["rejected"]
     assert [entry["file"] for entry in rejected] == [
-        *(f"train_set/annotations/{i}_exp.npy" for i in (4, 5)),
+        *(f"train_set/annotations/{i}_exp.npy" for i in (4, 5, 6, 7)),
         *(f"val_set/annotations/{i}_exp.npy" for i in (0, 1)),
     ]
     assert "no such file" in rejected[0]["reason"]

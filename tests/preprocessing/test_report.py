@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -112,12 +113,12 @@ def test_the_text_tells_the_figures_and_its_pictures_are_there(images: dict[str,
         assert line in text
     shown = [line.split("(")[1].rstrip(")") for line in text.splitlines() if line.startswith("![")]
     assert sorted(shown) == sorted(f"report/{path.name}" for path in (tmp_path / "report").iterdir())
-    assert {"report/counts.png", "report/happy.png", "report/not_found.png", "report/different_labels.png"} <= set(
+    assert {"report/counts.png", "report/3_happy.png", "report/not_found.png", "report/different_labels.png"} <= set(
         shown
     )
     for name in shown:
         assert cv2.imread(str(tmp_path / name)) is not None
-    picture = cv2.imread(str(tmp_path / "report" / "happy.png"), cv2.IMREAD_GRAYSCALE)
+    picture = cv2.imread(str(tmp_path / "report" / "3_happy.png"), cv2.IMREAD_GRAYSCALE)
     face = images["Training/3_happy/00001.png"]
     assert any(np.array_equal(picture[2:50, x : x + 48], face) for x in range(picture.shape[1] - 47))
 
@@ -128,7 +129,16 @@ def test_without_duplicates_or_blank_faces_it_says_so_and_shows_no_picture_of_th
     text = (tmp_path / "report.md").read_text()
     assert "No two images are identical to the pixel." in text
     assert "0 faces show nothing" in text
-    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["angry.png", "counts.png"]
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["0_angry.png", "counts.png"]
+
+
+def test_a_class_may_have_the_name_of_another_picture(tmp_path: Path) -> None:
+    tree = make_folders(tmp_path / "images", ("counts", "happy"))
+    write_images(tree, {"Training/0_counts/00000.png": faces(1)[0]})
+    report(tree, None, tmp_path / "report.md")
+    shown = re.findall(r"\((report/.*)\)", (tmp_path / "report.md").read_text())
+    assert shown == ["report/counts.png", "report/0_counts.png"]
+    assert len({(tmp_path / name).read_bytes() for name in shown}) == 2
 
 
 def test_other_classes_and_images_of_any_size(tmp_path: Path) -> None:
@@ -146,7 +156,7 @@ def test_other_classes_and_images_of_any_size(tmp_path: Path) -> None:
     assert "3 images of 2 sizes; the most frequent one is 120×60 pixels (2 images)." in text
     assert "| confused | 1 | 1 | 0 | 2 |" in text
     assert "| all | 2 | 1 | 0 | 3 | 100.0% |" in text
-    montage = cv2.imread(str(tmp_path / "report/bored.png"), cv2.IMREAD_GRAYSCALE)[2:50, -50:-2]
+    montage = cv2.imread(str(tmp_path / "report/0_bored.png"), cv2.IMREAD_GRAYSCALE)[2:50, -50:-2]
     assert montage[24, 24] == 50  # the whole picture is there, on grey
     assert [int(montage[row, 24]) for row in (2, 14, 33, 45)] == [128, 200, 200, 128]
 

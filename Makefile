@@ -60,7 +60,7 @@ LAYER ?=
 TARGET ?=
 #: 1: `make predict` prints JSON
 JSON ?=
-#: a trained .caffemodel, with deploy.prototxt and mean.binaryproto beside it, for predict, features and explain, and to `make evaluate` on DATASET
+#: a trained .caffemodel, with deploy.prototxt and mean.binaryproto beside it, for predict, features, explain and report, and to `make evaluate` on DATASET
 WEIGHTS ?=
 #: shipped: predict, features and explain use the weights that come with the project; run: those that `make train` made
 FROM ?= shipped
@@ -80,7 +80,12 @@ PYTHON := .venv/bin/python
 READY := .venv/.ready
 TESTED := .venv/.ready-dev
 comma := ,
-escape = $(subst $() $(),\ ,$(1))
+closing := )
+# a path as make wants it, and a text as the shell does
+escape = $(subst :,\:,$(subst $() $(),\ ,$(1)))
+quoted = '$(subst ','\'',$(1))'
+# what is on or off: anything else than 1 would silently be off
+$(foreach v,SKIP_BAD NEUTRAL JSON,$(if $(filter-out 0 1,$($(v))),$(error $(v) is $($(v)); expected 1 or nothing)))
 
 D := data/$(DATASET)
 LAYOUTS := fer2013 ckplus rafdb affectnet folder
@@ -108,7 +113,7 @@ ifneq ($(FOLD),)
 ifeq ($(FOLDED),)
 $(error FOLD is $(FOLD), but "$(CSV)" does not tell who the persons are; expected the folder of CK+ (DATASET=ckplus CSV=path/to/folder))
 endif
-ifeq ($(filter 1 2 3 4 5 6 7 8 9 10,$(FOLD)),)
+ifneq ($(words $(FOLD))$(filter-out 1 2 3 4 5 6 7 8 9 10,$(FOLD)),1)
 $(error FOLD is $(FOLD); expected 1 to 10)
 endif
 W := $(W)/fold$(FOLD)
@@ -232,15 +237,16 @@ NEEDED_folder := a folder train/EMOTION/*.jpg, test/EMOTION/*.jpg
 ifneq ($(CSV),)
 ifeq ($(filter data/sample.csv data/fer2013.csv,$(CSV))$(shell test -e "$(CSV)" && echo there),)
 $(call escape,$(CSV)):
-	@echo 'error: $(CSV) is not there; expected $(subst ','\'',$(NEEDED_$(LAYOUT))): make DATASET=$(DATASET)$(if \
-		$(filter $(LAYOUT),fer2013 $(DATASET)),, LAYOUT=$(LAYOUT)) CSV=path' >&2
+	@echo $(call quoted,error: $(CSV) is not there; expected $(NEEDED_$(LAYOUT)): make DATASET=$(DATASET)$(if \
+		$(filter $(LAYOUT),fer2013 $(DATASET)),, LAYOUT=$(LAYOUT)) CSV=path) >&2
 	@exit 1
 endif
 endif
 
-$(D)/images/manifest.json: $(call escape,$(CSV)) $(call stale,$(D)/.extract,$(SET_EXTRACT)) | $(READY)
+# make takes a name that ends as "CK+ (1)" does for a part of an archive, and with a slash for a folder
+$(D)/images/manifest.json: $(call escape,$(CSV)$(if $(filter %$(closing),$(CSV)),/)) $(call stale,$(D)/.extract,$(SET_EXTRACT)) | $(READY)
 	$(PYTHON) -m preprocessing.extract "$(CSV)" $(D)/images $(if $(filter 1,$(SKIP_BAD)),--skip-bad) $(EXTRACT_OPTIONS) $(workers)
-	@echo '$(SET_EXTRACT)' > $(D)/.extract
+	@echo $(call quoted,$(SET_EXTRACT)) > $(D)/.extract
 
 $(D)/aligned/manifest.json: $(D)/images/manifest.json | $(READY)
 	$(PYTHON) -m preprocessing.align $(D)/images $(D)/aligned --device $(DEVICE) $(workers)
@@ -248,7 +254,7 @@ $(D)/aligned/manifest.json: $(D)/images/manifest.json | $(READY)
 # in one order for all values of SEED, so that the runs of several stand side by side
 $(W)/lmdb/manifest.json: $(FACES)/manifest.json $(call escape,$(FERPLUS)) $(call stale,$(W)/.lmdb,$(SET_LMDB)) | $(READY)
 	$(PYTHON) -m preprocessing.lmdb $(FACES) $(W)/lmdb --seed 1 $(LMDB_OPTIONS) $(workers)
-	@echo '$(SET_LMDB)' > $(W)/.lmdb
+	@echo $(call quoted,$(SET_LMDB)) > $(W)/.lmdb
 
 $(W)/mean.binaryproto: $(W)/lmdb/manifest.json | $(READY)
 	$(PYTHON) -m preprocessing.mean $(W)/lmdb/train_lmdb $@
@@ -262,7 +268,7 @@ $(TRAINED): $(W)/lmdb/manifest.json $(W)/mean.binaryproto $(RECIPE) $(TRAIN_NET)
 		--output $(RUN) --seed $(SEED) --device $(DEVICE) --train-on $(TRAIN_ON) $(if $(SOLVER),--solver $(SOLVER)) \
 		$(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(PRECISION),--precision $(PRECISION)) $(if $(INIT),--init "$(INIT)") \
 		$(if $(FREEZE),--freeze "$(FREEZE)") $(if $(LR),--lr $(LR))
-	@echo '$(SET_TRAIN)' > $(RUN)/.train
+	@echo $(call quoted,$(SET_TRAIN)) > $(RUN)/.train
 
 ifeq ($(LOG),)
 $(RUN)/metrics.csv: $(TRAINED) | $(READY)
@@ -280,7 +286,7 @@ $(TRANSFER): $(call escape,$(WEIGHTS)) $(W)/lmdb/manifest.json $(call stale,$(W)
 	$(PYTHON) -m train.evaluate "$(GIVEN)/deploy.prototxt" "$(WEIGHTS)" --mean "$(GIVEN)/mean.binaryproto" --output $(@D) \
 		$(foreach d,$(DATABASES),--lmdb $(patsubst %_lmdb,%,$(notdir $(d)))=$(d)) --lmdb all=$(subst $() $(),$(comma),$(DATABASES)) \
 		--views centre mirror ten_crop --device $(DEVICE)
-	@echo '$(call joined,$(WEIGHTS))' > $(W)/evaluations/.$(GIVEN_NAME)
+	@echo $(call quoted,$(call joined,$(WEIGHTS))) > $(W)/evaluations/.$(GIVEN_NAME)
 endif
 
 # a trained member is taken as it is; one that is not is trained as `make train` does it
@@ -301,7 +307,7 @@ $(REPORT): $(if $(WEIGHTS),$(call escape,$(WEIGHTS)) $(TRANSFER),$(EVALUATION)) 
 		$(call stale,$(REPORT_SET),$(SET_REPORT)) | $(READY)
 	$(PYTHON) -m explain.report $(if $(WEIGHTS),"$(WEIGHTS)" --evaluation $(TRANSFER),$(RUN)) --lmdb val=$(W)/lmdb/val_lmdb \
 		--lmdb test=$(W)/lmdb/test_lmdb --output $@ $(if $(REPORT_IMG),--image "$(IMG)" --face $(FACE)) --device $(DEVICE)
-	@echo '$(SET_REPORT)' > $(REPORT_SET)
+	@echo $(call quoted,$(SET_REPORT)) > $(REPORT_SET)
 
 # one fold after the other, each made as `make evaluate FOLD=N` does it, so that what is up to date is not made again
 folds: $(if $(FOLDED),,no-folds) ## CK+: train and evaluate on each of ten folds that share no person, then compare
@@ -310,7 +316,7 @@ folds: $(if $(FOLDED),,no-folds) ## CK+: train and evaluate on each of ten folds
 
 .PHONY: no-folds
 no-folds:
-	@echo 'error: "$(CSV)" does not tell who the persons are; expected the folder of CK+: make folds DATASET=ckplus CSV=path/to/folder' >&2
+	@echo $(call quoted,error: "$(CSV)" does not tell who the persons are; expected the folder of CK+: make folds DATASET=ckplus CSV=path/to/folder) >&2
 	@exit 1
 
 compare: $(READY) ## all evaluated runs of DATASET: accuracy, size and time a face, as a table and a plot
@@ -345,6 +351,8 @@ bench: $(READY) ## seconds and rates of every stage, of training and of predicti
 	$(PYTHON) bench.py $(BENCH)
 
 clean: ## remove data/DATASET (the CSV stays)
+	$(if $(filter CSV=$(D)/%,$(subst CSV=$(CURDIR)/,CSV=,$(subst CSV=./,CSV=,CSV=$(CSV) $(shell cat $(D)/.extract 2>/dev/null)))),\
+		$(error the source lies in $(D), which would be removed with it; expected it elsewhere: move it first))
 	rm -rf $(D)
 
 help: ## this list

@@ -105,6 +105,40 @@ def test_sources_that_are_not_there(tree: Path) -> None:
     assert "challenges-in-representation-learning" in done.stderr
 
 
+@pytest.mark.parametrize("name", ["Anna's faces", "faces (1)", "a:b", "50% & more", "faces=#1"])
+def test_sources_of_any_name(tree: Path, name: str) -> None:
+    (tree / ".venv/bin/python").write_text('#!/bin/bash\nmkdir -p "$4"; touch "$4/manifest.json"\n')
+    (tree / ".venv/bin/python").chmod(0o755)
+    (tree / name).mkdir()
+    arguments = ("extract", "DATASET=mine", "LAYOUT=folder", f"CSV={name}")
+    done = make(tree, *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f'"{name}" data/mine/images' in done.stdout
+    assert commands(tree, *arguments) == []  # what was written down is read as the same
+    assert "preprocessing.extract" in commands(tree, *arguments, "SKIP_BAD=1")[0]
+    missing = make(tree, "extract", "DATASET=mine", "LAYOUT=folder", "CSV=Anna's other faces")
+    assert "error: Anna's other faces is not there; expected a folder" in missing.stderr
+
+
+def test_choices_that_are_neither_on_nor_off_and_two_folds(ckplus: Path) -> None:
+    for name in ("NEUTRAL", "SKIP_BAD", "JSON"):
+        assert f"{name} is yes; expected 1 or nothing" in make(ckplus, "-n", "extract", f"{name}=yes").stderr
+    assert commands(ckplus, "align", "LAYOUT=ckplus", SOURCE, "NEUTRAL=0") == []
+    assert "FOLD is 1 2; expected 1 to 10" in make(ckplus, "train", "LAYOUT=ckplus", SOURCE, "FOLD=1 2").stderr
+
+
+def test_clean_leaves_a_source_that_lies_in_the_data_sets_folder(ckplus: Path) -> None:
+    for source in ("data/toy/CK+ copy", "./data/toy/raw", f"{ckplus}/data/toy/raw"):
+        done = make(ckplus, "clean", f"CSV={source}")
+        assert "the source lies in data/toy, which would be removed with it" in done.stderr
+    (ckplus / "data/toy/.extract").write_text("CSV=data/toy/CK+_copy_SKIP_BAD=_--layout_ckplus\n")
+    assert make(ckplus, "clean").returncode == 2
+    assert (ckplus / "data/toy/images").is_dir()
+    (ckplus / "data/toy/.extract").write_text("CSV=my_data/CK+_SKIP_BAD=_--layout_ckplus\n")
+    assert make(ckplus, "clean", SOURCE).returncode == 0
+    assert not (ckplus / "data/toy").exists()
+
+
 def test_ferplus_labels_fer2013_alone(ckplus: Path) -> None:
     (ckplus / "fer2013new.csv").touch()
     done = make(ckplus, "lmdb", "LAYOUT=ckplus", SOURCE, "FERPLUS=fer2013new.csv")

@@ -31,6 +31,7 @@ import caffe
 from caffe.complexity import complexity
 from caffe.errors import CaffeError
 from caffe.io import read_net_parameter, read_solver_parameter
+from explain.features import plain
 from preprocessing.network_input import FaceNetwork
 from preprocessing.stage import Stage, StageError, add_device_argument, progress, replace_file, run_main
 from train.ensemble import model_files
@@ -472,7 +473,7 @@ def draw(rows: Sequence[Row], title: str) -> Figure:
     for place, point in enumerate(points):
         column, line = divmod(place, lines)
         x, y = 0.075 + 0.47 * column, (0.2 + LINE * (lines - line)) / height
-        figure.text(x, y, point.label.replace("$", r"\$"), color=point.colour, fontsize=9.5, va="top")
+        figure.text(x, y, plain(point.label), color=point.colour, fontsize=9.5, va="top")
     canvas.draw()  # only then it is known where the points lie
     for i, axes in enumerate(panels):
         _number(axes, points, [point.costs[i] for point in points])
@@ -490,7 +491,10 @@ def _draw_panel(axes: Axes, points: Sequence[_Point], values: Sequence[float], l
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     if points:
-        axes.set_xlim(min(values) / 1.6, max(values) * 1.6)
+        beside = max(
+            1.6, 2.3 / (max(values) / min(values)) ** 0.5
+        )  # so that two of 1, 2, 5, 10 are on the axis at least
+        axes.set_xlim(min(values) / beside, max(values) * beside)
     for point, x in zip(points, values, strict=True):
         axes.errorbar(
             x, point.accuracy, point.deviation or None, fmt="o", color=point.colour, markersize=7, capsize=3

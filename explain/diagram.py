@@ -382,7 +382,7 @@ def _svg(net: caffe.Net, boxes: Sequence[_Node], ranks: Sequence[Sequence[_Node]
     height = tops[-1] - BELOW + MARGIN
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
-        f'font-family="{FONT}" font-size="12" role="img" aria-label={_attribute(title)}>',
+        f'font-family="{FONT}" font-size="12" role="img" aria-label={_attribute(f"the layers of {title}")}>',
         '<defs><marker id="net-diagram-arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
         'orient="auto"><path d="M0 0 8 4 0 8z" fill="#666666"/></marker></defs>',
         f'<rect width="{width}" height="{height}" fill="#ffffff"/>',

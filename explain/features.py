@@ -35,6 +35,11 @@ TILE = 48  # pixels a channel in the overview
 NAMES = 230  # pixels for the names beside the overview
 
 
+def plain(text: str) -> str:
+    """Text as Matplotlib is to write it: a dollar in the name of a file, layer or class begins no formula."""
+    return text.replace("$", r"\$")
+
+
 class FaceTrace:
     """One face's way through a net: the values of each layer, in one graph of autograd.
 
@@ -159,7 +164,7 @@ def draw_features(name: str, maps: np.ndarray, title: str) -> Figure:
     axes.axis("off")
     some = f", the first {len(shown)} drawn" if len(shown) < count else ""
     what = f"{name}: {count} channel{'s' * (count != 1)} of {height}×{width}{some}"
-    figure.suptitle(f"{what}\n{title}", fontsize=10, x=0.02, ha="left")
+    figure.suptitle(plain(f"{what}\n{title}"), fontsize=10, x=0.02, ha="left")
     figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02, label="value, the same scale for all")
     return figure
 
@@ -190,7 +195,7 @@ def _draw_vector(name: str, values: np.ndarray, title: str) -> Figure:
     axes.set_ylabel("value")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    axes.set_title(f"{name}\n{title}", fontsize=10, loc="left")
+    axes.set_title(plain(f"{name}\n{title}"), fontsize=10, loc="left")
     return figure
 
 
@@ -209,11 +214,11 @@ def draw_overview(maps: dict[str, np.ndarray], title: str) -> Figure:
         top = 4 + row * (TILE + 4)
         _draw_row(canvas[top : top + TILE, NAMES:], blob)
         shape = "×".join(map(str, blob.shape))
-        axes.text(8, top + 18, name if len(name) <= 34 else f"{name[:33]}…", fontsize=8, va="center")
+        axes.text(8, top + 18, plain(name if len(name) <= 34 else f"{name[:33]}…"), fontsize=8, va="center")
         axes.text(8, top + 34, shape, fontsize=7, va="center", color="#555555")
     axes.imshow(canvas, interpolation="nearest", aspect="auto", extent=(0, width, height, 0))
     axes.axis("off")
-    figure.text(8 / width, 1 - 18 / (height + 60), title, fontsize=10, va="center", weight="bold")
+    figure.text(8 / width, 1 - 18 / (height + 60), plain(title), fontsize=10, va="center", weight="bold")
     text = f"the {STRONGEST} channels of largest mean magnitude, the largest first; each row on a scale of its own"
     figure.text(8 / width, 1 - 40 / (height + 60), text, fontsize=8, va="center", color="#555555")
     return figure
@@ -255,10 +260,8 @@ def run(args: argparse.Namespace) -> None:
     if not faces:
         raise StageError(f"{args.image}: no face found; expected a photo with a face, or --face none for a cropped one")
     network = recognizer.network
-    if ALL in args.layer:
-        maps = feature_maps(network, faces[0].pixels)
-    else:
-        maps = layer_maps(network, faces[0].pixels, args.layer)
+    maps = feature_maps(network, faces[0].pixels) if ALL in args.layer else {}
+    maps |= layer_maps(network, faces[0].pixels, [name for name in args.layer if name != ALL])
     stage = Stage("features", [args.image, *map(Path, network.files[0].values())], {"layers": args.layer})
     title = f"{network.name} on {args.image.name}"
     with replace_directory(output) as partial:
@@ -276,7 +279,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m explain.features", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("image", type=Path, metavar="IMAGE", help="a photo; the surest of its faces is taken")
     parser.add_argument(
-        "--layer", nargs="+", default=[ALL], metavar="NAME", help="blobs, or layers in place (default: all blobs)"
+        "--layer",
+        nargs="+",
+        default=[ALL],
+        metavar="NAME",
+        help="blobs, or layers in place; all: every blob (default: all)",
     )
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder for IMAGE's folder (default: %(default)s)")
     add_model_arguments(parser)

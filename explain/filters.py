@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from caffe.layers.vision import Convolution
-from explain.features import mosaic
+from explain.features import mosaic, plain
 from predict.options import add_model_arguments, check_model_arguments, make_network
 from preprocessing.network_input import FaceNetwork
 from preprocessing.stage import Stage, StageError, replace_file, run_main
@@ -63,7 +63,7 @@ def draw_filters(network: FaceNetwork) -> Figure:
     axes.axis("off")
     inside = f"{channels}×" if channels > 1 else ""
     figure.suptitle(
-        f"{name}: {count} filter{'s' * (count != 1)} of {inside}{height}×{width}", fontsize=10, x=0.02, ha="left"
+        f"{plain(name)}: {count} filter{'s' * (count != 1)} of {inside}{height}×{width}", fontsize=10, x=0.02, ha="left"
     )
     if channels != 3:
         figure.colorbar(drawn, ax=axes, fraction=0.04, pad=0.02, label="weight")

@@ -217,20 +217,25 @@ def png(drawn: Figure, text: str, dpi: int = 100) -> Html:
 
 
 def svg(drawn: Figure, name: str, text: str) -> Html:
-    """A Matplotlib figure as SVG inside the page; `name` keeps its ids apart from those of others."""
+    """A Matplotlib figure as SVG inside the page; `name` before each id keeps them apart from those of others."""
     buffer = BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):
         drawn.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return inline_svg(buffer.getvalue().decode(), text)
+    drawing = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", buffer.getvalue().decode())
+    return inline_svg(drawing, text)
 
 
-def inline_svg(drawing: str, text: str) -> Html:
-    """An SVG document as an element of a page: without prolog and namespaces, which HTML knows by itself."""
+def inline_svg(drawing: str, text: str | None = None) -> Html:
+    """An SVG document as an element of a page: without prolog and namespaces, which HTML knows by itself.
+
+    text: what is said where pictures are not seen; None for a drawing that has its own.
+    """
     drawing = drawing[drawing.index("<svg") :]
     drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
     drawing = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", drawing)
     drawing = drawing.replace("xlink:href", "href")
-    return Html(drawing.replace("<svg", f'<svg role="img" aria-label="{escape(text)}"', 1).strip())
+    label = "" if text is None else f' role="img" aria-label="{escape(text)}"'
+    return Html(drawing.replace("<svg", f"<svg{label}", 1).strip())
 
 
 def page(title: str, head: Html, sections: Sequence[Section], foot: object) -> str:

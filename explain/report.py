@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import tempfile
 from collections import Counter
@@ -33,7 +34,7 @@ from caffe.net import filter_net
 from caffe.proto.caffe_pb2 import LayerParameter, NetState, SolverParameter
 from explain.compare import size
 from explain.diagram import net_diagram
-from explain.features import draw_features, draw_overview, feature_maps
+from explain.features import draw_features, draw_overview, feature_maps, plain
 from explain.filters import draw_filters
 from explain.page import (
     Html,
@@ -221,7 +222,10 @@ def choose_face(test: Answered) -> int:
 def read_temperature(weights: Path, view: str, recorded: dict[str, Any]) -> tuple[float, str] | None:
     """The temperature that evaluation.json or calibration.json names for these views, and the file's name."""
     if view == "centre" and "calibration" in recorded:
-        return float(recorded["calibration"]["temperature"]), "evaluation.json"
+        temperature = float(recorded["calibration"]["temperature"])
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature is {temperature}, not above 0")
+        return temperature, "evaluation.json"
     temperatures = read_temperatures(weights)
     return (temperatures[view], "calibration.json") if view in temperatures else None
 
@@ -249,7 +253,7 @@ def gather(
         of_databases = recorded.get("databases", {}).values()
         view = next((next(iter(entry["views"])) for entry in of_databases), "centre")
         temperature = read_temperature(weights, view, recorded)
-    except (KeyError, TypeError, AttributeError, StopIteration) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
         raise StageError(f"{recorded_in}: {error!r}; expected what `python -m train.evaluate` writes") from error
     if view not in VIEW_NAMES:
         raise StageError(f"{recorded_in}: has the views {view!r}; expected some of {', '.join(VIEW_NAMES)}")
@@ -620,11 +624,6 @@ def ranking(material: Material) -> Html:
     return figure(svg(drawn, "roc", "ROC curves of each class against the rest"), caption)
 
 
-def plain(text: str) -> str:
-    """Text as Matplotlib is to write it: a dollar begins no formula."""
-    return text.replace("$", r"\$")
-
-
 def calibration(material: Material) -> Html:
     """How well the probabilities say how often the net is right, before and after the temperature."""
     temperature, where = material.temperature or (1.0, "")
@@ -726,7 +725,7 @@ def features(material: Material) -> Html:
     """What each layer makes of the chosen face."""
     maps = feature_maps(material.network, material.face)
     names = some_of(list(maps))
-    title = f"{plain(material.network.name)} on {plain(material.face_name)}"
+    title = f"{material.network.name} on {material.face_name}"
     parts = [
         figure(face_image(material.face, f"the face {material.face_name}", 144), f"The face: {material.face_name}"),
         figure(
@@ -735,7 +734,7 @@ def features(material: Material) -> Html:
     ]
     if len(names) < len(maps):
         parts.append(missing(f"{len(names)} of the net's {len(maps)} blobs; make features draws all."))
-    drawn = [png(draw_features(plain(name), maps[name], title), f"the channels of {name}", 64) for name in names]
+    drawn = [png(draw_features(name, maps[name], title), f"the channels of {name}", 64) for name in names]
     return join([*parts, folded("All channels of these layers", *map(figure, drawn))])
 
 
@@ -766,14 +765,14 @@ def explanations(material: Material) -> Html:
             number = int(np.flatnonzero(of_class)[test.evaluation.probabilities[of_class, label].argmax()])
             remark = f" The net answers no {name} right; to this face it says {classes[test.predicted[number]]}."
         explanation = explain_face(material.network, test.images[number][0], label)
-        drawn = draw_explanation(test.images[number][0], explanation, [plain(each) for each in classes], plain(name))
+        drawn = draw_explanation(test.images[number][0], explanation, classes, name)
         parts.append(figure(png(drawn, f"what speaks for {name}", 100), f"{name}: {test.names[number]}.{remark}"))
     return join(parts)
 
 
 def diagram(material: Material) -> Html:
     """A picture of the net."""
-    drawing = inline_svg(net_diagram(material.network.deploy), f"the layers of {material.network.name}")
+    drawing = inline_svg(net_diagram(material.network.deploy))
     return figure(drawing, "The deploy net: layers, shapes and parameters.", kind="paper tall")
 
 
@@ -797,12 +796,22 @@ SECTIONS: tuple[tuple[str, str, Callable[[Material], Html]], ...] = (
 )
 
 
+def read_strictly(write: Callable[[Material], Html], material: Material) -> Html:
+    """A section that is made of JSON files. Raises StageError where they lack, or have otherwise, what it needs."""
+    try:
+        return write(material)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        files = "manifest.json, settings.json and evaluation.json"
+        expected = f"expected {files} as `python -m train` and `train.evaluate` write them"
+        raise StageError(f"{material.folder}: {error!r}; {expected}") from error
+
+
 def to_html(material: Material) -> str:
     """The whole page."""
     sections = []
     for name, title, write in SECTIONS:
         try:
-            body = write(material)
+            body = read_strictly(write, material) if name in ("summary", "settings") else write(material)
         except StageError as error:  # such as: the net has no layer with a map
             if name not in ("features", "filters", "explanations", "network"):
                 raise

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 import caffe
 from caffe.layers.activation import ReLU
-from explain.features import FaceTrace
+from explain.features import FaceTrace, plain
 from predict import ImageError
 from predict.options import add_model_arguments, check_model_arguments, make_recognizer
 from predict.recognizer import FoundFace
@@ -198,7 +198,7 @@ def draw_explanation(face: np.ndarray, explanation: Explanation, classes: Sequen
     panels = figure.subplots(1, 5, width_ratios=(1, 1, 1, 1, 1.25))
     target = explanation.target
     words = f"what speaks for {classes[target]} ({100 * explanation.probabilities[target]:.1f}%)"
-    figure.suptitle(f"{title}: {words}" if title else words, fontsize=10, x=0.01, ha="left")
+    figure.suptitle(plain(f"{title}: {words}" if title else words), fontsize=10, x=0.01, ha="left")
     _show(panels[0], f"the face ({height}×{width})", seen, cmap="gray", vmin=0, vmax=255)
     nothing = "" if explanation.grad_cam.any() else ": nothing"
     _show(panels[1], f"Grad-CAM of {explanation.layer}{nothing}", seen, cmap="gray", vmin=0, vmax=255)
@@ -215,7 +215,7 @@ def draw_explanation(face: np.ndarray, explanation: Explanation, classes: Sequen
 
 def _show(panel: Axes, name: str, image: np.ndarray, **settings: Any) -> None:
     panel.imshow(image, interpolation="nearest", **settings)
-    panel.set_title(name, fontsize=9)
+    panel.set_title(plain(name), fontsize=9)
     panel.axis("off")
 
 
@@ -225,7 +225,7 @@ def _draw_bars(panel: Axes, explanation: Explanation, classes: Sequence[str]) ->
     panel.barh(rows, explanation.probabilities, color=colors, height=0.7)
     for row, value in enumerate(explanation.probabilities):
         panel.text(value + 0.02, row, f"{100 * value:.1f}%", fontsize=8, va="center")
-    panel.set_yticks(rows, classes, fontsize=8)
+    panel.set_yticks(rows, [plain(name) for name in classes], fontsize=8)
     panel.set_xlim(0, 1.25)
     panel.set_xticks([])
     panel.invert_yaxis()

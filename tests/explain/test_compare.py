@@ -248,6 +248,12 @@ def test_the_plot_draws_what_has_a_cost_and_escapes_names(tmp_path: Path) -> Non
     points = [axes.containers[0].lines[0].get_xydata().tolist() for axes in figure.axes]
     assert points == [[[10, 60]], [[100, 60]], [[1, 60]]]
     figure.savefig(run / "plot.png")
+    for axes, x in zip(figure.axes, (10, 100, 1), strict=True):
+        low, high = axes.get_xlim()
+        ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
+        assert len(ticks) >= 2
+        assert {f"{tick:.0e}"[0] for tick in ticks} <= {"1", "2", "5"}
+        assert low < x < high
     assert [len(axes.containers) for axes in draw(group(results, {}), "none").axes] == [0, 0, 0]
 
 

@@ -232,7 +232,7 @@ def test_names_are_text_and_no_markup() -> None:
     assert picture.layers == ["data", "<b>&\N{REPLACEMENT CHARACTER}]]>"]
     assert "<script" not in svg
     assert net.name in "".join(picture.root.itertext())
-    assert picture.root.get("aria-label") == net.name
+    assert picture.root.get("aria-label") == f"the layers of {net.name}"
     long = "a" * 90
     net.layer[1].name = long
     picture = Picture(net_diagram(net, title="A & B"))

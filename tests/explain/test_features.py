@@ -131,8 +131,21 @@ def test_the_command_draws_all_blobs(
     assert sorted(path.name for path in folder.iterdir()) == sorted([*names, "overview.png", "manifest.json"])
     assert all(cv2.imread(str(folder / name)) is not None for name in names)
     assert capsys.readouterr().out.startswith(f"features: {len(blobs)} blobs, and overview.png, in {folder}")
+    assert command(monkeypatch, *arguments, "--layer", "scale1", "all") == 0
+    assert json.loads((folder / "manifest.json").read_text())["counts"]["blobs"] == {**blobs, "scale1": [4, 10, 10]}
     assert command(monkeypatch, *arguments, "--layer", "relu1") == 0
     assert sorted(path.name for path in folder.iterdir()) == ["000_relu1.png", "manifest.json", "overview.png"]
+
+
+def test_a_dollar_in_a_name_begins_no_formula(
+    tmp_path: Path, files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo = (tmp_path / "face.png").rename(tmp_path / r"a $\bad$ b.png")
+    assert command(monkeypatch, str(photo), "--face", "none", "--output", str(tmp_path / "out"), *files) == 0
+    maps = np.zeros((2, 4, 4), np.float32)
+    for figure in (draw_features(r"$\a$", maps, ""), draw_features(r"$\a$", maps[:, 0, 0], "")):
+        figure.canvas.draw()
+    draw_overview({r"$\a$": maps}, r"$\b$").canvas.draw()
 
 
 def test_a_command_that_fails_leaves_what_was_there(

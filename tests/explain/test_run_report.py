@@ -89,6 +89,7 @@ class Page(HTMLParser):
         assert self.open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len(dict(attrs)) == len(attrs), f"<{tag}> has an attribute twice"
         self.tags.add(tag)
         self.attributes += [(tag, name, value or "") for name, value in attrs]
         if tag == "section":
@@ -213,9 +214,11 @@ def test_links_lead_to_sections_and_ids_are_unique(full: tuple[Path, str]) -> No
     assert set(links) <= set(ids)
     sections = [value for tag, name, value in page.attributes if (tag, name) == ("section", "id")]
     assert sections == links
-    assert all(ids.count(name) == 1 for name in links)
-    for used in (value for tag, name, value in page.attributes if tag == "use" and name == "href"):
-        assert used[1:] in ids
+    assert len(ids) == len(set(ids))
+    for tag, name, value in page.attributes:
+        if tag == "use" and name == "href":
+            assert value[1:] in ids
+        assert {*re.findall(r"url\(#(.*?)\)", value)} <= {*ids}
 
 
 def test_what_comes_from_files_is_text(full: tuple[Path, str]) -> None:
@@ -379,6 +382,20 @@ def test_what_cannot_be_reported_on(
     (folder / "evaluation/evaluation.json").write_text('{"databases": {"test": {"views": {"side": {}}}}}')
     with pytest.raises(StageError, match="has the views 'side'; expected some of centre"):
         write_report(folder, databases, output, device="cpu")
+    for content, message in (
+        ('{"databases": {"test": {"views": {"centre": {}}}}}', "KeyError"),
+        ('{"calibration": {"temperature": 0}}', "evaluation.json: .*temperature is 0.0, not above 0"),
+        ('{"calibration": {"temperature": "warm"}}', "evaluation.json: ValueError"),
+    ):
+        (folder / "evaluation/evaluation.json").write_text(content)
+        with pytest.raises(StageError, match=message):
+            write_report(folder, databases, output, device="cpu")
+    (folder / "evaluation/evaluation.json").write_text("{}")
+    lacking = {"stage": "train", "settings": {}, "counts": {"epochs": 1}, "seconds": 1, "inputs": [], "versions": {}}
+    (folder / "manifest.json").write_text(json.dumps(lacking))
+    with pytest.raises(StageError, match=r"KeyError\('chosen'\); expected manifest\.json, settings\.json and"):
+        write_report(folder, databases, output, device="cpu")
+    (folder / "manifest.json").unlink()
     (folder / "evaluation/evaluation.json").write_text('{"databases": {"test": 3}}')
     monkeypatch.setattr(
         sys, "argv", ["report", str(folder), "--lmdb", f"test={databases['test'][0]}", "--device", "cpu"]

@@ -260,6 +260,15 @@ def test_the_command_writes_a_picture_and_the_numbers(
     assert capsys.readouterr().out.startswith("explain: 1 face: fear ")
 
 
+def test_a_dollar_in_a_name_begins_no_formula(
+    tmp_path: Path, files: list[str], network: FaceNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo = (tmp_path / "face.png").rename(tmp_path / r"a $\bad$ b.png")
+    assert command(monkeypatch, str(photo), "--face", "none", "--output", str(tmp_path / "out"), *files) == 0
+    explanation = explain_face(network, random_face())
+    draw_explanation(random_face(), explanation, [rf"$\class{i}$" for i in range(7)]).canvas.draw()
+
+
 def test_the_commands_errors(
     tmp_path: Path, files: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

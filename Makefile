@@ -26,7 +26,7 @@ SKIP_BAD ?=
 ALIGN ?= mtcnn
 #: FER+'s fer2013new.csv: labels and soft labels from ten raters a face; LMDBs, mean and runs then lie in ferplus/
 FERPLUS ?=
-#: network to train: a folder of prototxt/
+#: network to train: a folder of prototxt/; for predict, features and explain a trained one that ships (default: face_resnet)
 MODEL ?= face_emotion_net
 #: recipe to train it by: prototxt/MODEL/solver_SOLVER.prototxt (default: solver.prototxt); the run is runs/MODEL_SOLVER
 SOLVER ?=
@@ -144,7 +144,7 @@ endif
 
 # the network that predict, features and explain use, and the files that it needs first
 NETWORK = $(if $(WEIGHTS),--deploy "$(GIVEN)/deploy.prototxt" --weights "$(WEIGHTS)" --mean "$(GIVEN)/mean.binaryproto",$(if \
-	$(filter run,$(FROM)),--deploy $(RUN)/deploy.prototxt --weights $(TRAINED) --mean $(RUN)/mean.binaryproto,--model $(MODEL)))
+	$(filter run,$(FROM)),--deploy $(RUN)/deploy.prototxt --weights $(TRAINED) --mean $(RUN)/mean.binaryproto,$(if $(filter file,$(origin MODEL)),,--model $(MODEL))))
 NETWORK_FILES = $(call escape,$(WEIGHTS)) $(if $(filter run,$(FROM)),$(TRAINED) $(EVALUATION))
 
 # $(call stale,NAME,VALUES): FORCE where the file NAME does not hold VALUES

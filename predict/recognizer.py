@@ -18,7 +18,7 @@ from preprocessing.stage import StageError
 from .images import check_image, read_image
 
 MODELS = Path(__file__).resolve().parent.parent / "prototxt"
-DEFAULT_MODEL = "face_emotion_net"
+DEFAULT_MODEL = "face_resnet"  # the most accurate one that ships
 
 StrPath = str | os.PathLike[str]
 

@@ -241,7 +241,9 @@ def _summary(total: Written, stage: Stage) -> str:
     if total.left_out:
         text += ", left out " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(total.left_out.items()))
     absent = [name for name, count in stage.counts["faces"][SPLITS[0]].items() if not count]
-    return text + (f", {SPLITS[0]} lacks {', '.join(absent)}" if absent else "")
+    text += f", {SPLITS[0]} lacks {', '.join(absent)}" if absent else ""
+    empty = [split for split, count in zip(SPLITS, total.faces.sum(1), strict=True) if not count]
+    return text + (f", no images in {' and '.join(empty)}, without which lmdb stops" if empty else "")
 
 
 def _ordered(work: Callable[[T], Written], items: Iterable[T], workers: int) -> Iterator[Written]:

@@ -197,6 +197,16 @@ def test_a_validation_split_that_is_there_is_taken(folder: Path, tmp_path: Path)
     assert "held_out" not in counts
 
 
+def test_the_summary_says_which_split_is_empty(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    extract(folder, tmp_path / "images", layout="folder")
+    assert "no images in" not in capsys.readouterr().out
+    shutil.rmtree(folder / "test")
+    extract(folder, tmp_path / "images", layout="folder")
+    assert ", no images in PrivateTest, without which lmdb stops" in capsys.readouterr().out
+
+
 def test_classes_of_ones_own_in_the_order_that_is_given(folder: Path, tmp_path: Path) -> None:
     counts = extract(folder, tmp_path / "images", layout="folder", classes=("contempt", "happiness", "anger"))
     assert tree_classes(tmp_path / "images") == ("contempt", "happiness", "anger")

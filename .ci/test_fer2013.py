@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from caffe.io import DatumReader, load_mean
+from predict.recognizer import model_files
+from preprocessing.network_input import FaceNetwork
 
 DATA = Path("data/fer2013")
 SPLITS = {"Training": ("train_lmdb", 28_709), "PublicTest": ("val_lmdb", 3_589), "PrivateTest": ("test_lmdb", 3_589)}
@@ -65,6 +67,22 @@ def test_the_detector_finds_most_faces() -> None:
         rows = list(csv.DictReader(f))
     assert len(rows) == 35_887
     assert 0.82 < np.mean([row["x"] != "" for row in rows]) < 0.86  # the mtcnn package: about 84%
+
+
+# the rows of nets that ship in the table of the README: network, parameters, alignment, epochs, PublicTest, PrivateTest
+SHIPPED = [
+    (cells[1].split()[0].strip("*"), float(cells[6].strip(" *%")) / 100)
+    for cells in (row.split("|") for row in Path("README.md").read_text("utf-8").splitlines())
+    if len(cells) > 6 and "(ships" in cells[1]
+]
+
+
+@pytest.mark.parametrize(("name", "accuracy"), SHIPPED)
+def test_what_ships_is_as_accurate_as_the_readme_says(name: str, accuracy: float) -> None:
+    """On PrivateTest by the centre crop; another processor rounds, and aligns a few faces, a little differently."""
+    network = FaceNetwork(*model_files(name), device="cpu")
+    images, labels = DatumReader(DATA / "lmdb" / "test_lmdb").read_all()
+    assert (network.probabilities(images).argmax(axis=1) == labels).mean() == pytest.approx(accuracy, abs=0.004)
 
 
 def test_two_epochs_learn() -> None:

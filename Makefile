@@ -84,6 +84,7 @@ closing := )
 # a path as make wants it, and a text as the shell does
 escape = $(subst :,\:,$(subst $() $(),\ ,$(1)))
 quoted = '$(subst ','\'',$(1))'
+each_quoted = $(foreach word,$(1),$(call quoted,$(word)))
 # what is on or off: anything else than 1 would silently be off
 $(foreach v,SKIP_BAD NEUTRAL JSON,$(if $(filter-out 0 1,$($(v))),$(error $(v) is $($(v)); expected 1 or nothing)))
 
@@ -152,7 +153,7 @@ stale = $(if $(filter-out x$(strip $(2)),x$(strip $(shell cat $(1) 2>/dev/null))
 # values are joined to one word, since they may hold spaces
 joined = $(subst $() $(),_,$(strip $(1)))
 EXTRACT_OPTIONS := $(strip $(if $(filter-out fer2013,$(LAYOUT)),--layout $(LAYOUT)) $(if $(filter-out drop,$(CONTEMPT)),--contempt $(CONTEMPT)) \
-	$(if $(FRAMES),--frames $(FRAMES)) $(if $(filter 1,$(NEUTRAL)),--neutral) $(if $(CLASSES),--classes $(CLASSES)))
+	$(if $(FRAMES),--frames $(FRAMES)) $(if $(filter 1,$(NEUTRAL)),--neutral) $(if $(CLASSES),--classes $(call each_quoted,$(CLASSES))))
 LMDB_OPTIONS := $(strip $(if $(FERPLUS),--ferplus "$(FERPLUS)") $(if $(filter none,$(ALIGN)),--size 48) $(if $(FOLD),--fold $(FOLD)))
 SET_EXTRACT := $(call joined,CSV=$(CSV) SKIP_BAD=$(SKIP_BAD) $(EXTRACT_OPTIONS))
 SET_LMDB := $(call joined,SEED=1$(if $(FERPLUS), FERPLUS=$(FERPLUS)))
@@ -333,11 +334,11 @@ predict: $(READY) $(NETWORK_FILES) ## the emotions in IMG: a photo, a folder, a 
 		$(NETWORK) $(if $(filter 1,$(JSON)),--json)
 
 features: $(READY) $(NETWORK_FILES) ## what each layer (or LAYER) of the network makes of the face in IMG
-	$(PYTHON) -m explain.features "$(IMG)" --face $(FACE) --device $(DEVICE) $(NETWORK) $(if $(LAYER),--layer $(LAYER))
+	$(PYTHON) -m explain.features "$(IMG)" --face $(FACE) --device $(DEVICE) $(NETWORK) $(if $(LAYER),--layer $(call each_quoted,$(LAYER)))
 
 explain: $(READY) $(NETWORK_FILES) ## where in each face of IMG the network sees the emotion: Grad-CAM, guided gradients
 	$(PYTHON) -m explain.saliency "$(IMG)" --face $(FACE) --device $(DEVICE) $(NETWORK) \
-		$(if $(TARGET),--target "$(TARGET)") $(if $(LAYER),--layer $(LAYER))
+		$(if $(TARGET),--target $(call quoted,$(TARGET))) $(if $(LAYER),--layer $(call each_quoted,$(LAYER)))
 
 test: $(TESTED) ## the test suite
 	$(PYTHON) -m pytest

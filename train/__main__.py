@@ -312,7 +312,8 @@ class Run:
 
     def _keep_best(self, solver: caffe.Solver, number: int, outputs: dict[str, float]) -> None:
         """Keep the weights of the best validation so far. A resumed run repeats tests, with the same results."""
-        if not math.isfinite(solver.smoothed_loss() + outputs["loss"]):
+        # the test before the training is by BatchNorm without statistics, and overflows in deep nets
+        if solver.iter and not math.isfinite(solver.smoothed_loss() + outputs["loss"]):
             raise StageError(
                 f"training diverged: at iteration {solver.iter} the training loss is {solver.smoothed_loss():.4g} "
                 f"and the validation loss {outputs['loss']:.4g}; expected finite numbers (try a lower base_lr)"

@@ -246,9 +246,12 @@ def draw_loss(curves: Curves, scale: _Scale) -> Figure:
         margin = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
         axes.set_ylim(0.0 if 0 <= low < 0.6 * high else low - 2 * margin, high + margin)
     broken = [i for c in (curves.train_loss, curves.val_loss) for i, value in c.items() if not math.isfinite(value)]
-    if broken:
-        remarks.append(f"not a number from {scale.text(min(broken))} on")
-        axes.axvspan(float(scale([min(broken)])[0]), axes.get_xlim()[1], color="#CC79A7", alpha=0.15, zorder=0)
+    if 0 in broken:  # a deep net's test by BatchNorm without statistics
+        remarks.append("not a number before the training")
+    if any(broken):
+        first = min(filter(None, broken))
+        remarks.append(f"not a number from {scale.text(first)} on")
+        axes.axvspan(float(scale([first])[0]), axes.get_xlim()[1], color="#CC79A7", alpha=0.15, zorder=0)
     readable = {i: value for i, value in curves.val_loss.items() if math.isfinite(value) and value <= limit}
     if readable:
         best = min(readable, key=lambda i: readable[i])

@@ -153,6 +153,13 @@ def test_one_huge_first_reading_does_not_flatten_the_rest_and_is_named(tmp_path:
     assert set(np.round(drawn, 9)) == {1.5}  # nor is it smoothed into its neighbours
 
 
+def test_a_first_test_that_is_no_number_does_not_stain_the_training(tmp_path: Path) -> None:
+    log = make_log(tmp_path / "train.log", {0: "2", 10: "1"}, {0: ("0.1", "nan"), 10: ("0.5", "1.2")})
+    figure = draw_loss(read_curves(read_log(log)), Scale(None))
+    assert "not a number before the training" in texts(figure)
+    assert not figure.axes[0].patches  # nothing is shaded
+
+
 def test_a_loss_that_is_no_number_is_said(tmp_path: Path) -> None:
     log = make_log(
         tmp_path / "train.log", {0: "2", 10: "1", 20: "nan", 30: "nan"}, {0: ("0.1", "2"), 30: ("0.1", "nan")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -523,6 +524,17 @@ def spoil(project: Path, what: str) -> None:
         elif what == "no test_interval":
             text = text.replace("test_interval: 10", "")
         (network / "solver.prototxt").write_text(text)
+
+
+def test_a_deep_net_whose_first_test_overflows_trains(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """BatchNorm without statistics divides by the root of eps: 24 of them make the largest float32 of anything."""
+    path = project / "tiny net" / "train_val.prototxt"
+    norms = "".join(f'layer {{ name: "norm{i}" type: "BatchNorm" bottom: "pool" top: "pool" }}\n' for i in range(24))
+    path.write_text(path.read_text().replace('layer { name: "fc1"', norms + 'layer { name: "fc1"'))
+    assert train(monkeypatch, project, "run") == 0
+    log = (project / "run" / "train.log").read_text()
+    assert re.search(r"Test net output #\d+: loss = -?nan", log)
+    assert math.isfinite(json.loads((project / "run" / "best.json").read_text())["loss"])
 
 
 @pytest.mark.parametrize(

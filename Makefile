@@ -62,6 +62,8 @@ TARGET ?=
 JSON ?=
 #: a trained .caffemodel, with deploy.prototxt and mean.binaryproto beside it, for predict, features, explain and report, and to `make evaluate` on DATASET
 WEIGHTS ?=
+#: by what `make evaluate WEIGHTS=…` sees a face: centre (a crop), mirror (2), ten_crop (10), one of them or several, the first for the tables
+VIEWS ?= centre mirror ten_crop
 #: shipped: predict, features and explain use the weights that come with the project; run: those that `make train` made
 FROM ?= shipped
 #: a Caffe log for `make plot`; also one of a training that still runs (default: the run's)
@@ -283,11 +285,11 @@ $(EVALUATION): $(TRAINED) | $(READY)
 
 ifneq ($(WEIGHTS),)
 # a net of another data set: on all splits, and nothing is chosen on them, so nothing is calibrated
-$(TRANSFER): $(call escape,$(WEIGHTS)) $(W)/lmdb/manifest.json $(call stale,$(W)/evaluations/.$(GIVEN_NAME),$(call joined,$(WEIGHTS))) | $(READY)
+$(TRANSFER): $(call escape,$(WEIGHTS)) $(W)/lmdb/manifest.json $(call stale,$(W)/evaluations/.$(GIVEN_NAME),$(call joined,$(WEIGHTS) $(VIEWS))) | $(READY)
 	$(PYTHON) -m train.evaluate "$(GIVEN)/deploy.prototxt" "$(WEIGHTS)" --mean "$(GIVEN)/mean.binaryproto" --output $(@D) \
 		$(foreach d,$(DATABASES),--lmdb $(patsubst %_lmdb,%,$(notdir $(d)))=$(d)) --lmdb all=$(subst $() $(),$(comma),$(DATABASES)) \
-		--views centre mirror ten_crop --device $(DEVICE)
-	@echo $(call quoted,$(call joined,$(WEIGHTS))) > $(W)/evaluations/.$(GIVEN_NAME)
+		--views $(VIEWS) --device $(DEVICE)
+	@echo $(call quoted,$(call joined,$(WEIGHTS) $(VIEWS))) > $(W)/evaluations/.$(GIVEN_NAME)
 endif
 
 # a trained member is taken as it is; one that is not is trained as `make train` does it

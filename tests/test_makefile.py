@@ -164,8 +164,11 @@ def test_given_weights_are_evaluated_on_all_splits_of_another_data_set(tree: Pat
     result = tree / f"data/toy/evaluations/{name}/evaluation.json"
     result.parent.mkdir(parents=True)
     result.touch()
-    (tree / f"data/toy/evaluations/.{name}").write_text(f"{folder}/net.caffemodel".replace(" ", "_") + "\n")
+    made_with = f"{folder}/net.caffemodel centre mirror ten_crop"
+    (tree / f"data/toy/evaluations/.{name}").write_text(made_with.replace(" ", "_") + "\n")
     assert commands(tree, "evaluate", given) == []
+    (command,) = commands(tree, "evaluate", given, "VIEWS=mirror")
+    assert "--views mirror --device" in command
     (tree / folder / "net.caffemodel").touch()
     assert len(commands(tree, "evaluate", given)) == 1
 

@@ -232,14 +232,14 @@ def test_help_lists_every_target_and_variable(tree: Path) -> None:
 
 def test_features_and_explain_take_the_network_that_predict_takes(tree: Path) -> None:
     for target, module in (("features", "explain.features"), ("explain", "explain.saliency")):
-        (shipped,) = commands(tree, target, "LAYER=conv1", "IMG=a photo.png", "FACE=none")
-        assert f'-m {module} "a photo.png" --face none --device auto --model small --layer conv1' in shipped
+        (shipped,) = commands(tree, target, "LAYER=conv1 b;c", "IMG=a photo.png", "FACE=none")
+        assert f"-m {module} \"a photo.png\" --face none --device auto --model small --layer 'conv1' 'b;c'" in shipped
         own = commands(tree, target, "FROM=run")
         assert [line.split()[2] for line in own] == ["train", "train.evaluate", module]
         run = "data/toy/runs/small"
         files = f"--deploy {run}/deploy.prototxt --weights {run}/small.caffemodel --mean {run}/mean.binaryproto"
         assert files in own[-1]
-    assert '--target "sad"' in commands(tree, "explain", "TARGET=sad")[0]
+    assert "--target 'sad'" in commands(tree, "explain", "TARGET=sad")[0]
 
 
 def test_the_report_is_made_again_for_another_photo_and_after_another_evaluation(tree: Path) -> None:

@@ -39,7 +39,7 @@ def test_the_layout_is_the_name_of_the_data_set_where_it_is_one(tree: Path) -> N
         (["CONTEMPT=keep"], "--contempt keep"),
         (["FRAMES=1"], "--frames 1"),
         (["NEUTRAL=1"], "--neutral"),
-        (["CLASSES=bored confused"], "--classes bored confused"),
+        (["CLASSES=bored confused"], "--classes 'bored' 'confused'"),
     ],
 )
 def test_a_changed_choice_extracts_again(ckplus: Path, arguments: list[str], options: str) -> None:

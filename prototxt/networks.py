@@ -38,8 +38,9 @@ DEFAULT_CROP = 44
 # where the published network has another side; images are 48×48, crops random in training and central in tests
 CROP = {"vgg_fer": 40}
 DEFAULT_BASE_LR = 0.05
-# networks with no batch norm, or none where most of their parameters are
-BASE_LR = {"lenet": 0.01, "vgg_fer": 0.01}
+# networks with no batch norm, or none where most of their parameters are; and two whose loss rises again while the rate
+# warms up to more
+BASE_LR = {"lenet": 0.01, "vgg_fer": 0.01, "mobilenet_v2": 0.02, "mobilenet_v2_multikernel": 0.02}
 
 
 def classify(n: NetSpec, bottom: Top, dropout_ratio: float = 0.0) -> None:

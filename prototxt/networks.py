@@ -16,7 +16,6 @@ from caffe.net_spec import Top
 
 from .blocks import (
     GAUSSIAN,
-    SMALL,
     average_pool,
     channel_shuffle,
     conv_bn,
@@ -48,12 +47,12 @@ def classify(n: NetSpec, bottom: Top, dropout_ratio: float = 0.0) -> None:
     x = global_average(n, "pool", bottom)
     if dropout_ratio:
         x = dropout(n, "drop", x, dropout_ratio)
-    fully_connected(n, "score", x, CLASSES, filler=SMALL)
+    fully_connected(n, "score", x, CLASSES, filler=GAUSSIAN)
 
 
 def classify_maps(n: NetSpec, bottom: Top) -> None:
     """A map a class, and the average of each: the scores, without an inner product."""
-    x = convolution(n, "maps", bottom, CLASSES, 3, weight_filler=SMALL)
+    x = convolution(n, "maps", bottom, CLASSES, 3, weight_filler=GAUSSIAN)
     n.score = L.Flatten(global_average(n, "pool", x))
 
 
@@ -73,7 +72,7 @@ def lenet(n: NetSpec) -> None:
     x = relu(n, "conv2_relu", convolution(n, "conv2", x, 50, 5, pad=0))
     x = max_pool(n, "pool2", x, kernel_size=4, stride=4)
     x = relu(n, "fc1_relu", fully_connected(n, "fc1", x, 500))
-    fully_connected(n, "score", x, CLASSES, filler=SMALL)
+    fully_connected(n, "score", x, CLASSES, filler=GAUSSIAN)
 
 
 def sequential_fcn(n: NetSpec) -> None:
@@ -105,7 +104,7 @@ def vgg_fer(n: NetSpec) -> None:
     for layer in ("fc1", "fc2"):
         x = relu(n, f"{layer}_relu", fully_connected(n, layer, x, 4096, filler=GAUSSIAN))
         x = dropout(n, f"{layer}_drop", x, 0.2)
-    fully_connected(n, "score", x, CLASSES, filler=SMALL)
+    fully_connected(n, "score", x, CLASSES, filler=GAUSSIAN)
 
 
 # Xception and its small relatives

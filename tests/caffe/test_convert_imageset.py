@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def records(path: Path) -> list[tuple[bytes, bytes]]:
-    gc.collect()  # a reader of an earlier test that is part of a cycle keeps its LMDB open, and a process opens one once
+    gc.collect()  # an earlier reader that is part of a cycle keeps its LMDB open, and a process opens one once
     with lmdb.open(str(path), readonly=True, lock=False) as env, env.begin() as transaction:
         return list(transaction.cursor())
 

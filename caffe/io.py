@@ -380,6 +380,19 @@ def open_leveldb(source: StrPath) -> LevelDB:
     return database
 
 
+def _lmdb_records(environment: lmdb.Environment, source: str) -> Iterator[Record]:
+    """The records of an LMDB in order. No method: a reader keeps such an iterator, and would be in a cycle with it."""
+    try:
+        with environment.begin(buffers=True) as transaction, transaction.cursor() as cursor:
+            records: Iterator[Record] = iter(())
+            # each page is checked before LMDB goes there
+            for number, count in enumerate(LmdbPages(_real_path(source) / "data.mdb", source).leaves()):
+                records = records if number else iter(cursor)
+                yield from islice(records, count)
+    except lmdb.Error as error:
+        raise CaffeError(f"{source}: cannot be read ({error})") from None
+
+
 class DatumReader:
     """The records of an LMDB or LevelDB of Datum, by their number in key order.
 
@@ -421,19 +434,8 @@ class DatumReader:
     def items(self) -> Iterator[Record]:
         """All records (key, value) in order, not decoded; a memoryview is valid until the next one is taken."""
         if self._leveldb is not None:
-            yield from self._leveldb.items()
-            return
-        try:
-            with self._environment.begin(buffers=True) as transaction, transaction.cursor() as cursor:
-                records: Iterator[Record] = iter(())
-                for number, count in enumerate(self._pages().leaves()):  # each is checked before LMDB goes there
-                    records = records if number else iter(cursor)
-                    yield from islice(records, count)
-        except lmdb.Error as error:
-            raise CaffeError(f"{self.source}: cannot be read ({error})") from None
-
-    def _pages(self) -> LmdbPages:
-        return LmdbPages(_real_path(self.source) / "data.mdb", self.source)
+            return self._leveldb.items()
+        return _lmdb_records(self._environment, self.source)
 
     def decode(self, key: Buffer, value: Buffer) -> tuple[np.ndarray, int]:
         """Image C×H×W and label of a record."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import subprocess
@@ -25,7 +24,6 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def records(path: Path) -> list[tuple[bytes, bytes]]:
-    gc.collect()  # an earlier reader that is part of a cycle keeps its LMDB open, and a process opens one once
     with lmdb.open(str(path), readonly=True, lock=False) as env, env.begin() as transaction:
         return list(transaction.cursor())
 

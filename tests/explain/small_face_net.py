@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
 import caffe
 from caffe.io import save_mean
 from preprocessing.network_input import FaceNetwork
+from preprocessing.stage import run_main
 
 CLASSES, SIZE, FACE, MEAN = 7, 12, 16, 100.0
 
@@ -106,3 +110,11 @@ class TorchNet(nn.Module):
         self.sum = self.shortcut(h) + self.relu2(self.conv2(h))
         self.pool = nn.functional.avg_pool2d(self.sum, 2)
         return self.fc2(self.relu3(self.fc1(self.pool.flatten(1))))
+
+
+def run_command(monkeypatch: pytest.MonkeyPatch, main: Callable[[], None], *arguments: str) -> int:
+    """Run a command's `main` with these arguments in this process; its exit code."""
+    monkeypatch.setattr(sys, "argv", ["explain", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        run_main(main)
+    return int(exit_.value.code or 0)

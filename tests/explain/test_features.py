@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import cv2
@@ -11,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
-from small_face_net import DEPLOY, TorchNet, random_face, small_network, torch_input, write_network
+from small_face_net import TorchNet, random_face, run_command, small_network, torch_input
 
 import caffe
 from explain.features import draw_features, draw_overview, feature_maps, layer_maps, main, mosaic
 from preprocessing.network_input import FaceNetwork
-from preprocessing.stage import StageError, run_main
+from preprocessing.stage import StageError
 
 
 @pytest.fixture(scope="module")
@@ -105,25 +104,11 @@ def test_the_overview_has_the_strongest_channel_first() -> None:
     assert len(np.unique(picture[4:52, 280:328].reshape(-1, 4), axis=0)) == 1
 
 
-@pytest.fixture
-def files(tmp_path: Path) -> list[str]:
-    deploy, weights, mean = write_network(tmp_path / "model", DEPLOY)
-    cv2.imwrite(str(tmp_path / "face.png"), random_face())
-    return ["--deploy", str(deploy), "--weights", str(weights), "--mean", str(mean), "--device", "cpu"]
-
-
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["features", *arguments])
-    with pytest.raises(SystemExit) as exit_:
-        run_main(main)
-    return int(exit_.value.code or 0)
-
-
 def test_the_command_draws_all_blobs(
     tmp_path: Path, files: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [str(tmp_path / "face.png"), "--face", "none", "--output", str(tmp_path / "out"), *files]
-    assert command(monkeypatch, *arguments) == 0
+    assert run_command(monkeypatch, main, *arguments) == 0
     folder = tmp_path / "out" / "face"
     blobs = json.loads((folder / "manifest.json").read_text())["counts"]["blobs"]
     assert blobs["pool"] == [5, 5, 5]
@@ -131,9 +116,9 @@ def test_the_command_draws_all_blobs(
     assert sorted(path.name for path in folder.iterdir()) == sorted([*names, "overview.png", "manifest.json"])
     assert all(cv2.imread(str(folder / name)) is not None for name in names)
     assert capsys.readouterr().out.startswith(f"features: {len(blobs)} blobs, and overview.png, in {folder}")
-    assert command(monkeypatch, *arguments, "--layer", "scale1", "all") == 0
+    assert run_command(monkeypatch, main, *arguments, "--layer", "scale1", "all") == 0
     assert json.loads((folder / "manifest.json").read_text())["counts"]["blobs"] == {**blobs, "scale1": [4, 10, 10]}
-    assert command(monkeypatch, *arguments, "--layer", "relu1") == 0
+    assert run_command(monkeypatch, main, *arguments, "--layer", "relu1") == 0
     assert sorted(path.name for path in folder.iterdir()) == ["000_relu1.png", "manifest.json", "overview.png"]
 
 
@@ -141,7 +126,7 @@ def test_a_dollar_in_a_name_begins_no_formula(
     tmp_path: Path, files: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photo = (tmp_path / "face.png").rename(tmp_path / r"a $\bad$ b.png")
-    assert command(monkeypatch, str(photo), "--face", "none", "--output", str(tmp_path / "out"), *files) == 0
+    assert run_command(monkeypatch, main, str(photo), "--face", "none", "--output", str(tmp_path / "out"), *files) == 0
     maps = np.zeros((2, 4, 4), np.float32)
     for figure in (draw_features(r"$\a$", maps, ""), draw_features(r"$\a$", maps[:, 0, 0], "")):
         figure.canvas.draw()
@@ -152,13 +137,13 @@ def test_a_command_that_fails_leaves_what_was_there(
     tmp_path: Path, files: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--face", "none", "--output", str(tmp_path / "out"), *files]
-    assert command(monkeypatch, str(tmp_path / "face.png"), *arguments, "--layer", "nope") == 1
+    assert run_command(monkeypatch, main, str(tmp_path / "face.png"), *arguments, "--layer", "nope") == 1
     assert "error: layer 'nope' is not in the net" in capsys.readouterr().err
-    assert command(monkeypatch, str(tmp_path / "none.png"), *arguments) == 1
+    assert run_command(monkeypatch, main, str(tmp_path / "none.png"), *arguments) == 1
     assert "none.png: no such file" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     (tmp_path / "out" / "face").mkdir(parents=True)
     (tmp_path / "out" / "face" / "mine.txt").touch()
-    assert command(monkeypatch, str(tmp_path / "face.png"), *arguments) == 1
+    assert run_command(monkeypatch, main, str(tmp_path / "face.png"), *arguments) == 1
     assert "a folder that this stage did not write" in capsys.readouterr().err
     assert (tmp_path / "out" / "face" / "mine.txt").exists()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import cv2
@@ -17,9 +16,9 @@ from small_face_net import (
     TorchNet,
     convolution,
     random_face,
+    run_command,
     small_network,
     torch_input,
-    write_network,
 )
 from torch import nn
 
@@ -28,7 +27,7 @@ from predict import Recognizer
 from predict.recognizer import FoundFace, model_files
 from preprocessing.datasets import EMOTIONS
 from preprocessing.network_input import FaceNetwork
-from preprocessing.stage import StageError, run_main
+from preprocessing.stage import StageError
 
 
 @pytest.fixture(scope="module")
@@ -230,26 +229,12 @@ def test_the_figure_shows_the_crop_and_the_probabilities(network: FaceNetwork) -
         assert low == -high
 
 
-@pytest.fixture
-def files(tmp_path: Path) -> list[str]:
-    deploy, weights, mean = write_network(tmp_path / "model", DEPLOY)
-    cv2.imwrite(str(tmp_path / "face.png"), random_face())
-    return ["--deploy", str(deploy), "--weights", str(weights), "--mean", str(mean), "--device", "cpu"]
-
-
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["saliency", *arguments])
-    with pytest.raises(SystemExit) as exit_:
-        run_main(main)
-    return int(exit_.value.code or 0)
-
-
 def test_the_command_writes_a_picture_and_the_numbers(
     tmp_path: Path, files: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     arguments = [str(tmp_path / "face.png"), "--face", "none", "--output", str(out), *files]
-    assert command(monkeypatch, *arguments, "--target", "fear", "--layer", "conv1") == 0
+    assert run_command(monkeypatch, main, *arguments, "--target", "fear", "--layer", "conv1") == 0
     result = json.loads((out / "face.json").read_text())
     (face,) = result["faces"]
     assert (face["target"], face["layer"], face["box"]) == ("fear", "conv1", [0, 0, 16, 16])
@@ -264,7 +249,7 @@ def test_a_dollar_in_a_name_begins_no_formula(
     tmp_path: Path, files: list[str], network: FaceNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photo = (tmp_path / "face.png").rename(tmp_path / r"a $\bad$ b.png")
-    assert command(monkeypatch, str(photo), "--face", "none", "--output", str(tmp_path / "out"), *files) == 0
+    assert run_command(monkeypatch, main, str(photo), "--face", "none", "--output", str(tmp_path / "out"), *files) == 0
     explanation = explain_face(network, random_face())
     draw_explanation(random_face(), explanation, [rf"$\class{i}$" for i in range(7)]).canvas.draw()
 
@@ -273,12 +258,12 @@ def test_the_commands_errors(
     tmp_path: Path, files: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photo, out = str(tmp_path / "face.png"), ["--output", str(tmp_path / "out"), *files]
-    assert command(monkeypatch, photo, "--face", "none", *out, "--target", "joy") == 1
+    assert run_command(monkeypatch, main, photo, "--face", "none", *out, "--target", "joy") == 1
     assert "error: --target is 'joy'; expected one of angry, disgust" in capsys.readouterr().err
-    assert command(monkeypatch, photo, "--face", "none", "--output", str(tmp_path), *files) == 1
+    assert run_command(monkeypatch, main, photo, "--face", "none", "--output", str(tmp_path), *files) == 1
     assert "would be replaced by its explanation" in capsys.readouterr().err
     cv2.imwrite(str(tmp_path / "empty.png"), np.zeros((60, 60), np.uint8))
-    assert command(monkeypatch, str(tmp_path / "empty.png"), *out) == 1
+    assert run_command(monkeypatch, main, str(tmp_path / "empty.png"), *out) == 1
     assert "empty.png: no face found; expected a photo with a face" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -292,7 +277,7 @@ def test_every_face_of_a_photo_has_a_row(
     for count in (1, 3):
         faces = found[:count]
         monkeypatch.setattr(Recognizer, "find_faces", lambda self, images, faces=faces: [faces for _ in images])
-        assert command(monkeypatch, *arguments) == 0
+        assert run_command(monkeypatch, main, *arguments) == 0
         numbers = json.loads((tmp_path / "out" / "face.json").read_text())["faces"]
         assert [face["box"][0] for face in numbers] == [9.0 * i for i in range(count)]
         picture = cv2.imread(str(tmp_path / "out" / "face.png"))

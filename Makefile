@@ -36,6 +36,12 @@ INIT ?=
 FREEZE ?=
 #: learning rate, base_lr (default: the solver's); fine-tuning wants a tenth of it
 LR ?=
+#: trained nets whose answers the net learns beside the labels: names of runs, folders of trained ones, in quotes
+TEACHERS ?=
+#: with TEACHERS, by what their probabilities are softened (default: 2)
+TEMPERATURE ?=
+#: with TEACHERS, their share of the loss, the labels' is the rest (default: 0.9)
+TEACHER_SHARE ?=
 #: epochs to train; rescales max_iter, the learning rate's steps and the start of averaging (default: the solver's 150; 30 on the sample)
 EPOCHS ?= $(if $(filter sample,$(DATASET)),30)
 #: train: choose the epoch on the validation split; train+val: train on both, without a choice
@@ -159,9 +165,13 @@ EXTRACT_OPTIONS := $(strip $(if $(filter-out fer2013,$(LAYOUT)),--layout $(LAYOU
 LMDB_OPTIONS := $(strip $(if $(FERPLUS),--ferplus "$(FERPLUS)") $(if $(filter none,$(ALIGN)),--size 48) $(if $(FOLD),--fold $(FOLD)))
 SET_EXTRACT := $(call joined,CSV=$(CSV) SKIP_BAD=$(SKIP_BAD) $(EXTRACT_OPTIONS))
 SET_LMDB := $(call joined,SEED=1$(if $(FERPLUS), FERPLUS=$(FERPLUS)))
-SET_TRAIN := $(call joined,EPOCHS=$(EPOCHS) SEED=$(SEED) TRAIN_ON=$(TRAIN_ON) PRECISION=$(PRECISION)$(if $(INIT), INIT=$(INIT))$(if $(FREEZE), FREEZE=$(FREEZE))$(if $(LR), LR=$(LR)))
+SET_TRAIN := $(call joined,EPOCHS=$(EPOCHS) SEED=$(SEED) TRAIN_ON=$(TRAIN_ON) PRECISION=$(PRECISION)$(if $(INIT), INIT=$(INIT))$(if $(FREEZE), FREEZE=$(FREEZE))$(if $(LR), LR=$(LR))\
+	$(if $(TEACHERS), TEACHERS=$(TEACHERS) TEMPERATURE=$(TEMPERATURE) TEACHER_SHARE=$(TEACHER_SHARE)))
 workers = $(if $(WORKERS),--workers $(WORKERS))
 DATABASES := $(foreach s,train val test,$(W)/lmdb/$(s)_lmdb)
+# trained nets by name: with a / a folder, else the name of a run
+folders = $(foreach m,$(1),$(if $(findstring /,$(m)),$(m:%/=%),$(W)/runs/$(m)))
+TAUGHT := $(call folders,$(TEACHERS))
 # $(call evaluate,train+val): on what and how a trained net, or several, are evaluated; calibrated only on unseen faces
 evaluate = --lmdb val=$(W)/lmdb/val_lmdb --lmdb test=$(W)/lmdb/test_lmdb --exclude-duplicates-of $(W)/lmdb/train_lmdb \
 	--views centre mirror ten_crop $(if $(filter %train+val,$(1)),,--calibrate-on val) --device $(DEVICE)
@@ -180,7 +190,7 @@ recipe = $(call find,$(call base,$(1)))
 model = $(word 2,$(subst /, ,$(call recipe,$(1))))
 solver = $(patsubst solver_%,%,$(filter solver_%,$(basename $(notdir $(call recipe,$(1))))))
 seed = $(or $(shell sed -nE 's/.*_seed([0-9]+)(_train[+]val)?$$/\1/p' <<< '$(1)'),1)
-MEMBERS := $(foreach m,$(MODELS),$(if $(findstring /,$(m)),$(m:%/=%),$(W)/runs/$(m)))
+MEMBERS := $(call folders,$(MODELS))
 UNTRAINED := $(foreach m,$(filter $(W)/runs/%,$(MEMBERS)),$(if $(wildcard $(m)/$(call model,$(notdir $(m))).caffemodel),,$(notdir $(m))))
 $(foreach m,$(UNTRAINED),$(if $(call recipe,$(m)),,$(error MODELS names $(m), which is not trained; expected names of runs \
 ($(subst /solver,,$(RECIPES:prototxt/%.prototxt=%)); also with _seedN) or paths of folders with a trained net)))
@@ -266,11 +276,12 @@ $(D)/report.md: $(D)/images/manifest.json $(FACES)/manifest.json | $(READY)
 	$(PYTHON) -m preprocessing.report $(D)/images $(if $(filter none,$(ALIGN)),-,$(FACES)) $@
 
 $(TRAINED): $(W)/lmdb/manifest.json $(W)/mean.binaryproto $(RECIPE) $(TRAIN_NET) $(NET)/deploy.prototxt \
-		$(call escape,$(INIT)) $(call stale,$(RUN)/.train,$(SET_TRAIN)) | $(READY)
+		$(call escape,$(INIT)) $(foreach t,$(TAUGHT),$(wildcard $(t)/*.caffemodel)) $(call stale,$(RUN)/.train,$(SET_TRAIN)) | $(READY)
 	$(PYTHON) -m train $(NET) --train $(W)/lmdb/train_lmdb --val $(W)/lmdb/val_lmdb --mean $(W)/mean.binaryproto \
 		--output $(RUN) --seed $(SEED) --device $(DEVICE) --train-on $(TRAIN_ON) $(if $(SOLVER),--solver $(SOLVER)) \
 		$(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(PRECISION),--precision $(PRECISION)) $(if $(INIT),--init "$(INIT)") \
-		$(if $(FREEZE),--freeze "$(FREEZE)") $(if $(LR),--lr $(LR))
+		$(if $(FREEZE),--freeze "$(FREEZE)") $(if $(LR),--lr $(LR)) \
+		$(if $(TAUGHT),--teachers $(TAUGHT)) $(if $(TEMPERATURE),--temperature $(TEMPERATURE)) $(if $(TEACHER_SHARE),--teacher-share $(TEACHER_SHARE))
 	@echo $(call quoted,$(SET_TRAIN)) > $(RUN)/.train
 
 ifeq ($(LOG),)

@@ -248,7 +248,7 @@ class Net:
             # a loss whose value the prototxt does not name
             param.top.append(next(name for name in _automatic_names() if name not in self.blobs))
         layer = make_layer(param, self.device, self._generator)
-        layer.room = self._room
+        layer.room, layer.precision = self._room, self.precision
         log.info("net.cpp:86", f"Creating Layer {param.name}")
         for bottom in param.bottom:
             if bottom not in self.blobs:

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,23 @@ def test_what_is_fine_tuned_is_trained_again_when_its_settings_change(tree: Path
     assert commands(tree, "train", *settings) == []
     for others in (["FREEZE=conv1"], ["LR=0.01"], ["FREEZE="], ["LR="], ["INIT="]):
         assert len(commands(tree, "train", *settings, *others)) == 1
+
+
+def test_teachers_are_runs_or_folders_and_train_anew_what_learns_from_them(tree: Path) -> None:
+    trained(tree, "small_wide", "small_wide")
+    settings = ["TEACHERS=small_wide ./shipped/", "TEMPERATURE=3", "TEACHER_SHARE=0.5"]
+    (command,) = commands(tree, "train", *settings)
+    assert "--teachers data/toy/runs/small_wide ./shipped --temperature 3 --teacher-share 0.5" in " ".join(
+        command.split()
+    )
+    stamp = "EPOCHS=_SEED=1_TRAIN_ON=train_PRECISION=_TEACHERS=small_wide_./shipped/_TEMPERATURE=3_TEACHER_SHARE=0.5"
+    trained(tree, "small", stamp=stamp)
+    assert commands(tree, "train", *settings) == []
+    for others in (["TEACHERS=small_wide"], ["TEACHERS="], ["TEMPERATURE=2"], ["TEACHER_SHARE="]):
+        assert len(commands(tree, "train", *settings, *others)) == 1
+    now = time.time() + 60
+    os.utime(tree / "data/toy/runs/small_wide/small_wide.caffemodel", (now, now))
+    assert len(commands(tree, "train", *settings)) == 1
 
 
 def test_a_recipe_or_weights_that_are_not_there(tree: Path) -> None:

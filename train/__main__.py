@@ -2,7 +2,7 @@
 
 python -m train prototxt/face_emotion_net --train data/fer2013/lmdb/train_lmdb --val data/fer2013/lmdb/val_lmdb \\
     --mean data/fer2013/mean.binaryproto --output data/fer2013/runs/face_emotion_net [--epochs 150] [--solver modern] \\
-    [--init WEIGHTS.caffemodel [--freeze conv]] [--lr 0.001]
+    [--init WEIGHTS.caffemodel [--freeze conv]] [--lr 0.001] [--teachers FOLDER …]
 
 The net gets as many outputs as the classes.txt beside the training LMDB has names. The run's folder is a Caffe project
 of its own: solver.prototxt and train_val.prototxt with every setting filled in, snapshots, train.log in Caffe's format.
@@ -43,6 +43,7 @@ from preprocessing.classes import CLASSES_FILE, default_classes, read_classes, w
 from preprocessing.network_input import CALIBRATION
 from preprocessing.stage import Stage, StageError, add_device_argument, replace_file, run_main, sha256
 from train import finetune
+from train.distill import SHARE, TEMPERATURE, Teachers
 
 LARGEST_TEST_BATCH = 512
 KEPT_SNAPSHOTS = 2
@@ -187,6 +188,12 @@ class Run:
             self.weights = [self.init]
         for path in self.weights:
             finetune.read_weights(path, self.net_param.name, [layer.name for layer in self.net_param.layer])
+        self.teachers: Teachers | None = None
+        if arguments.teachers:
+            folders = [Path(folder) for folder in arguments.teachers]
+            given = {"temperature": arguments.temperature, "share": arguments.teacher_share}
+            self.teachers = Teachers(folders, **{name: value for name, value in given.items() if value is not None})
+            self.teachers.check(self.mean, self.classes, self.folder)
         self.val, self.sources = Path(arguments.val), [Path(arguments.train)]
         if self.train_on == "train+val":
             self.sources.append(self.val)
@@ -242,6 +249,8 @@ class Run:
             layer.transform_param.mean_file = str(self.mean)
         if self.init is not None:
             self.start = self._start_from(self.init, states[0], train)
+        if self.teachers is not None:
+            self.teachers.join(self.net_param, states[0], train, self.net_file)
         test.data_param.batch_size, test_iter = validation_batches(len(DatumReader(self.val)))
         self.epoch = math.ceil(records / train.data_param.batch_size)
         solver = self.solver_param
@@ -250,6 +259,7 @@ class Run:
         solver.net = str(self.folder / "train_val.prototxt")
         solver.snapshot_prefix = str(self.folder / self.name)
         files = [*sorted(p / "data.mdb" for p in {*self.sources, self.val}), self.mean, *self.weights]
+        files += self.teachers.paths if self.teachers is not None else []
         settings = {
             "solver": text_format.MessageToString(solver),
             "net": text_format.MessageToString(self.net_param),
@@ -428,6 +438,18 @@ def main() -> int:
         help="with --init: conv (all up to the last convolution) or layers' names, with commas, that do not learn",
     )
     parser.add_argument("--lr", type=float, help="the learning rate base_lr (default: the solver prototxt's)")
+    parser.add_argument(
+        "--teachers",
+        nargs="+",
+        metavar="FOLDER",
+        help="learn from the answers of these trained nets too (folders of finished runs, or of models that ship)",
+    )
+    parser.add_argument(
+        "--temperature", type=float, help=f"with --teachers: softens their answers (default: {TEMPERATURE:g})"
+    )
+    parser.add_argument(
+        "--teacher-share", type=float, help=f"with --teachers: theirs of the loss, above 0 to 1 (default: {SHARE:g})"
+    )
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), help="default: the solver prototxt's")
     add_device_argument(parser)
     arguments = parser.parse_args()
@@ -437,6 +459,12 @@ def main() -> int:
         raise StageError(f"--lr is {arguments.lr}; expected a number above 0")
     if arguments.freeze and not arguments.init:
         raise StageError(f"--freeze is {arguments.freeze} without --init; expected weights that are worth keeping")
+    for option in ("temperature", "teacher_share"):
+        value = getattr(arguments, option)
+        if value is not None and not arguments.teachers:
+            raise StageError(
+                f"--{option.replace('_', '-')} is {value} without --teachers; expected trained nets to learn from"
+            )
     try:
         device = caffe.use_device(arguments.device)
         run = Run(arguments)
@@ -448,7 +476,10 @@ def main() -> int:
         settings |= {"classes": list(run.classes), "base_lr": run.solver_param.base_lr}
         settings |= {"init": arguments.init, "freeze": arguments.freeze}
         prototxts = [run.folder / "solver.prototxt", run.folder / "train_val.prototxt"]
-        stage = Stage("train", [*prototxts, run.mean, *run.weights], settings)
+        taught = run.teachers.paths if run.teachers is not None else []
+        if run.teachers is not None:
+            settings |= {"temperature": run.teachers.temperature, "teacher_share": run.teachers.share}
+        stage = Stage("train", [*prototxts, run.mean, *run.weights, *taught], settings)
         if not run.train():
             print(f"train: stopped at iteration {run.solver.iter}; run it again to go on", file=sys.stderr)
             return 130

@@ -13,6 +13,7 @@ from . import (
     python,
     recurrent,
     shape,
+    teacher,
     vision,
 )
 from .base import LAYERS, Layer, make_layer
@@ -33,5 +34,6 @@ __all__ = [
     "python",
     "recurrent",
     "shape",
+    "teacher",
     "vision",
 ]

@@ -47,6 +47,7 @@ class Layer:
     ----------
     blobs: the layer's parameters.
     room: bytes that they may take.
+    precision: the net's: in what it computes convolutions and inner products.
     bottoms, tops: how many are allowed, as (fewest, most); None is unbounded.
     default_loss_weight: of the first top, where the prototxt gives none.
     differentiable: False for a layer through which no gradient passes.
@@ -63,6 +64,7 @@ class Layer:
         self.generator = generator
         self.blobs: list[Parameter] = []
         self.room = memory_limit()
+        self.precision = "fp32"
         for names, (fewest, most), what in (
             (param.bottom, self.bottoms, "bottoms"),
             (param.top, self.tops, "tops"),

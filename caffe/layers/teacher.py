@@ -1,0 +1,75 @@
+"""Teacher: trained nets inside of a net that is trained to answer as they do."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from ..proto.caffe_pb2 import TEST
+from .base import Layer, Shape, register
+
+
+@register("Teacher")
+class Teacher(Layer):
+    """y = the mean over the teachers of p^(1/T) / Σ_k p_k^(1/T), p a teacher's probabilities for the bottom's images.
+
+    Bottom N×C×H×W, top N×K: soft labels for a SoftmaxWithLoss. A teacher whose input is smaller sees the centre of each
+    image. Teachers run as in phase TEST, do not learn, and are no part of the .caffemodel. Not in Caffe (Hinton et al.,
+    arXiv 1503.02531; that both see one and the same augmented image: Beyer et al., arXiv 2106.05237).
+    """
+
+    differentiable = False
+
+    def setup(self, shapes: list[Shape]) -> None:
+        from ..net import Net  # which knows all layers, this one too
+
+        p = self.param.teacher_param
+        if not p.net or len(p.net) != len(p.weights):
+            self.error(
+                f"teacher_param has {len(p.net)} net and {len(p.weights)} weights; expected one of each a teacher"
+            )
+        if not 0 < p.temperature < math.inf:
+            self.error(f"temperature is {p.temperature:g}; expected a number above 0")
+        self.nets = [
+            Net(net, weights, TEST, precision=self.precision, seed=0)
+            for net, weights in zip(p.net, p.weights, strict=True)
+        ]
+        self.classes = 0
+        for path, net in zip(p.net, self.nets, strict=True):
+            if len(net.inputs) != 1 or len(net.outputs) != 1 or len(net.blobs[net.inputs[0]].shape) != 4:
+                self.error(
+                    f"{path} has the inputs {net.inputs} and the outputs {net.outputs}; expected one of each, N×C×H×W"
+                )
+            classes = math.prod(net.blobs[net.outputs[0]].shape[1:])
+            if self.classes not in (0, classes):
+                self.error(f"{path} has {classes} outputs; expected {self.classes}, as {p.net[0]} has")
+            self.classes = classes
+
+    def top_shapes(self, shapes: list[Shape]) -> list[Shape]:
+        shape = shapes[0]
+        for path, net in zip(self.param.teacher_param.net, self.nets, strict=True):
+            wanted = tuple(net.blobs[net.inputs[0]].shape)
+            fits = len(shape) == 4 and shape[1] == wanted[1] and shape[2] >= wanted[2] and shape[3] >= wanted[3]
+            if not fits:
+                self.error(
+                    f"bottom {self.param.bottom[0]!r} has shape {shape}; {path} takes N×{wanted[1]}×{wanted[2]}×"
+                    f"{wanted[3]}, and expects no less"
+                )
+        return [(shape[0], self.classes)]
+
+    @torch.no_grad()
+    def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
+        temperature = self.param.teacher_param.temperature
+        answers = []
+        for net in self.nets:
+            name, images = net.inputs[0], bottoms[0]
+            height, width = net.blobs[name].shape[2:]
+            top, left = (images.shape[2] - height) // 2, (images.shape[3] - width) // 2
+            crops = images[:, :, top : top + height, left : left + width].float().contiguous()
+            answer = net.infer(**{name: crops})[net.outputs[0]].flatten(1)
+            if temperature != 1:
+                scores = answer.clamp(min=torch.finfo(torch.float32).tiny).log() / temperature
+                answer = scores.softmax(1)
+            answers.append(answer)
+        return [torch.stack(answers).mean(0)]

@@ -1,0 +1,114 @@
+"""Distillation: a net learns what trained ones answer, for the same augmented faces, beside the labels.
+
+`python -m train --teachers FOLDER … [--temperature T] [--teacher-share S]` uses this. It adds to the training net a
+Teacher layer and a second loss:
+
+    loss = (1 − S) · loss by the labels + S · T² · cross-entropy of softmax(score / T) and the teachers' probabilities
+
+of which the latter are softened by T too (Hinton et al., arXiv 1503.02531; T² keeps the size of its gradient).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from caffe.io import load_mean
+from caffe.net import filter_net
+from caffe.proto.caffe_pb2 import TRAIN, LayerParameter, NetParameter, NetState
+from preprocessing.classes import default_classes, read_classes
+from preprocessing.stage import StageError
+from train.ensemble import model_files
+
+TEMPERATURE = 2.0
+SHARE = 0.9
+MEAN_TOLERANCE = 2.0  # grey levels, of 0..255, that a pixel of the means may differ by
+
+
+@dataclass
+class Teachers:
+    """Trained nets that another net learns from.
+
+    Parameters
+    ----------
+    folders: of finished runs, or of models that ship.
+    temperature: T, above 0.
+    share: S, above 0, at most 1.
+
+    Raises StageError for another temperature or share, and for a folder without a trained net.
+    """
+
+    folders: Sequence[Path]
+    temperature: float = TEMPERATURE
+    share: float = SHARE
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < math.inf:
+            raise StageError(f"--temperature is {self.temperature}; expected a number above 0")
+        if not 0 < self.share <= 1:
+            raise StageError(f"--teacher-share is {self.share}; expected a number above 0, at most 1")
+        self.files = [model_files(folder) for folder in self.folders]
+
+    @property
+    def paths(self) -> list[Path]:
+        """Files that decide what they teach."""
+        return [path for deploy, weights, _ in self.files for path in (deploy, weights)]
+
+    def check(self, mean: Path, classes: Sequence[str], run: Path) -> None:
+        """Raise StageError where a teacher has other classes or another mean than the run, or lies in its folder."""
+        own = load_mean(mean)
+        for folder, (_, weights, theirs) in zip(self.folders, self.files, strict=True):
+            if folder.resolve() == run.resolve():  # a run with other settings clears its folder
+                raise StageError(f"--teachers names {folder}, the run's own folder; expected a trained net elsewhere")
+            names = read_classes(folder) or default_classes(len(classes))
+            if tuple(names) != tuple(classes):
+                raise StageError(f"{weights}: its classes are {', '.join(names)}; expected {', '.join(classes)}")
+            other = load_mean(theirs)
+            difference = np.abs(own - other).max() if own.shape == other.shape else math.inf
+            if difference > MEAN_TOLERANCE:
+                how = f"by up to {difference:.1f} grey levels" if math.isfinite(difference) else "in size"
+                raise StageError(
+                    f"{theirs}: differs {how} from {mean}; expected at most {MEAN_TOLERANCE:g} grey levels, since a "
+                    "teacher sees the faces as the net does, minus the net's mean"
+                )
+
+    def join(self, net: NetParameter, state: NetState, data: LayerParameter, path: Path) -> None:
+        """Add the teachers to a training net in a state, behind its Data layer `data`; `path` is the net's, for errors.
+
+        Raises StageError where the net has not exactly one SoftmaxWithLoss in phase TRAIN.
+        """
+        chosen = NetParameter()
+        chosen.CopyFrom(net)
+        chosen.state.CopyFrom(state)
+        chosen.state.phase = TRAIN
+        kept = filter_net(chosen).layer
+        losses = [layer for layer in net.layer if layer.type == "SoftmaxWithLoss" and layer in kept]
+        if len(losses) != 1:
+            raise StageError(f"{path}: {len(losses)} SoftmaxWithLoss in phase TRAIN; expected one beside teachers")
+        score = losses[0].bottom[0]
+        losses[0].loss_weight[:] = [1 - self.share]
+        layers = [
+            LayerParameter(name="teacher", type="Teacher", bottom=data.top[:1], top=["teacher"]),
+            LayerParameter(name="softened_score", type="Power", bottom=[score], top=["softened_score"]),
+            LayerParameter(
+                name="distillation",
+                type="SoftmaxWithLoss",
+                bottom=["softened_score", "teacher"],
+                top=["distillation"],
+                loss_weight=[self.share * self.temperature**2],
+            ),
+        ]
+        taken = {name for layer in net.layer for name in (layer.name, *layer.top)} & {layer.name for layer in layers}
+        if taken:
+            raise StageError(f"{path}: the name {min(taken)!r} is taken; expected another, since teachers need it")
+        for layer in layers:
+            layer.include.add(phase=TRAIN)
+        layers[0].teacher_param.net.extend(str(deploy) for deploy, _, _ in self.files)
+        layers[0].teacher_param.weights.extend(str(weights) for _, weights, _ in self.files)
+        layers[0].teacher_param.temperature = self.temperature
+        layers[1].power_param.scale = 1 / self.temperature
+        net.layer.extend(layers)

@@ -40,14 +40,15 @@ layer {
     crop_size: CROP mirror: true mean_file: "data/fer2013/mean.binaryproto"
     AUGMENTATION
   }
-  data_param { source: "data/fer2013/lmdb/train_lmdb" backend: LMDB batch_size: 64 shuffle: true }
+  data_param { source: "data/fer2013/lmdb/train_lmdb" backend: LMDB batch_size: 64 shuffle: trueLABELS }
 }
 """
 STRONG = """random_rotation: 10 random_scale: 0.1 random_shift: 0.05
     random_contrast: 0.2 random_brightness: 0.1 random_erasing: 0.25"""
-# for a training of few epochs, by a solver prototxt written by hand that asks for the stage `light`
+# stages that solver prototxts written by hand ask for: `light` where epochs are few, `mixup` where others teach
 LIGHT = "random_rotation: 8 random_scale: 0.08"
-WITH_LIGHT = ("face_resnet",)
+STAGES = {"light": LIGHT, "mixup": f"{LIGHT} mixup_alpha: 0.4"}
+WITH_STAGES = ("face_resnet",)
 TEST_DATA = """\
 layer {
   name: "data"
@@ -131,9 +132,17 @@ def layer_lines(layers: list[LayerParameter]) -> str:
 
 
 def data_layers(name: str) -> str:
-    """The training net's Data layers: for TRAIN, for its stage `light` where the network has one, for TEST."""
-    stages = {' not_stage: "light"': STRONG, ' stage: "light"': LIGHT} if name in WITH_LIGHT else {"": STRONG}
-    train = [TRAIN_DATA.replace("STAGE", stage).replace("AUGMENTATION", text) for stage, text in stages.items()]
+    """The training net's Data layers: for TRAIN, for those of its STAGES where the network has them, for TEST."""
+    recipes = {"": STRONG}
+    if name in WITH_STAGES:
+        recipes = {"".join(f' not_stage: "{stage}"' for stage in STAGES): STRONG}
+        recipes |= {f' stage: "{stage}"': augmentation for stage, augmentation in STAGES.items()}
+    train = [
+        TRAIN_DATA.replace("STAGE", rule)
+        .replace("AUGMENTATION", augmentation)
+        .replace("LABELS", " classes: 7" if "mixup" in augmentation else "")
+        for rule, augmentation in recipes.items()
+    ]
     return (PATHS + "".join(train) + TEST_DATA).replace("CROP", str(CROP.get(name, DEFAULT_CROP)))
 
 

@@ -247,13 +247,16 @@ def test_recipe(name: str) -> None:
     solver = read_solver_parameter(FOLDER / name / "solver.prototxt")
     assert (solver.type, solver.lr_policy, solver.max_iter, solver.warmup_iter) == ("Nesterov", "cosine", 44900, 449)
     net = read_net_parameter(FOLDER / name / "train_val.prototxt")
-    train, *lighter, test = [layer.transform_param for layer in net.layer if layer.type == "Data"]
+    data = [layer for layer in net.layer if layer.type == "Data"]
+    train, *lighter, test = [layer.transform_param for layer in data]
     assert train.crop_size == test.crop_size == CROP.get(name, 44)
     assert (train.mirror, train.random_rotation, train.random_erasing) == (True, 10, 0.25)
     assert (test.mirror, test.random_rotation, test.random_erasing) == (False, 0, 0)
     assert bool(lighter) == (FOLDER / name / "solver_light.prototxt").is_file()
-    for light in lighter:
+    for light, mixup, classes in zip(lighter, (0, pytest.approx(0.4)), (0, 7), strict=bool(lighter)):
         assert (light.crop_size, light.mirror, light.random_rotation, light.random_erasing) == (44, True, 8, 0)
+        assert light.mixup_alpha == mixup
+        assert data[1 + lighter.index(light)].data_param.classes == classes
     loss = next(layer for layer in net.layer if layer.type == "SoftmaxWithLoss")
     assert loss.loss_param.label_smoothing == pytest.approx(0.1)
     normalised = {layer.bottom[0] for layer in net.layer if layer.type == "BatchNorm"}

@@ -19,7 +19,7 @@ import numpy as np
 
 from caffe.io import load_mean
 from caffe.net import filter_net
-from caffe.proto.caffe_pb2 import TRAIN, LayerParameter, NetParameter, NetState
+from caffe.proto.caffe_pb2 import TEST, TRAIN, LayerParameter, NetParameter, NetState
 from preprocessing.classes import default_classes, read_classes
 from preprocessing.stage import StageError
 from train.ensemble import model_files
@@ -90,6 +90,9 @@ class Teachers:
         if len(losses) != 1:
             raise StageError(f"{path}: {len(losses)} SoftmaxWithLoss in phase TRAIN; expected one beside teachers")
         score = losses[0].bottom[0]
+        net.layer.extend(_for_tests(losses[0]))
+        losses[0].ClearField("include")
+        losses[0].ClearField("exclude")
         losses[0].loss_weight[:] = [1 - self.share]
         layers = [
             LayerParameter(name="teacher", type="Teacher", bottom=data.top[:1], top=["teacher"]),
@@ -105,10 +108,24 @@ class Teachers:
         taken = {name for layer in net.layer for name in (layer.name, *layer.top)} & {layer.name for layer in layers}
         if taken:
             raise StageError(f"{path}: the name {min(taken)!r} is taken; expected another, since teachers need it")
-        for layer in layers:
+        for layer in (losses[0], *layers):
             layer.include.add(phase=TRAIN)
         layers[0].teacher_param.net.extend(str(deploy) for deploy, _, _ in self.files)
         layers[0].teacher_param.weights.extend(str(weights) for _, weights, _ in self.files)
         layers[0].teacher_param.temperature = self.temperature
         layers[1].power_param.scale = 1 / self.temperature
         net.layer.extend(layers)
+
+
+def _for_tests(loss: LayerParameter) -> list[LayerParameter]:
+    """A loss as tests have it, with its whole weight; none, where it is for training alone."""
+    tested = LayerParameter()
+    tested.CopyFrom(loss)
+    if not loss.include:
+        tested.exclude.add(phase=TRAIN)
+        return [tested]
+    tested.ClearField("include")
+    tested.include.extend(rule for rule in loss.include if not rule.HasField("phase") or rule.phase == TEST)
+    for rule in tested.include:
+        rule.phase = TEST
+    return [tested] if tested.include else []

@@ -36,7 +36,9 @@ class Curves:
     """What the plots show: per curve, iterations and values; a curve without readings is empty.
 
     `train_loss` holds the displayed training loss, `val_loss` the sum of the test net's loss outputs times their
-    weights, `train_accuracy` and `val_accuracy` the output called `accuracy_name` (a fraction, 0..1).
+    weights. Where training has losses that tests lack, as one by teachers, `train_loss` is that of the tests' losses
+    alone, so that the two can be compared. `train_accuracy` and `val_accuracy` hold the output called `accuracy_name` (a
+    fraction, 0..1).
     """
 
     name: str
@@ -66,6 +68,15 @@ def _accuracy_names(rows: Iterable[Row], weights: dict[str, float]) -> list[str]
     return list(dict.fromkeys(ranked))
 
 
+def _train_loss(log: Log) -> dict[int, float]:
+    """The displayed training loss; that of the losses that tests have, where training has more."""
+    tested = {name: weight for name, weight in log.weights.items() if any(name in row for row in log.test)}
+    if not tested or not any(name in row for row in log.train for name in log.weights.keys() - tested):
+        return dict(sorted(log.loss.items()))
+    sums = {int(row["NumIters"]): _weighted_loss(row, tested) for row in log.train}
+    return {i: loss for i, loss in sums.items() if loss is not None}
+
+
 def read_curves(log: Log, accuracy: str | None = None) -> Curves:
     """Pick from a log what the plots show.
 
@@ -88,7 +99,7 @@ def read_curves(log: Log, accuracy: str | None = None) -> Curves:
         name=log.name,
         last_iteration=max([*log.loss, *(int(row["NumIters"]) for row in rows)], default=0),
         learning_rate=dict(sorted(log.learning_rate.items())),
-        train_loss=dict(sorted(log.loss.items())),
+        train_loss=_train_loss(log),
         val_loss={i: loss for i, loss in val_loss.items() if loss is not None},
         accuracy_name=chosen,
         train_accuracy={int(row["NumIters"]): row[chosen] for row in log.train if chosen in row} if chosen else {},

@@ -46,7 +46,8 @@ class Log:
     loss: iteration -> the training loss displayed there (all loss layers together, averaged over the solver's
         `average_loss` iterations).
     learning_rate: iteration -> the learning rate of that iteration's update.
-    weights: output name -> the loss weight printed with it, for the outputs that are losses.
+    weights: output name -> the loss weight printed with it, for the outputs that are losses; in tests, where training
+        has another.
     """
 
     name: str = ""
@@ -130,6 +131,7 @@ def read_log(path: str | Path) -> Log:
     test: dict[int, Row] = {}
     iteration, test_net = -1, 0
     seen: dict[tuple[str, str], int] = {}  # (phase, output) -> elements read of it in this reading
+    tested: set[str] = set()  # losses that a test has
     started: set[str] = set()  # phases with a row begun since the iteration number last changed
     for line in _whole_lines(path):
         clock.read(line)
@@ -166,8 +168,9 @@ def read_log(path: str | Path) -> Log:
             element = seen.get((phase, name), 0)
             seen[phase, name] = element + 1
             rows[iteration][f"{name}[{element}]" if element else name] = float(match["value"])
-            if match["weight"]:
+            if match["weight"] and (phase == "Test" or name not in tested):
                 log.weights[name] = float(match["weight"])
+                tested.update([name] if phase == "Test" else [])
     log.train = [train[i] for i in sorted(train)]
     log.test = [test[i] for i in sorted(test)]
     _fill_learning_rates(log)

@@ -66,6 +66,16 @@ def test_displayed_losses_include_the_last_and_the_net_has_a_name(shared: Path) 
     assert log.weights == {"loss": 1.0}
 
 
+def test_a_loss_that_training_weighs_otherwise_has_the_tests_weight(tmp_path: Path) -> None:
+    lines = [
+        "Iteration 0, Testing net (#0)", "    Test net output #0: loss = 2 (* 1 = 2 loss)",
+        "Iteration 0, loss = 1.7", "    Train net output #0: loss = 2 (* 0.1 = 0.2 loss)",
+        "    Train net output #1: soft = 3 (* 0.5 = 1.5 loss)",
+    ]  # fmt: skip
+    assert read_log(write(tmp_path, "\n".join(lines) + "\n")).weights == {"loss": 1, "soft": 0.5}
+    assert read_log(write(tmp_path, "\n".join(lines[2:] + lines[:2]) + "\n")).weights == {"loss": 1, "soft": 0.5}
+
+
 def test_resumed_run_in_the_same_file_replaces_what_it_ran_again(shared: Path, tmp_path: Path) -> None:
     folder = shared / "caffe_golden/resume"
     both = write(tmp_path, (folder / "full.log").read_text() + (folder / "resumed.log").read_text())

@@ -13,8 +13,11 @@ from small_training import blobs, train, write_project
 
 import caffe
 from caffe.io import load_mean, read_net_parameter, save_mean
-from caffe.proto.caffe_pb2 import LayerParameter
+from caffe.proto.caffe_pb2 import LayerParameter, NetState
+from caffe.tools.parse_log import read_log
 from preprocessing.classes import write_classes
+from train.distill import Teachers
+from train.plot import read_curves
 
 
 @pytest.fixture
@@ -27,7 +30,8 @@ def project(tmp_path: Path) -> Path:
 
 
 def layers(path: Path) -> dict[str, LayerParameter]:
-    return {layer.name: layer for layer in read_net_parameter(path).layer if layer.name != "data"}
+    """The layers of a run's net in phase TRAIN, by name."""
+    return {layer.name: layer for layer in caffe.Net(path, caffe.TRAIN).param.layer}
 
 
 def test_the_runs_net_has_the_teachers_and_what_they_weigh(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,6 +74,42 @@ def test_the_objective_is_the_weighted_sum(project: Path, monkeypatch: pytest.Mo
     np.testing.assert_allclose(net.blobs["distillation"].data, soft_loss, rtol=1e-4)
     assert net.blob_loss_weights["loss"] * 10 == pytest.approx(1)
     assert net.blob_loss_weights["distillation"] == pytest.approx(0.9 * 4)
+
+
+def test_tests_have_the_labels_loss_alone_and_plots_compare_it(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    more = ["--epochs", "1", "--teachers", str(project / "taught")]
+    assert train(monkeypatch, project, "run", *more) == 0
+    log = read_log(project / "run/train.log")
+    assert log.weights == {"distillation": pytest.approx(3.6), "loss": 1}
+    curves = read_curves(log)
+    assert curves.val_loss == {int(row["NumIters"]): row["loss"] for row in log.test}
+    assert curves.train_loss == {int(row["NumIters"]): row["loss"] for row in log.train}
+    assert sorted(curves.train_loss) == sorted(log.loss)[:-1], "the last is a line without outputs"
+
+
+@pytest.mark.parametrize(
+    ("rules", "tested"),
+    [
+        ("", True),
+        ("include { phase: TRAIN }", False),
+        ("include { phase: TRAIN } include { phase: TEST }", True),
+        ('include { not_stage: "other" }', True),
+        ('exclude { stage: "other" }', True),
+        ("exclude { phase: TEST }", False),
+    ],
+)
+def test_a_loss_of_any_rules_is_split_by_phase(project: Path, rules: str, tested: bool) -> None:
+    path = project / "tiny net/train_val.prototxt"
+    path.write_text(path.read_text().replace('top: "loss"', f'top: "loss" {rules}').replace("/nowhere/", f"{project}/"))
+    net = read_net_parameter(path)
+    Teachers([project / "taught"]).join(net, NetState(), net.layer[0], path)
+    for layer, source in zip(net.layer[:2], ("train_lmdb", "test_lmdb"), strict=True):
+        layer.data_param.source = str(project / source)
+        layer.transform_param.mean_file = str(project / "mean.binaryproto")
+    found = {phase: caffe.Net(net, phase).blob_loss_weights for phase in (caffe.TRAIN, caffe.TEST)}
+    assert (found[caffe.TRAIN]["loss"], found[caffe.TRAIN]["distillation"]) == pytest.approx((0.1, 3.6))
+    assert found[caffe.TEST].get("loss") == (1 if tested else None)
+    assert "distillation" not in found[caffe.TEST]
 
 
 def test_another_teacher_is_another_run(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from ..errors import CaffeError
 from ..proto.caffe_pb2 import TEST
 from .base import Layer, Shape, register
 
@@ -14,9 +15,10 @@ from .base import Layer, Shape, register
 class Teacher(Layer):
     """y = the mean over the teachers of p^(1/T) / Σ_k p_k^(1/T), p a teacher's probabilities for the bottom's images.
 
-    Bottom N×C×H×W, top N×K: soft labels for a SoftmaxWithLoss. A teacher whose input is smaller sees the centre of each
-    image. Teachers run as in phase TEST, do not learn, and are no part of the .caffemodel. Not in Caffe (Hinton et al.,
-    arXiv 1503.02531; that both see one and the same augmented image: Beyer et al., arXiv 2106.05237).
+    Bottom N×C×H×W, top N×K: soft labels for a SoftmaxWithLoss. A teacher sees the centre of images that are larger than
+    its deploy net's input, and smaller ones as they are, which its layers have to allow. Teachers run as in phase TEST,
+    do not learn, and are no part of the .caffemodel. Not in Caffe (Hinton et al., arXiv 1503.02531; that net and teacher
+    see one and the same augmented image: Beyer et al., arXiv 2106.05237).
     """
 
     differentiable = False
@@ -45,29 +47,34 @@ class Teacher(Layer):
             if self.classes not in (0, classes):
                 self.error(f"{path} has {classes} outputs; expected {self.classes}, as {p.net[0]} has")
             self.classes = classes
+        self.inputs = [tuple(net.blobs[net.inputs[0]].shape) for net in self.nets]
 
     def top_shapes(self, shapes: list[Shape]) -> list[Shape]:
         shape = shapes[0]
-        for path, net in zip(self.param.teacher_param.net, self.nets, strict=True):
-            wanted = tuple(net.blobs[net.inputs[0]].shape)
-            fits = len(shape) == 4 and shape[1] == wanted[1] and shape[2] >= wanted[2] and shape[3] >= wanted[3]
-            if not fits:
+        self.sizes: list[tuple[int, int]] = []
+        for path, net, wanted in zip(self.param.teacher_param.net, self.nets, self.inputs, strict=True):
+            if len(shape) != 4 or shape[1] != wanted[1]:
                 self.error(
-                    f"bottom {self.param.bottom[0]!r} has shape {shape}; {path} takes N×{wanted[1]}×{wanted[2]}×"
-                    f"{wanted[3]}, and expects no less"
+                    f"bottom {self.param.bottom[0]!r} has shape {shape}; expected N×{wanted[1]}×H×W, which {path} takes"
                 )
+            size = min(shape[2], wanted[2]), min(shape[3], wanted[3])
+            if size != wanted[2:]:
+                try:
+                    net.blobs[net.inputs[0]].reshape(*wanted[:2], *size)
+                    net.reshape()
+                except CaffeError as error:
+                    self.error(f"{path} takes no images of {size[0]}×{size[1]} but {wanted[2]}×{wanted[3]}: {error}")
+            self.sizes.append(size)
         return [(shape[0], self.classes)]
 
     @torch.no_grad()
     def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
-        temperature = self.param.teacher_param.temperature
+        temperature, images = self.param.teacher_param.temperature, bottoms[0]
         answers = []
-        for net in self.nets:
-            name, images = net.inputs[0], bottoms[0]
-            height, width = net.blobs[name].shape[2:]
+        for net, (height, width) in zip(self.nets, self.sizes, strict=True):
             top, left = (images.shape[2] - height) // 2, (images.shape[3] - width) // 2
             crops = images[:, :, top : top + height, left : left + width].float().contiguous()
-            answer = net.infer(**{name: crops})[net.outputs[0]].flatten(1)
+            answer = net.infer(**{net.inputs[0]: crops})[net.outputs[0]].flatten(1)
             if temperature != 1:
                 scores = answer.clamp(min=torch.finfo(torch.float32).tiny).log() / temperature
                 answer = scores.softmax(1)

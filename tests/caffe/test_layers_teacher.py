@@ -134,8 +134,30 @@ def test_teachers_that_cannot_be(tmp_path: Path, change, message: str) -> None: 
         caffe.Net(student(change(teacher(tmp_path))), caffe.TRAIN)
 
 
+def test_a_teacher_that_takes_any_size_sees_small_images_whole(tmp_path: Path) -> None:
+    """A teacher of global averages: the probabilities are those of the averages of the whole 5×5 images."""
+    text = """
+    layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 1 dim: 8 dim: 6 } } }
+    layer { name: "maps" type: "Convolution" bottom: "data" top: "maps" convolution_param { num_output: 2 kernel_size: 1
+      weight_filler { type: "constant" value: 1 } } }
+    layer { name: "pool" type: "Pooling" bottom: "maps" top: "pool" pooling_param { pool: AVE global_pooling: true } }
+    layer { name: "prob" type: "Softmax" bottom: "pool" top: "prob" }
+    """
+    (tmp_path / "any.prototxt").write_text(text)
+    net = caffe.Net(tmp_path / "any.prototxt", caffe.TEST)
+    net.params["maps"][0].data[1] = -1
+    net.save(tmp_path / "any.caffemodel")
+    taught = f'net: "{tmp_path}/any.prototxt" weights: "{tmp_path}/any.caffemodel"'
+    images = np.random.default_rng(0).normal(0, 3, (2, 1, 5, 5)).astype(np.float32)
+    made = caffe.Net(student(taught, size=5, labels="label"), caffe.TRAIN)
+    made.blobs["data"].data[...] = images
+    made.forward()
+    first = 1 / (1 + np.exp(-2 * images.mean((1, 2, 3))))
+    np.testing.assert_allclose(made.blobs["teacher"].data, np.stack([first, 1 - first], 1), rtol=1e-4)
+
+
 def test_teachers_that_do_not_fit(tmp_path: Path) -> None:
-    with pytest.raises(caffe.CaffeError, match=r"bottom 'data' has shape \(2, 1, 40, 40\); .*takes N×1×42×42"):
+    with pytest.raises(caffe.CaffeError, match=r"deploy\.prototxt takes no images of 40×40 but 42×42: layer 'score'"):
         caffe.Net(student(teacher(tmp_path / "a"), size=40), caffe.TRAIN)
     both = teacher(tmp_path / "a") + teacher(tmp_path / "b", classes=5)
     with pytest.raises(caffe.CaffeError, match=r"b/deploy\.prototxt has 5 outputs; expected 7, as .*a/deploy"):

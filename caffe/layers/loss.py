@@ -5,6 +5,7 @@ A loss is a scalar, its weight in the objective 1 unless `loss_weight` says othe
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -57,8 +58,12 @@ def check_labels(layer: Layer, shapes: list[Shape], axis: int) -> None:
 
 
 def soft_labels(shapes: list[Shape], axis: int) -> bool:
-    """Whether the labels are probabilities, one for each score, instead of one number for all classes of a place."""
-    return shapes[0] == shapes[1] and shapes[0][axis] > 1
+    """Whether the labels are probabilities, one for each score, instead of one number for all classes of a place.
+
+    Axes of one value at the end, as global pooling leaves them, do not matter.
+    """
+    scores, labels = (tuple(itertools.dropwhile(lambda size: size == 1, shape[::-1])) for shape in shapes[:2])
+    return scores == labels and shapes[0][axis] > 1
 
 
 def check_one_each(layer: Layer, bottom: int, shapes: list[Shape]) -> None:
@@ -141,7 +146,8 @@ class SoftmaxWithLoss(_Loss):
         scores = bottoms[0].float()
         rows = scores.movedim(self.along, -1).reshape(-1, scores.shape[self.along])
         if self.soft or self.smoothing or self.weights is not None:
-            total = self._general_loss(rows, bottoms[1], math.prod(scores.shape[: self.along]))
+            labels = bottoms[1].reshape(scores.shape) if self.soft else bottoms[1]
+            total = self._general_loss(rows, labels, math.prod(scores.shape[: self.along]))
             return [total] if len(self.param.top) == 1 else [total, torch.softmax(scores.detach(), self.along)]
         labels = bottoms[1].reshape(-1).long()
         ignore = NO_LABEL if self.ignore is None else self.ignore
@@ -379,7 +385,7 @@ class Accuracy(Layer):
         p, scores = self.param.accuracy_param, bottoms[0].float()
         classes = scores.shape[self.along]
         rows = scores.movedim(self.along, -1).reshape(-1, classes)
-        labels = bottoms[1].argmax(self.along) if self.soft else bottoms[1]
+        labels = bottoms[1].reshape(scores.shape).argmax(self.along) if self.soft else bottoms[1]
         labels = labels.reshape(-1).long()
         if p.HasField("ignore_label"):
             kept = labels != p.ignore_label

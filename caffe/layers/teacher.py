@@ -17,7 +17,7 @@ class Teacher(Layer):
 
     Bottom N×C×H×W, top N×K: soft labels for a SoftmaxWithLoss. A teacher sees the centre of images that are larger than
     its deploy net's input, and smaller ones as they are, which its layers have to allow. Teachers run as in phase TEST,
-    do not learn, and are no part of the .caffemodel. Not in Caffe (Hinton et al., arXiv 1503.02531; that net and teacher
+    do not learn, and are no part of the .caffemodel. Not in Caffe (Hinton et al., arXiv 1503.02531; that both
     see one and the same augmented image: Beyer et al., arXiv 2106.05237).
     """
 

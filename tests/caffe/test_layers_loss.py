@@ -436,6 +436,16 @@ def test_accuracy_of_soft_labels_is_that_of_the_most_probable_class() -> None:
     assert run(net, np.array([[0, 1, 0], [0, 1, 0], [0, 0, 1]]), labels)["y"] == pytest.approx(2 / 3)
 
 
+@pytest.mark.parametrize(("scores", "labels"), [((3, 4, 1, 1), (3, 4)), ((3, 4), (3, 4, 1)), ((3, 4, 1), (3, 4, 1, 1))])
+def test_axes_of_one_value_at_the_end_do_not_matter(scores: tuple[int, ...], labels: tuple[int, ...]) -> None:
+    """As global pooling leaves them behind the classes."""
+    soft, values = np.random.default_rng(2).dirichlet([1] * 4, 3), normal(3, 4)
+    expected = F.cross_entropy(torch.from_numpy(values).double(), torch.from_numpy(soft)).numpy()
+    for kind, result in (("SoftmaxWithLoss", expected), ("Accuracy", (values.argmax(1) == soft.argmax(1)).mean())):
+        net = one_layer(f'type: "{kind}"', scores, labels)
+        close(run(net, values.reshape(scores), soft.reshape(labels))["y"], result)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -172,6 +172,8 @@ DATABASES := $(foreach s,train val test,$(W)/lmdb/$(s)_lmdb)
 # trained nets by name: with a / a folder, else the name of a run
 folders = $(foreach m,$(1),$(if $(findstring /,$(m)),$(m:%/=%),$(W)/runs/$(m)))
 TAUGHT := $(call folders,$(TEACHERS))
+$(foreach t,$(TAUGHT),$(if $(wildcard $(t)/*.caffemodel),,$(error TEACHERS names $(t), which has no trained net; expected names of trained \
+runs or paths of folders with a trained net)))
 # $(call evaluate,train+val): on what and how a trained net, or several, are evaluated; calibrated only on unseen faces
 evaluate = --lmdb val=$(W)/lmdb/val_lmdb --lmdb test=$(W)/lmdb/test_lmdb --exclude-duplicates-of $(W)/lmdb/train_lmdb \
 	--views centre mirror ten_crop $(if $(filter %train+val,$(1)),,--calibrate-on val) --device $(DEVICE)
@@ -276,12 +278,12 @@ $(D)/report.md: $(D)/images/manifest.json $(FACES)/manifest.json | $(READY)
 	$(PYTHON) -m preprocessing.report $(D)/images $(if $(filter none,$(ALIGN)),-,$(FACES)) $@
 
 $(TRAINED): $(W)/lmdb/manifest.json $(W)/mean.binaryproto $(RECIPE) $(TRAIN_NET) $(NET)/deploy.prototxt \
-		$(call escape,$(INIT)) $(foreach t,$(TAUGHT),$(wildcard $(t)/*.caffemodel)) $(call stale,$(RUN)/.train,$(SET_TRAIN)) | $(READY)
+		$(call escape,$(INIT)) $(foreach t,$(filter-out $(RUN),$(TAUGHT)),$(call escape,$(wildcard $(t)/*.caffemodel))) $(call stale,$(RUN)/.train,$(SET_TRAIN)) | $(READY)
 	$(PYTHON) -m train $(NET) --train $(W)/lmdb/train_lmdb --val $(W)/lmdb/val_lmdb --mean $(W)/mean.binaryproto \
 		--output $(RUN) --seed $(SEED) --device $(DEVICE) --train-on $(TRAIN_ON) $(if $(SOLVER),--solver $(SOLVER)) \
 		$(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(PRECISION),--precision $(PRECISION)) $(if $(INIT),--init "$(INIT)") \
 		$(if $(FREEZE),--freeze "$(FREEZE)") $(if $(LR),--lr $(LR)) \
-		$(if $(TAUGHT),--teachers $(TAUGHT)) $(if $(TEMPERATURE),--temperature $(TEMPERATURE)) $(if $(TEACHER_SHARE),--teacher-share $(TEACHER_SHARE))
+		$(if $(TAUGHT),--teachers $(call each_quoted,$(TAUGHT))) $(if $(TEMPERATURE),--temperature $(TEMPERATURE)) $(if $(TEACHER_SHARE),--teacher-share $(TEACHER_SHARE))
 	@echo $(call quoted,$(SET_TRAIN)) > $(RUN)/.train
 
 ifeq ($(LOG),)

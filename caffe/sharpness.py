@@ -12,6 +12,7 @@ from .blob import Parameter
 from .layers import Layer
 from .layers.data_hdf5 import HDF5Output
 from .layers.normalization import running_sums
+from .layers.teacher import Teacher
 from .net import Net
 
 
@@ -101,5 +102,5 @@ def _is_data(layer: Layer) -> bool:
 
 
 def _runs_once(layer: Layer) -> bool:
-    """Whether a layer runs in the first pass alone: it reads the batch, or writes into a file."""
-    return _is_data(layer) or isinstance(layer, HDF5Output)
+    """Whether a layer runs in the first pass alone: it reads the batch, answers to it alone, or writes into a file."""
+    return _is_data(layer) or isinstance(layer, HDF5Output | Teacher)

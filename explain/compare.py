@@ -196,6 +196,9 @@ def _settings(run: Path, manifest: dict[str, Any], folds: bool) -> str:
         layer.transform_param.ClearField("mean_file")
         if folds and any(rule.phase == caffe.TEST for rule in layer.include):
             layer.data_param.ClearField("batch_size")
+        if folds:  # each fold's teachers are runs of its own, of the same names
+            for names in (layer.teacher_param.net, layer.teacher_param.weights):
+                names[:] = [Path(name).parent.name for name in names]
     asked = manifest["settings"]["max_iter"] / manifest["counts"]["iterations_per_epoch"] if folds else ""
     return f"{folds}\n{asked}\n{solver}\n{net}"
 

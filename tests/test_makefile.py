@@ -109,11 +109,11 @@ def test_what_is_fine_tuned_is_trained_again_when_its_settings_change(tree: Path
 
 def test_teachers_are_runs_or_folders_and_train_anew_what_learns_from_them(tree: Path) -> None:
     trained(tree, "small_wide", "small_wide")
+    (tree / "shipped").mkdir()
+    (tree / "shipped/net.caffemodel").touch()
     settings = ["TEACHERS=small_wide ./shipped/", "TEMPERATURE=3", "TEACHER_SHARE=0.5"]
     (command,) = commands(tree, "train", *settings)
-    assert "--teachers data/toy/runs/small_wide ./shipped --temperature 3 --teacher-share 0.5" in " ".join(
-        command.split()
-    )
+    assert "--teachers 'data/toy/runs/small_wide' './shipped' --temperature 3 --teacher-share 0.5" in command
     stamp = "EPOCHS=_SEED=1_TRAIN_ON=train_PRECISION=_TEACHERS=small_wide_./shipped/_TEMPERATURE=3_TEACHER_SHARE=0.5"
     trained(tree, "small", stamp=stamp)
     assert commands(tree, "train", *settings) == []
@@ -122,6 +122,11 @@ def test_teachers_are_runs_or_folders_and_train_anew_what_learns_from_them(tree:
     now = time.time() + 60
     os.utime(tree / "data/toy/runs/small_wide/small_wide.caffemodel", (now, now))
     assert len(commands(tree, "train", *settings)) == 1
+    done = make(tree, "train", "TEACHERS=small_wide small_wider")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert (
+        "TEACHERS names data/toy/runs/small_wider, which has no trained net; expected names of trained" in done.stderr
+    )
 
 
 def test_a_recipe_or_weights_that_are_not_there(tree: Path) -> None:

@@ -249,10 +249,15 @@ class Run:
             layer.transform_param.mean_file = str(self.mean)
         if self.init is not None:
             self.start = self._start_from(self.init, states[0], train)
-        if self.teachers is not None:
-            self.teachers.join(self.net_param, states[0], train, self.net_file)
         test.data_param.batch_size, test_iter = validation_batches(len(DatumReader(self.val)))
         self.epoch = math.ceil(records / train.data_param.batch_size)
+        if self.teachers is not None:
+            taught = LayerParameter()
+            taught.CopyFrom(train)
+            self.teachers.join(self.net_param, states[0], train, self.net_file)
+            mean = load_mean(self.mean).shape
+            # what does not fit together is an error now, before an earlier run is cleared
+            finetune.parameter_shapes(self.net_param, states[0], taught, (mean[0], mean[1], mean[2]))
         solver = self.solver_param
         rescale(solver, self.epoch, self.epochs)
         solver.test_iter[:] = [test_iter]
@@ -476,10 +481,10 @@ def main() -> int:
         settings |= {"classes": list(run.classes), "base_lr": run.solver_param.base_lr}
         settings |= {"init": arguments.init, "freeze": arguments.freeze}
         prototxts = [run.folder / "solver.prototxt", run.folder / "train_val.prototxt"]
-        taught = run.teachers.paths if run.teachers is not None else []
-        if run.teachers is not None:
+        if run.teachers is not None:  # by their hashes before the training, since other runs may replace them
+            settings |= {"teachers": {str(path): sha256(path) for path in run.teachers.paths}}
             settings |= {"temperature": run.teachers.temperature, "teacher_share": run.teachers.share}
-        stage = Stage("train", [*prototxts, run.mean, *run.weights, *taught], settings)
+        stage = Stage("train", [*prototxts, run.mean, *run.weights], settings)
         if not run.train():
             print(f"train: stopped at iteration {run.solver.iter}; run it again to go on", file=sys.stderr)
             return 130

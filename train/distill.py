@@ -17,15 +17,17 @@ from pathlib import Path
 
 import numpy as np
 
-from caffe.io import load_mean
+from caffe.io import load_mean, read_net_parameter
 from caffe.net import filter_net
 from caffe.proto.caffe_pb2 import TEST, TRAIN, LayerParameter, NetParameter, NetState
 from preprocessing.classes import default_classes, read_classes
 from preprocessing.stage import StageError
 from train.ensemble import model_files
+from train.finetune import count_classes, last_layer
 
 TEMPERATURE = 2.0
 SHARE = 0.9
+NAMES = TEACHER, SOFTENED, TAUGHT = "teacher", "softened_score", "distillation"  # of layers and blobs
 MEAN_TOLERANCE = 2.0  # grey levels, of 0..255, that a pixel of the means may differ by
 
 
@@ -61,26 +63,36 @@ class Teachers:
     def check(self, mean: Path, classes: Sequence[str], run: Path) -> None:
         """Raise StageError where a teacher has other classes or another mean than the run, or lies in its folder."""
         own = load_mean(mean)
-        for folder, (_, weights, theirs) in zip(self.folders, self.files, strict=True):
+        for folder, (deploy, weights, theirs) in zip(self.folders, self.files, strict=True):
             if folder.resolve() == run.resolve():  # a run with other settings clears its folder
                 raise StageError(f"--teachers names {folder}, the run's own folder; expected a trained net elsewhere")
-            names = read_classes(folder) or default_classes(len(classes))
+            net = read_net_parameter(deploy)
+            count = count_classes(net, last_layer(net, deploy), deploy)
+            names = read_classes(folder) or default_classes(count)
             if tuple(names) != tuple(classes):
-                raise StageError(f"{weights}: its classes are {', '.join(names)}; expected {', '.join(classes)}")
+                raise StageError(
+                    f"--teachers names {weights}, whose classes are {', '.join(names)}; expected {', '.join(classes)}"
+                )
             other = load_mean(theirs)
             difference = np.abs(own - other).max() if own.shape == other.shape else math.inf
-            if difference > MEAN_TOLERANCE:
-                how = f"by up to {difference:.1f} grey levels" if math.isfinite(difference) else "in size"
+            if not difference <= MEAN_TOLERANCE:  # which a mean of NaN is not either
+                how = "in size" if own.shape != other.shape else f"by up to {difference:.1f} grey levels"
                 raise StageError(
-                    f"{theirs}: differs {how} from {mean}; expected at most {MEAN_TOLERANCE:g} grey levels, since a "
-                    "teacher sees the faces as the net does, minus the net's mean"
+                    f"--teachers names {theirs}, which differs {how} from {mean}; expected at most {MEAN_TOLERANCE:g} "
+                    "grey levels, since a teacher sees the faces as the net does, minus the net's mean"
                 )
 
     def join(self, net: NetParameter, state: NetState, data: LayerParameter, path: Path) -> None:
         """Add the teachers to a training net in a state, behind its Data layer `data`; `path` is the net's, for errors.
 
-        Raises StageError where the net has not exactly one SoftmaxWithLoss in phase TRAIN.
+        Raises StageError where the net has not exactly one SoftmaxWithLoss in phase TRAIN, scales its images, or has
+        taken the new layers' names.
         """
+        if data.transform_param.scale != 1:
+            raise StageError(
+                f"{path}: layer {data.name!r} has scale {data.transform_param.scale:g}; expected 1 beside --teachers, "
+                "which see the same images"
+            )
         chosen = NetParameter()
         chosen.CopyFrom(net)
         chosen.state.CopyFrom(state)
@@ -88,33 +100,43 @@ class Teachers:
         kept = filter_net(chosen).layer
         losses = [layer for layer in net.layer if layer.type == "SoftmaxWithLoss" and layer in kept]
         if len(losses) != 1:
-            raise StageError(f"{path}: {len(losses)} SoftmaxWithLoss in phase TRAIN; expected one beside teachers")
-        score = losses[0].bottom[0]
-        net.layer.extend(_for_tests(losses[0]))
-        losses[0].ClearField("include")
-        losses[0].ClearField("exclude")
-        losses[0].loss_weight[:] = [1 - self.share]
-        layers = [
-            LayerParameter(name="teacher", type="Teacher", bottom=data.top[:1], top=["teacher"]),
-            LayerParameter(name="softened_score", type="Power", bottom=[score], top=["softened_score"]),
-            LayerParameter(
-                name="distillation",
-                type="SoftmaxWithLoss",
-                bottom=["softened_score", "teacher"],
-                top=["distillation"],
-                loss_weight=[self.share * self.temperature**2],
-            ),
-        ]
-        taken = {name for layer in net.layer for name in (layer.name, *layer.top)} & {layer.name for layer in layers}
+            raise StageError(f"{path}: {len(losses)} SoftmaxWithLoss in phase TRAIN; expected one beside --teachers")
+        taken = {name for layer in net.layer for name in (layer.name, *layer.top)} & set(NAMES)
         if taken:
-            raise StageError(f"{path}: the name {min(taken)!r} is taken; expected another, since teachers need it")
-        for layer in (losses[0], *layers):
-            layer.include.add(phase=TRAIN)
-        layers[0].teacher_param.net.extend(str(deploy) for deploy, _, _ in self.files)
-        layers[0].teacher_param.weights.extend(str(weights) for _, weights, _ in self.files)
-        layers[0].teacher_param.temperature = self.temperature
-        layers[1].power_param.scale = 1 / self.temperature
+            raise StageError(f"{path}: the name {min(taken)!r} is taken; expected another, since --teachers need it")
+        layers: list[LayerParameter] = []
+        for layer in net.layer:
+            if layer == losses[0]:
+                layers += [*self._losses(layer), *_for_tests(layer)]
+            else:
+                layers += [layer, self._teacher(layer)] if layer == data else [layer]
+        del net.layer[:]
         net.layer.extend(layers)
+
+    def _teacher(self, data: LayerParameter) -> LayerParameter:
+        """The layer that holds the teachers, right behind the data: what works in place there comes later."""
+        layer = LayerParameter(name=TEACHER, type="Teacher", bottom=data.top[:1], top=[TEACHER])
+        layer.include.add(phase=TRAIN)
+        layer.teacher_param.net.extend(str(deploy) for deploy, _, _ in self.files)
+        layer.teacher_param.weights.extend(str(weights) for _, weights, _ in self.files)
+        layer.teacher_param.temperature = self.temperature
+        return layer
+
+    def _losses(self, loss: LayerParameter) -> list[LayerParameter]:
+        """The loss by the labels, of less weight, and by the teachers, in training."""
+        labels = LayerParameter()
+        labels.CopyFrom(loss)
+        labels.ClearField("include")
+        labels.ClearField("exclude")
+        weights = list(loss.loss_weight) or [1.0] + [0.0] * (len(loss.top) - 1)
+        labels.loss_weight[:] = [(1 - self.share) * weight for weight in weights]
+        softened = LayerParameter(name=SOFTENED, type="Power", bottom=loss.bottom[:1], top=[SOFTENED])
+        softened.power_param.scale = 1 / self.temperature
+        taught = LayerParameter(name=TAUGHT, type="SoftmaxWithLoss", bottom=[SOFTENED, TEACHER], top=[TAUGHT])
+        taught.loss_weight.append(self.share * self.temperature**2)
+        for layer in (labels, softened, taught):
+            layer.include.add(phase=TRAIN)
+        return [labels, softened, taught]
 
 
 def _for_tests(loss: LayerParameter) -> list[LayerParameter]:

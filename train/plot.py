@@ -37,8 +37,8 @@ class Curves:
 
     `train_loss` holds the displayed training loss, `val_loss` the sum of the test net's loss outputs times their
     weights. Where training has losses that tests lack, as one by teachers, `train_loss` is that of the tests' losses
-    alone, so that the two can be compared. `train_accuracy` and `val_accuracy` hold the output called `accuracy_name`
-    (a fraction, 0..1).
+    alone, batch by batch, so that the two can be compared. `train_accuracy` and `val_accuracy` hold the output called
+    `accuracy_name` (a fraction, 0..1).
     """
 
     name: str

@@ -33,16 +33,22 @@ class Teacher(Layer):
             )
         if not 0 < p.temperature < math.inf:
             self.error(f"temperature is {p.temperature:g}; expected a number above 0")
-        self.nets = [
-            Net(net, weights, TEST, precision=self.precision, seed=0)
-            for net, weights in zip(p.net, p.weights, strict=True)
-        ]
+        try:
+            self.nets = [
+                Net(net, weights, TEST, precision=self.precision, seed=0)
+                for net, weights in zip(p.net, p.weights, strict=True)
+            ]
+        except CaffeError as error:
+            self.error(f"a teacher is none: {error}")
         self.classes = 0
         for path, net in zip(p.net, self.nets, strict=True):
             if len(net.inputs) != 1 or len(net.outputs) != 1 or len(net.blobs[net.inputs[0]].shape) != 4:
                 self.error(
                     f"{path} has the inputs {net.inputs} and the outputs {net.outputs}; expected one of each, N×C×H×W"
                 )
+            last = next(layer for layer in reversed(net.layers) if net.outputs[0] in layer.param.top)
+            if last.type != "Softmax":
+                self.error(f"{path} ends in layer {last.name!r} ({last.type}); expected a Softmax")
             classes = math.prod(net.blobs[net.outputs[0]].shape[1:])
             if self.classes not in (0, classes):
                 self.error(f"{path} has {classes} outputs; expected {self.classes}, as {p.net[0]} has")

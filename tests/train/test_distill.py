@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -9,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_training import blobs, train, write_project
+from small_training import blobs, images, train, write_project
+from tiny_model import write_database
 
 import caffe
 from caffe.io import load_mean, read_net_parameter, save_mean
 from caffe.proto.caffe_pb2 import LayerParameter, NetState
 from caffe.tools.parse_log import read_log
-from preprocessing.classes import write_classes
+from preprocessing.classes import default_classes, write_classes
 from train.distill import Teachers
 from train.plot import read_curves
 
@@ -49,7 +51,10 @@ def test_the_runs_net_has_the_teachers_and_what_they_weigh(project: Path, monkey
     assert (project / "run/deploy.prototxt").read_text() == (project / "tiny net/deploy.prototxt").read_text()
     assert set(blobs(project / "run/tiny net.caffemodel")) == set(blobs(project / "taught/tiny net.caffemodel"))
     manifest = json.loads((project / "run/manifest.json").read_text())
-    assert str(project / "taught/tiny net.caffemodel") in json.dumps(manifest["inputs"])
+    taught = project / "taught/tiny net.caffemodel"
+    assert manifest["settings"]["teachers"][str(taught)] == hashlib.sha256(taught.read_bytes()).hexdigest()
+    # the teacher stands before anything that could work in place on the data
+    assert list(made).index("teacher") == list(made).index("data") + 1
 
 
 def test_the_objective_is_the_weighted_sum(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +108,8 @@ def test_a_loss_of_any_rules_is_split_by_phase(project: Path, rules: str, tested
     path.write_text(path.read_text().replace('top: "loss"', f'top: "loss" {rules}').replace("/nowhere/", f"{project}/"))
     net = read_net_parameter(path)
     Teachers([project / "taught"]).join(net, NetState(), net.layer[0], path)
-    for layer, source in zip(net.layer[:2], ("train_lmdb", "test_lmdb"), strict=True):
+    data = [layer for layer in net.layer if layer.type == "Data"]
+    for layer, source in zip(data, ("train_lmdb", "test_lmdb"), strict=True):
         layer.data_param.source = str(project / source)
         layer.transform_param.mean_file = str(project / "mean.binaryproto")
     found = {phase: caffe.Net(net, phase).blob_loss_weights for phase in (caffe.TRAIN, caffe.TEST)}
@@ -113,26 +119,65 @@ def test_a_loss_of_any_rules_is_split_by_phase(project: Path, rules: str, tested
 
 
 def test_another_teacher_is_another_run(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked for and done is gone on with, at its end; another temperature or other weights begin anew."""
     more = ["--epochs", "1", "--teachers", str(project / "taught")]
-    results = []
-    for change in ([], [], ["--temperature", "3"]):
+
+    def trained(*change: str) -> tuple[np.ndarray, float]:
         assert train(monkeypatch, project, "run", *more, *change) == 0
-        results.append(blobs(project / "run/tiny net.caffemodel")["fc2"][0])
+        snapshot = project / "run/tiny net_iter_5.caffemodel"
+        return blobs(project / "run/tiny net.caffemodel")["fc2"][0], snapshot.stat().st_mtime_ns
+
+    first, written = trained()
+    again, kept = trained()
+    assert kept == written
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, trained("--temperature", "3")[0])
+    again, anew = trained()
+    assert anew > written
+    np.testing.assert_array_equal(first, again)
     assert train(monkeypatch, project, "taught", "--epochs", "1", "--seed", "5") == 0
-    assert train(monkeypatch, project, "run", *more) == 0
-    results.append(blobs(project / "run/tiny net.caffemodel")["fc2"][0])
-    np.testing.assert_array_equal(results[0], results[1])
-    assert not np.array_equal(results[0], results[2])
-    assert not np.array_equal(results[0], results[3])
+    assert not np.array_equal(first, trained()[0])
 
 
-def test_two_teachers_by_themselves_decide(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With share 1 the labels do not matter: the objective is that of the teachers alone, of which there may be two."""
+def test_a_stopped_run_goes_on_to_the_same_weights(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    more = [
+        "--epochs",
+        "3",
+        "--teachers",
+        str(project / "taught"),
+        "--init",
+        str(project / "taught/tiny net.caffemodel"),
+    ]
+    assert train(monkeypatch, project, "whole", *more) == 0
+    step = caffe.Solver.step
+
+    def stop_early(solver: caffe.Solver, count: int) -> None:
+        step(solver, min(count, 7))
+        solver.requested = "stop"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(caffe.Solver, "step", stop_early)
+        assert train(patch, project, "parts", *more) == 130
+    assert train(monkeypatch, project, "parts", *more) == 0
+    whole, parts = (blobs(project / f"{name}/tiny net.caffemodel") for name in ("whole", "parts"))
+    for name, arrays in whole.items():
+        for a, b in zip(arrays, parts[name], strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_with_share_1_the_labels_do_not_matter(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two teachers that have all of the loss, and other labels: the same weights after the last iteration."""
     shutil.copytree(project / "taught", project / "second")
     more = ["--epochs", "1", "--teacher-share", "1", "--teachers", str(project / "taught"), str(project / "second")]
-    assert train(monkeypatch, project, "run", *more) == 0
+    found = []
+    for labels in (None, [0] * 22):
+        if labels:
+            shutil.rmtree(project / "train_lmdb")
+            write_database(project / "train_lmdb", images(22, seed=0)[0], labels)
+        assert train(monkeypatch, project, "run", *more) == 0
+        found.append(blobs(project / "run/tiny net_iter_5.caffemodel")["fc2"][0])
+    np.testing.assert_array_equal(*found)
     made = layers(project / "run/train_val.prototxt")
-    assert list(made["loss"].loss_weight) == [0]
     assert len(made["teacher"].teacher_param.net) == 2
 
 
@@ -151,12 +196,26 @@ def test_two_teachers_by_themselves_decide(project: Path, monkeypatch: pytest.Mo
         (["--teachers", "{project}/none"], r"none: no such folder; expected the folder of a finished run"),
         (["--teachers", "{project}/tiny net"], r"tiny net: no weights"),
         (["--teachers", "{project}/run"], r"run, the run's own folder; expected a trained net elsewhere"),
+        # found out when the net is put together, still before the run is cleared
+        (
+            ["--teachers", "{project}/broken"],
+            r"layer 'teacher' \(Teacher\): a teacher is none: .*broken/tiny net\.caffemodel",
+        ),
+        (
+            ["--teachers", "{project}/wide"],
+            r"\(Teacher\): .*wide/tiny net\.caffemodel.*shape \(3, 8\); expected \(4, 8\)",
+        ),
     ],
 )
 def test_what_cannot_teach(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], more: list[str], message: str
 ) -> None:
-    shutil.copytree(project / "taught", project / "run")
+    for name in ("run", "broken", "wide"):
+        shutil.copytree(project / "taught", project / name)
+    (project / "broken/tiny net.caffemodel").write_bytes(b"nothing")
+    wide = project / "wide/deploy.prototxt"
+    wide.write_text(wide.read_text().replace("num_output: 3", "num_output: 4"))
+    write_classes(project / "wide", default_classes(3))
     before = {path: path.read_bytes() for path in (project / "run").iterdir()}
     assert train(monkeypatch, project, "run", *[text.format(project=project) for text in more]) == 1
     assert re.search(message, capsys.readouterr().err)
@@ -179,7 +238,17 @@ def test_teachers_of_other_faces_or_classes(
     save_mean(project / "taught/mean.binaryproto", mean)
     write_classes(project / "taught", ("left", "middle", "right"))
     assert train(monkeypatch, project, "run", *more) == 1
-    assert re.search(r"its classes are left, middle, right; expected ", capsys.readouterr().err)
+    assert re.search(r"whose classes are left, middle, right; expected ", capsys.readouterr().err)
+
+
+def test_a_loss_of_its_own_weight_and_tops_keeps_them(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = project / "tiny net/train_val.prototxt"
+    text = path.read_text()
+    tail = 'layer { name: "seen" type: "Silence" bottom: "p" }'
+    path.write_text(text.replace('top: "loss"', 'top: "loss" top: "p" loss_weight: 3 loss_weight: 0') + tail)
+    assert train(monkeypatch, project, "run", "--epochs", "1", "--teachers", str(project / "taught")) == 0
+    weights = [caffe.Net(project / "run/train_val.prototxt", p).blob_loss_weights for p in (caffe.TRAIN, caffe.TEST)]
+    assert [net["loss"] for net in weights] == pytest.approx([0.3, 3])
 
 
 def test_nets_that_cannot_be_taught(
@@ -190,8 +259,9 @@ def test_nets_that_cannot_be_taught(
     second = 'layer { name: "loss2" type: "SoftmaxWithLoss" bottom: "fc2" bottom: "label" top: "loss2" }'
     more = ["--teachers", str(project / "taught")]
     for change, message in (
-        (text + second, "2 SoftmaxWithLoss in phase TRAIN; expected one beside teachers"),
+        (text + second, "2 SoftmaxWithLoss in phase TRAIN; expected one beside --teachers"),
         (text.replace('name: "fc1"', 'name: "teacher"'), "the name 'teacher' is taken"),
+        (text.replace("crop_size: 6", "crop_size: 6 scale: 0.5"), "layer 'data' has scale 0.5; expected 1 beside"),
     ):
         path.write_text(change)
         assert train(monkeypatch, project, "run", *more) == 1

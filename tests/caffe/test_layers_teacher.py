@@ -106,6 +106,19 @@ def test_no_gradient_comes_through(tmp_path: Path) -> None:
     np.testing.assert_allclose(net.blobs["data"].diff.reshape(2, -1), shares @ weights / 2, rtol=1e-3, atol=1e-8)
 
 
+def test_sharpness_aware_minimization_asks_once_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its second pass is by other weights of the net; the teacher would answer the same again."""
+    solver = SolverParameter(base_lr=1e-6, lr_policy="fixed", max_iter=3, sam_rho=0.05)
+    solver.net_param.CopyFrom(student(teacher(tmp_path)))
+    trained = caffe.get_solver(solver)
+    trained.net.blobs["data"].data[...] = bands(LEVELS)
+    layer, calls = trained.net.layer_dict["teacher"], []
+    forward = layer.forward
+    monkeypatch.setattr(layer, "forward", lambda bottoms: calls.append(1) or forward(bottoms))
+    trained.step(3)
+    assert len(calls) == 3
+
+
 def test_it_computes_in_the_nets_precision(tmp_path: Path) -> None:
     net = caffe.Net(student(teacher(tmp_path)), caffe.TRAIN, precision="bf16")
     assert net.layer_dict["teacher"].nets[0].precision == "bf16"  # type: ignore[attr-defined]

@@ -97,6 +97,16 @@ def test_folds_are_one_row_although_their_epochs_have_other_lengths(tmp_path: Pa
     ]
 
 
+def test_folds_that_runs_of_their_own_taught_are_one_row(tmp_path: Path) -> None:
+    for fold, teacher in ((1, "large"), (2, "large"), (3, "small")):
+        run = write_run(tmp_path, f"fold{fold}/runs/small", 0.8)
+        taught = tmp_path / f"fold{fold}/runs" / teacher
+        layer = f'net: "{taught}/deploy.prototxt" weights: "{taught}/{teacher}.caffemodel"'
+        with open(run / "train_val.prototxt", "a") as file:
+            file.write(f'layer {{ name: "teacher" type: "Teacher" teacher_param {{ {layer} }} }}')
+    assert [row[3] for row in rows(tmp_path)] == ["2 folds", "1 fold"]
+
+
 def test_other_settings_are_other_rows_the_best_first(tmp_path: Path) -> None:
     write_run(tmp_path, "runs/small", 0.60)
     write_run(tmp_path, "runs/small_seed2", 0.61, seed=2, base_lr=0.2)

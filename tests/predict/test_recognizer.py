@@ -103,17 +103,17 @@ def test_cropped_faces_need_no_detector(cropped: Recognizer) -> None:
     assert list(large.probabilities.values()) == pytest.approx(list(band_probabilities(levels)), abs=0.05)
 
 
-def test_mirror_averages_with_the_mirrored_face(model: tuple[Path, Path, Path]) -> None:
-    recognizer = Recognizer(*model, face="none", device="cpu", views="mirror")
+def test_the_mirrored_face_is_averaged_in_by_default(model: tuple[Path, Path, Path]) -> None:
+    recognizer = Recognizer(*model, face="none", device="cpu")
     levels = [80.0, 0, 0, 0, 0, 0, 0]
     (prediction,) = recognizer.predict(band_face(0, 80))
     expected = (band_probabilities(levels) + band_probabilities(levels[::-1])) / 2
     assert list(prediction.probabilities.values()) == pytest.approx(list(expected), abs=1e-5)
 
 
-def test_ten_crops_are_averaged_by_default(model: tuple[Path, Path, Path], cropped: Recognizer) -> None:
+def test_ten_crops_are_averaged(model: tuple[Path, Path, Path], cropped: Recognizer) -> None:
     face = band_face(0, 80)
-    (prediction,) = Recognizer(*model, face="none", device="cpu").predict(face)
+    (prediction,) = Recognizer(*model, face="none", device="cpu", views="ten_crop").predict(face)
     net = caffe.Net(str(model[0]), str(model[1]), caffe.TEST)
     mean = caffe.io.load_mean(model[2])[0]
     corners = [(3, 3), (0, 0), (0, 6), (6, 0), (6, 6)]  # of crops of 42×42 from 48×48, the centre first

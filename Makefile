@@ -278,7 +278,7 @@ $(D)/report.md: $(D)/images/manifest.json $(FACES)/manifest.json | $(READY)
 	$(PYTHON) -m preprocessing.report $(D)/images $(if $(filter none,$(ALIGN)),-,$(FACES)) $@
 
 $(TRAINED): $(W)/lmdb/manifest.json $(W)/mean.binaryproto $(RECIPE) $(TRAIN_NET) $(NET)/deploy.prototxt \
-		$(call escape,$(INIT)) $(foreach t,$(filter-out $(RUN),$(TAUGHT)),$(call escape,$(wildcard $(t)/*.caffemodel))) $(call stale,$(RUN)/.train,$(SET_TRAIN)) | $(READY)
+		$(call escape,$(INIT)) $(foreach t,$(filter-out $(RUN),$(TAUGHT)),$(foreach f,$(wildcard $(t)/*.caffemodel),$(call escape,$(f)))) $(call stale,$(RUN)/.train,$(SET_TRAIN)) | $(READY)
 	$(PYTHON) -m train $(NET) --train $(W)/lmdb/train_lmdb --val $(W)/lmdb/val_lmdb --mean $(W)/mean.binaryproto \
 		--output $(RUN) --seed $(SEED) --device $(DEVICE) --train-on $(TRAIN_ON) $(if $(SOLVER),--solver $(SOLVER)) \
 		$(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(PRECISION),--precision $(PRECISION)) $(if $(INIT),--init "$(INIT)") \

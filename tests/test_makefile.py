@@ -109,6 +109,7 @@ def test_what_is_fine_tuned_is_trained_again_when_its_settings_change(tree: Path
 
 def test_teachers_are_runs_or_folders_and_train_anew_what_learns_from_them(tree: Path) -> None:
     trained(tree, "small_wide", "small_wide")
+    (tree / "data/toy/runs/small_wide/best.caffemodel").touch()  # as a run has beside its weights
     (tree / "shipped").mkdir()
     (tree / "shipped/net.caffemodel").touch()
     settings = ["TEACHERS=small_wide ./shipped/", "TEMPERATURE=3", "TEACHER_SHARE=0.5"]

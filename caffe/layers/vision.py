@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.nn.grad import conv2d_input
 
 from .base import Layer, Shape, register
 
 Sizes = tuple[int, ...]
+
+# places of a top up to which a matrix product is the faster way to the weights' gradient, in float32 and in 16 bits:
+# measured for 16 to 2048 channels on processors with AVX2, AVX-512 and AMX
+SMALL_MAP = (16, 36)
 
 
 def channels_last(x: torch.Tensor) -> torch.Tensor:
@@ -35,6 +41,69 @@ def _columns(x: torch.Tensor, kernel: Sizes, stride: Sizes, pad: Sizes, dilation
     return x.permute(0, 1, *taps, *tops).flatten(1, 1 + axes)
 
 
+class _SmallMaps(torch.autograd.Function):
+    """conv2d of N×C×D1×D2, whose weights' gradient is one matrix product with the columns, as Caffe computes it.
+
+    oneDNN's kernel for it is made for large maps: where the top has 3×3 places it takes 2 to 10 times as long.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        stride: Sizes,
+        pad: Sizes,
+        dilation: Sizes,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.settings = stride, pad, dilation
+        return F.conv2d(x, weight, bias, stride, pad, dilation)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (x, weight), (stride, pad, dilation) = ctx.saved_tensors, ctx.settings
+        gradient = channels_last(gradient)
+        to_x = to_weight = to_bias = None
+        if ctx.needs_input_grad[0]:
+            to_x = conv2d_input(x.shape, weight, gradient, stride, pad, dilation)
+        rows = gradient.permute(0, 2, 3, 1).flatten(0, 2)
+        if ctx.needs_input_grad[1]:
+            # N·E1·E2 rows of K1·K2·C values, the channels of a tap side by side as they lie in x
+            taps = F.pad(channels_last(x).permute(0, 2, 3, 1), (0, 0, pad[1], pad[1], pad[0], pad[0]))
+            for axis, (size, step, gap) in enumerate(zip(weight.shape[2:], stride, dilation, strict=True), start=1):
+                taps = taps.unfold(axis, gap * (size - 1) + 1, step)[..., ::gap]
+            columns = taps.permute(0, 1, 2, 4, 5, 3).reshape(len(rows), -1)
+            outputs, channels, *kernel = weight.shape
+            to_weight = (rows.t() @ columns).view(outputs, *kernel, channels).permute(0, 3, 1, 2)
+        if ctx.needs_input_grad[2]:
+            to_bias = rows.sum(0)
+        return to_x, to_weight, to_bias, None, None, None
+
+
+def _conv2d(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: Sizes,
+    pad: Sizes,
+    dilation: Sizes,
+    group: int,
+) -> torch.Tensor:
+    """`F.conv2d`, on a CPU with the weights' gradient by the faster of two ways."""
+    if x.device.type == "cpu" and group == 1 and torch.is_grad_enabled() and weight.requires_grad:
+        if torch.is_autocast_enabled("cpu"):
+            dtype = torch.get_autocast_dtype("cpu")
+            x, weight = x.to(dtype), weight.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
+        sizes = zip(x.shape[2:], weight.shape[2:], stride, pad, dilation, strict=True)
+        places = math.prod((size + 2 * p - gap * (k - 1) - 1) // step + 1 for size, k, step, p, gap in sizes)
+        if places <= SMALL_MAP[x.dtype.itemsize < 4]:
+            return _SmallMaps.apply(x, weight, bias, stride, pad, dilation)
+    return F.conv2d(x, weight, bias, stride, pad, dilation, group)
+
+
 def _convolve(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -49,7 +118,7 @@ def _convolve(
     if axes == 0:
         return F.conv1d(x[..., None], weight[..., None], bias, groups=group)[..., 0]
     if axes <= 3:
-        return (F.conv1d, F.conv2d, F.conv3d)[axes - 1](x, weight, bias, stride, pad, dilation, group)
+        return (F.conv1d, _conv2d, F.conv3d)[axes - 1](x, weight, bias, stride, pad, dilation, group)
     columns = _columns(x, tuple(weight.shape[2:]), stride, pad, dilation)
     y = weight.reshape(group, weight.shape[0] // group, -1) @ columns.flatten(2).unflatten(1, (group, -1))
     y = y.reshape(x.shape[0], weight.shape[0], *columns.shape[2:])

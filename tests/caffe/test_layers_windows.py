@@ -7,6 +7,8 @@ import math
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from layer_checks import backward, check_gradient, close
@@ -258,6 +260,27 @@ def test_convolution(
     b = parameters[1] if bias else None
     close(run(net, x)["y"], convolve(x, parameters[0], b, stride, pad, (dilation, dilation), group))
     check_gradient(net, x)
+
+
+@pytest.mark.parametrize("side", [3, 6, 8])  # the weights' gradient is computed in another way on small maps
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 2e-2)])
+def test_gradients_of_a_convolution_of_small_and_large_maps(side: int, precision: str, tolerance: float) -> None:
+    net = one_layer(
+        'type: "Convolution" convolution_param { num_output: 12 kernel_h: 3 kernel_w: 2 stride: 2 pad_h: 1 '
+        'weight_filler { type: "xavier" } }',
+        (4, 20, 2 * side - 1, 2 * side),
+        precision=precision,
+    )
+    x = torch.tensor(normal(4, 20, 2 * side - 1, 2 * side), dtype=torch.float64, requires_grad=True)
+    weight, bias = (torch.tensor(blob.data, dtype=torch.float64).requires_grad_() for blob in net.params["layer"])
+    top = F.conv2d(x, weight, bias, stride=2, padding=(1, 0))
+    assert top.shape == (4, 12, side, side)
+    gradient = normal(*top.shape, seed=1)
+    top.backward(torch.tensor(gradient, dtype=torch.float64))
+    run(net, x.detach().numpy())
+    backward(net, y=gradient)
+    for ours, theirs in zip([net.blobs["x0"], *net.params["layer"]], (x, weight, bias), strict=True):
+        assert np.abs(ours.diff - theirs.grad.numpy()).max() <= tolerance * np.abs(theirs.grad.numpy()).max()
 
 
 def deconvolve(

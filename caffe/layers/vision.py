@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.nn.grad import conv2d_input
 
 from .base import Layer, Shape, register
 
@@ -41,10 +40,11 @@ def _columns(x: torch.Tensor, kernel: Sizes, stride: Sizes, pad: Sizes, dilation
     return x.permute(0, 1, *taps, *tops).flatten(1, 1 + axes)
 
 
-class _SmallMaps(torch.autograd.Function):
-    """conv2d of N×C×D1×D2, whose weights' gradient is one matrix product with the columns, as Caffe computes it.
+class _Conv2d(torch.autograd.Function):
+    """`F.conv2d` on a CPU, its gradients computed in another way than oneDNN's where that is faster.
 
-    oneDNN's kernel for it is made for large maps: where the top has 3×3 places it takes 2 to 10 times as long.
+    Without groups, the weights' is one matrix product with the columns, as in Caffe: oneDNN's kernel is made for large
+    maps, and where the top has 3×3 places takes 2 to 10 times as long. With groups, both are computed in float32.
     """
 
     @staticmethod
@@ -56,20 +56,21 @@ class _SmallMaps(torch.autograd.Function):
         stride: Sizes,
         pad: Sizes,
         dilation: Sizes,
+        group: int,
     ) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.settings = stride, pad, dilation
-        return F.conv2d(x, weight, bias, stride, pad, dilation)
+        ctx.settings = stride, pad, dilation, group
+        return F.conv2d(x, weight, bias, stride, pad, dilation, group)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (x, weight), (stride, pad, dilation) = ctx.saved_tensors, ctx.settings
+        (x, weight), (stride, pad, dilation, group) = ctx.saved_tensors, ctx.settings
         gradient = channels_last(gradient)
-        to_x = to_weight = to_bias = None
-        if ctx.needs_input_grad[0]:
-            to_x = conv2d_input(x.shape, weight, gradient, stride, pad, dilation)
         rows = gradient.permute(0, 2, 3, 1).flatten(0, 2)
-        if ctx.needs_input_grad[1]:
+        wanted = [*ctx.needs_input_grad[:2], False]
+        to_weight = None
+        if wanted[1] and group == 1:
+            wanted[1] = False
             # N·E1·E2 rows of K1·K2·C values, the channels of a tap side by side as they lie in x
             taps = F.pad(channels_last(x).permute(0, 2, 3, 1), (0, 0, pad[1], pad[1], pad[0], pad[0]))
             for axis, (size, step, gap) in enumerate(zip(weight.shape[2:], stride, dilation, strict=True), start=1):
@@ -77,9 +78,13 @@ class _SmallMaps(torch.autograd.Function):
             columns = taps.permute(0, 1, 2, 4, 5, 3).reshape(len(rows), -1)
             outputs, channels, *kernel = weight.shape
             to_weight = (rows.t() @ columns).view(outputs, *kernel, channels).permute(0, 3, 1, 2)
-        if ctx.needs_input_grad[2]:
-            to_bias = rows.sum(0)
-        return to_x, to_weight, to_bias, None, None, None
+        operands = (gradient, x, weight) if group == 1 else (gradient.float(), x.float(), weight.float())
+        settings = (None, stride, pad, dilation, False, (0, 0), group, wanted)
+        to_x, by_onednn, _ = torch.ops.aten.convolution_backward(*operands, *settings)
+        to_weight = by_onednn if to_weight is None else to_weight
+        to_bias = rows.sum(0) if ctx.needs_input_grad[2] else None
+        as_given = (g if g is None else g.to(x.dtype) for g in (to_x, to_weight, to_bias))
+        return *as_given, None, None, None, None
 
 
 def _conv2d(
@@ -91,16 +96,20 @@ def _conv2d(
     dilation: Sizes,
     group: int,
 ) -> torch.Tensor:
-    """`F.conv2d`, on a CPU with the weights' gradient by the faster of two ways."""
-    if x.device.type == "cpu" and group == 1 and torch.is_grad_enabled() and weight.requires_grad:
+    """`F.conv2d`, on a CPU with gradients by the fastest of the ways to compute them."""
+    if x.device.type == "cpu" and torch.is_grad_enabled() and weight.requires_grad:
         if torch.is_autocast_enabled("cpu"):
             dtype = torch.get_autocast_dtype("cpu")
             x, weight = x.to(dtype), weight.to(dtype)
             bias = None if bias is None else bias.to(dtype)
+        short = x.dtype.itemsize < 4
         sizes = zip(x.shape[2:], weight.shape[2:], stride, pad, dilation, strict=True)
         places = math.prod((size + 2 * p - gap * (k - 1) - 1) // step + 1 for size, k, step, p, gap in sizes)
-        if places <= SMALL_MAP[x.dtype.itemsize < 4]:
-            return _SmallMaps.apply(x, weight, bias, stride, pad, dilation)
+        small = group == 1 and places <= SMALL_MAP[short]
+        # oneDNN's depthwise kernels of 16 bits: as fast as float32's for 3×3 at stride 1, else 3 to 60 times slower
+        depthwise = short and 1 < group == x.shape[1] and (max(stride) > 1 or max(weight.shape[2:]) > 3)
+        if small or depthwise:
+            return _Conv2d.apply(x, weight, bias, stride, pad, dilation, group)
     return F.conv2d(x, weight, bias, stride, pad, dilation, group)
 
 

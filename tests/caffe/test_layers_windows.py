@@ -262,19 +262,24 @@ def test_convolution(
     check_gradient(net, x)
 
 
-@pytest.mark.parametrize("side", [3, 6, 8])  # the weights' gradient is computed in another way on small maps
+# the gradients are computed in other ways on small maps, and in 16 bits with groups of one channel
+@pytest.mark.parametrize("side", [3, 6, 8])
+@pytest.mark.parametrize("group", [1, 4, 20])
+@pytest.mark.parametrize("kernel", [(3, 2), (3, 5)])
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 2e-2)])
-def test_gradients_of_a_convolution_of_small_and_large_maps(side: int, precision: str, tolerance: float) -> None:
+def test_gradients_of_a_convolution_as_in_pytorch(
+    side: int, group: int, kernel: tuple[int, int], stride: int, precision: str, tolerance: float
+) -> None:
     net = one_layer(
-        'type: "Convolution" convolution_param { num_output: 12 kernel_h: 3 kernel_w: 2 stride: 2 pad_h: 1 '
-        'weight_filler { type: "xavier" } }',
-        (4, 20, 2 * side - 1, 2 * side),
+        f'type: "Convolution" convolution_param {{ num_output: 40 group: {group} stride: {stride} pad_h: 1 pad_w: 2 '
+        f'kernel_h: {kernel[0]} kernel_w: {kernel[1]} weight_filler {{ type: "xavier" }} }}',
+        (4, 20, stride * side, stride * side),
         precision=precision,
     )
-    x = torch.tensor(normal(4, 20, 2 * side - 1, 2 * side), dtype=torch.float64, requires_grad=True)
+    x = torch.tensor(normal(4, 20, stride * side, stride * side), dtype=torch.float64, requires_grad=True)
     weight, bias = (torch.tensor(blob.data, dtype=torch.float64).requires_grad_() for blob in net.params["layer"])
-    top = F.conv2d(x, weight, bias, stride=2, padding=(1, 0))
-    assert top.shape == (4, 12, side, side)
+    top = F.conv2d(x, weight, bias, stride, (1, 2), groups=group)
     gradient = normal(*top.shape, seed=1)
     top.backward(torch.tensor(gradient, dtype=torch.float64))
     run(net, x.detach().numpy())

@@ -2,11 +2,11 @@
 
     python bench.py [--only PART,PART] [--quick] [--csv data/fer2013.csv] [--json FILE]
 
-The parts: `stages` makes a data set from a CSV; `training` is FaceEmotionNet's forward and backward pass and whole
-iterations, beside plain PyTorch; `inference` is the networks that ship, beside OpenCV's `cv2.dnn` on the same files;
-`prediction` is faces and photos through `predict`; `zoo` is the networks of prototxt/zoo, with random weights, beside
-`cv2.dnn`. Work and peer take turns, and the median counts; where both give probabilities, these must agree. The one
-peer that does not run here is Caffe 1.0, whose time is a constant.
+The parts: `stages` makes a data set from a CSV; `training` is forward and backward passes beside plain PyTorch, and
+whole iterations; `inference` is the networks that ship, beside OpenCV's `cv2.dnn` on the same files; `prediction` is
+faces and photos through `predict`; `zoo` is the networks of prototxt/zoo, with random weights, beside `cv2.dnn`. Work
+and peer take turns, and the median counts; where both give probabilities, these must agree. The one peer that does not
+run here is Caffe 1.0, whose time is a constant.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from functools import partial
 from io import StringIO
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -36,7 +37,7 @@ from torch import nn
 import caffe
 from caffe.database import write_lmdb
 from caffe.io import array_to_datum, read_net_parameter, save_mean
-from caffe.proto.caffe_pb2 import NetParameter, SolverParameter
+from caffe.proto.caffe_pb2 import LayerParameter, NetParameter, SolverParameter
 from caffe.solver import Solver
 from predict import Recognizer
 from preprocessing.align import align
@@ -46,6 +47,7 @@ from preprocessing.mean import write_mean
 
 ROOT = Path(__file__).resolve().parent
 NETWORKS = ("face_emotion_net", "mini_xception")
+PEERS = ("face_emotion_net", "face_resnet", "mobilenet_v2")  # those beside plain PyTorch
 ZOO = ("lenet", "cifar10_quick", "alexnet", "googlenet", "resnet18", "mobilenet")
 PARTS = ("stages", "training", "inference", "prediction", "zoo")
 CAFFE_SECONDS = 0.134  # Caffe 1.0's forward and backward pass of FaceEmotionNet, batch 64, OpenBLAS on 2 cores
@@ -53,24 +55,73 @@ CAFFE_SECONDS = 0.134  # Caffe 1.0's forward and backward pass of FaceEmotionNet
 TOLERANCES = {"": 1e-4, " bf16": 0.2}
 
 
-class PlainFaceEmotionNet(nn.Module):
-    """prototxt/face_emotion_net as one writes it in PyTorch: the peer of our training."""
+class PlainNet(nn.Module):
+    """The layers of one of our nets, with its weights, as one writes them in PyTorch: the peer of our training.
 
-    def __init__(self) -> None:
+    Those of the types below, from the blob `data` to the scores, which the last, a SoftmaxWithLoss or a Softmax, takes.
+    """
+
+    def __init__(self, net: caffe.Net) -> None:
         super().__init__()
-        sizes = ((1, 32, 5, 2), (32, 32, 4, 1), (32, 64, 5, 2))
-        self.convs = nn.ModuleList(nn.Conv2d(i, o, k, padding=p, bias=False) for i, o, k, p in sizes)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(o) for _, o, _, _ in sizes)
-        self.fc1, self.fc2, self.fc3 = nn.Linear(1600, 2048), nn.Linear(2048, 1024), nn.Linear(1024, 7)
+        self.steps: list[tuple[nn.Module, list[str], str]] = []  # a module, its bottoms and its top
+        layers = [param for param in (net.layer_dict[name].param for name in net.layer_dict) if param.type != "Input"]
+        self.scores, self.shape = layers[-1].bottom[0], net.blobs["data"].shape
+        self.label_smoothing = layers[-1].loss_param.label_smoothing
+        for param, behind in pairwise(layers):
+            if param.type == "Scale":
+                continue  # nn.BatchNorm2d's own, in front of it
+            module = self.module(net, param)
+            self.add_module(param.name, module)
+            blobs = [torch.tensor(blob.data) for blob in net.params.get(param.name, [])]
+            with torch.no_grad():
+                if isinstance(module, nn.BatchNorm2d):
+                    mean, variance, total = blobs
+                    if total:
+                        module.running_mean.copy_(mean / total)
+                        module.running_var.copy_(variance / total)
+                    blobs = [torch.tensor(blob.data) for blob in net.params[behind.name]]  # the Scale's
+                for parameter, blob in zip(module.parameters(), blobs, strict=True):
+                    parameter.copy_(blob)
+            self.steps.append((module, list(param.bottom), param.top[0]))
+
+    @staticmethod
+    def module(net: caffe.Net, param: LayerParameter) -> nn.Module:
+        """One layer's module; KeyError for a type that the peer has not."""
+        channels = net.blobs[param.bottom[0]].shape[1]
+        if param.type == "Convolution":
+            p = param.convolution_param
+            kernel, pad, stride = (
+                [*values, default][0] for values, default in ((p.kernel_size, 1), (p.pad, 0), (p.stride, 1))
+            )
+            return nn.Conv2d(channels, p.num_output, kernel, stride, pad, groups=p.group, bias=p.bias_term)
+        if param.type == "InnerProduct":
+            inputs = math.prod(net.blobs[param.bottom[0]].shape[1:])
+            return nn.Sequential(nn.Flatten(), nn.Linear(inputs, param.inner_product_param.num_output))
+        if param.type == "Pooling" and param.pooling_param.global_pooling:
+            return nn.AdaptiveAvgPool2d(1)
+        if param.type == "Pooling":
+            return nn.MaxPool2d(param.pooling_param.kernel_size, param.pooling_param.stride, ceil_mode=True)
+        simple = {
+            "BatchNorm": partial(nn.BatchNorm2d, channels),
+            "ReLU": partial(nn.ReLU, inplace=True),
+            "Dropout": partial(nn.Dropout, param.dropout_param.dropout_ratio),
+            "Eltwise": Sum,
+        }
+        return simple[param.type]()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Scores N×7 of faces N×1×42×42."""
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = F.max_pool2d(F.relu(norm(conv(x))), 3, 2, ceil_mode=True)
-        x = x.flatten(1)
-        for layer in (self.fc1, self.fc2):
-            x = F.dropout(F.relu(layer(x)), 0.4, self.training)
-        return self.fc3(x)
+        """Scores N×7 of faces N×1×H×W."""
+        blobs = {"data": x}
+        for module, bottoms, top in self.steps:
+            blobs[top] = module(*(blobs[bottom] for bottom in bottoms))
+        return blobs[self.scores]
+
+
+class Sum(nn.Module):
+    """An Eltwise that adds."""
+
+    def forward(self, *bottoms: torch.Tensor) -> torch.Tensor:
+        return sum(bottoms[1:], bottoms[0])
 
 
 def duration(seconds: float) -> str:
@@ -137,20 +188,21 @@ def precisions() -> Iterator[str]:
 
 
 def bench_passes(table: Table, rounds: int) -> None:
-    """Forward and backward pass of FaceEmotionNet at batch 64: what Net costs above plain PyTorch."""
-    for precision in precisions():
-        ours, plain = net_passes(precision), plain_passes(PlainFaceEmotionNet(), precision == "BF16")
-        what = f"forward and backward, batch 64: face_emotion_net {precision.lower()}"
-        mine, other = alternate(rounds, 6, ours, plain)
-        table.add(what, mine, 64, "plain PyTorch", other)
-        if precision == "FP32":  # the one precision that it has
-            table.add(what, mine, 64, "Caffe 1.0, OpenBLAS", CAFFE_SECONDS)
+    """Forward and backward pass at batch 64: what Net costs, or gains, beside plain PyTorch."""
+    for network in PEERS:
+        for precision in precisions():
+            net = training_net(network, precision)
+            ours, plain = net_passes(net), plain_passes(PlainNet(net), precision == "BF16")
+            what = f"forward and backward, batch 64: {network} {precision.lower()}"
+            mine, other = alternate(rounds, 6, ours, plain)
+            table.add(what, mine, 64, "plain PyTorch", other)
+            if (network, precision) == ("face_emotion_net", "FP32"):  # the one that it was measured with
+                table.add(what, mine, 64, "Caffe 1.0, OpenBLAS", CAFFE_SECONDS)
 
 
-def net_passes(precision: str) -> Callable[[], object]:
+def net_passes(net: caffe.Net) -> Callable[[], object]:
     """The passes by Net, as the solver calls it, on a batch that is there already."""
-    net = training_net(precision)
-    net.blobs["data"].data[...] = np.random.default_rng(0).standard_normal((64, 1, 42, 42))
+    net.blobs["data"].data[...] = np.random.default_rng(0).standard_normal(net.blobs["data"].shape)
     net.blobs["label"].data[...] = np.arange(64) % 7
 
     def passes() -> None:
@@ -161,25 +213,26 @@ def net_passes(precision: str) -> Callable[[], object]:
     return passes
 
 
-def training_net(precision: str) -> caffe.Net:
-    """FaceEmotionNet as it trains, but without the data layers, and without the accuracy, which PyTorch has not."""
-    trained = read_net_parameter(ROOT / "prototxt" / "face_emotion_net" / "train_val.prototxt")
+def training_net(network: str, precision: str) -> caffe.Net:
+    """A network as it trains, but without the data layers, and without the accuracy, which PyTorch has not."""
+    trained = read_net_parameter(ROOT / "prototxt" / network / "train_val.prototxt")
+    crop = next(layer.transform_param.crop_size for layer in trained.layer if layer.type == "Data")
     param = NetParameter(name=trained.name)
     inputs = param.layer.add(name="data", type="Input", top=["data", "label"]).input_param
-    inputs.shape.add(dim=[64, 1, 42, 42])
+    inputs.shape.add(dim=[64, 1, crop, crop])
     inputs.shape.add(dim=[64])
     param.layer.extend(layer for layer in trained.layer if layer.type not in ("Data", "Accuracy"))
     return caffe.Net(param, caffe.TRAIN, precision=precision, seed=1)
 
 
-def plain_passes(model: nn.Module, bfloat16: bool) -> Callable[[], object]:
+def plain_passes(model: PlainNet, bfloat16: bool) -> Callable[[], object]:
     """The passes in plain PyTorch: channels-last, autocast."""
     model.to(memory_format=torch.channels_last)
-    images, labels = torch.randn(64, 1, 42, 42), torch.arange(64) % 7
+    images, labels = torch.randn(model.shape), torch.arange(64) % 7
 
     def passes() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            loss = F.cross_entropy(model(images), labels)
+            loss = F.cross_entropy(model(images), labels, label_smoothing=model.label_smoothing)
         model.zero_grad(set_to_none=True)
         loss.backward()
 
@@ -196,7 +249,7 @@ def bench_training(table: Table, rounds: int) -> None:
                 solver = make_solver(network, precision, folder)
                 works: list[Callable[[], object]] = [partial(solver.step, 1)]
                 if network == "face_emotion_net":
-                    works.append(plain_iteration(precision == "BF16"))
+                    works.append(plain_iteration(PlainNet(training_net(network, precision)), precision == "BF16"))
                 mine, *other = alternate(rounds, 6, *works)
                 what = f"training iteration, batch 64: {network} {precision.lower()}"
                 table.add(what, mine, 64, "plain PyTorch", *other)
@@ -222,9 +275,8 @@ def make_solver(network: str, precision: str, data: Path) -> Solver:
     return caffe.get_solver(param)
 
 
-def plain_iteration(bfloat16: bool) -> Callable[[], object]:
+def plain_iteration(model: PlainNet, bfloat16: bool) -> Callable[[], object]:
     """An iteration of the same training in plain PyTorch: the passes, then fused SGD."""
-    model = PlainFaceEmotionNet()
     passes = plain_passes(model, bfloat16)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, fused=True)
 

@@ -13,9 +13,9 @@ from .base import Layer, Shape, register
 
 Sizes = tuple[int, ...]
 
-# places of a top up to which a matrix product is the faster way to the weights' gradient, in float32 and in 16 bits:
-# measured for 16 to 2048 channels on processors with AVX2, AVX-512 and AMX
-SMALL_MAP = (16, 36)
+# places of a top up to which a matrix product is the faster way to the weights' gradient: measured for 16 to 2048
+# channels with the instructions of AVX2, AVX-512 and AMX
+SMALL_MAP = {torch.float32: 16, torch.bfloat16: 36}
 
 
 def channels_last(x: torch.Tensor) -> torch.Tensor:
@@ -102,12 +102,11 @@ def _conv2d(
             dtype = torch.get_autocast_dtype("cpu")
             x, weight = x.to(dtype), weight.to(dtype)
             bias = None if bias is None else bias.to(dtype)
-        short = x.dtype.itemsize < 4
         sizes = zip(x.shape[2:], weight.shape[2:], stride, pad, dilation, strict=True)
         places = math.prod((size + 2 * p - gap * (k - 1) - 1) // step + 1 for size, k, step, p, gap in sizes)
-        small = group == 1 and places <= SMALL_MAP[short]
+        small = group == 1 and places <= SMALL_MAP.get(x.dtype, 0)
         # oneDNN's depthwise kernels of 16 bits: as fast as float32's for 3×3 at stride 1, else 3 to 60 times slower
-        depthwise = short and 1 < group == x.shape[1] and (max(stride) > 1 or max(weight.shape[2:]) > 3)
+        depthwise = x.dtype.itemsize < 4 and 1 < group == x.shape[1] and (max(stride) > 1 or max(weight.shape[2:]) > 3)
         if small or depthwise:
             return _Conv2d.apply(x, weight, bias, stride, pad, dilation, group)
     return F.conv2d(x, weight, bias, stride, pad, dilation, group)

@@ -58,7 +58,7 @@ WORKERS ?=
 MODELS ?=
 #: a photo for `make predict`, `make features`, `make explain`, and for `make report` (default: a test face); for `make predict` also a folder, or a quoted pattern
 IMG ?= images/astronaut.png
-#: detect: find and align the faces of a photo; none: the image is a cropped face
+#: detect: find and align the faces of a photo; one: the image shows one face, aligned as those of training are; none: it is a cropped face
 FACE ?= detect
 #: blobs that `make features` draws (names, in quotes; default: all), or the one that `make explain` takes Grad-CAM from
 LAYER ?=

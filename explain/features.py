@@ -1,6 +1,6 @@
 """Draw what each layer of a trained net makes of a face: its feature maps, one picture a blob, and an overview.
 
-python -m explain.features face.jpg [--layer conv2 …] [--model NAME | --deploy … --weights … --mean …] [--face none]
+python -m explain.features face.jpg [--layer conv2 …] [--model NAME | --deploy … --weights … --mean …] [--face one]
 """
 
 from __future__ import annotations
@@ -258,7 +258,9 @@ def run(args: argparse.Namespace) -> None:
     except (ImageError, caffe.CaffeError) as error:
         raise StageError(str(error)) from error
     if not faces:
-        raise StageError(f"{args.image}: no face found; expected a photo with a face, or --face none for a cropped one")
+        raise StageError(
+            f"{args.image}: no face found; expected a photo with a face, or --face one for an image of a face alone"
+        )
     network = recognizer.network
     maps = feature_maps(network, faces[0].pixels) if ALL in args.layer else {}
     maps |= layer_maps(network, faces[0].pixels, [name for name in args.layer if name != ALL])

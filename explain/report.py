@@ -58,6 +58,7 @@ from explain.page import (
 from explain.saliency import draw_explanation, explain_face
 from explain.scores import area_under, corners, roc_curve, wilson_interval
 from predict import ImageError, Recognizer
+from predict.recognizer import FACES
 from preprocessing.network_input import FaceNetwork, read_temperatures
 from preprocessing.stage import Stage, StageError, add_device_argument, replace_file, run_main, sha256
 from train.calibrate import calibrate, draw_reliability
@@ -203,7 +204,9 @@ def find_face(path: Path, network: FaceNetwork, face: str, device: str) -> np.nd
     except ImageError as error:
         raise StageError(str(error)) from error
     if not found:
-        raise StageError(f"{path}: no face found; expected a photo with a face, or --face none for a cropped one")
+        raise StageError(
+            f"{path}: no face found; expected a photo with a face, or --face one for an image of a face alone"
+        )
     return found[0].pixels[None]
 
 
@@ -893,7 +896,9 @@ def main() -> None:
         help="accuracies by all views (default: RUN/evaluation/evaluation.json)",
     )
     parser.add_argument("--image", type=Path, metavar="FILE", help="a photo: the feature maps are of its surest face")
-    parser.add_argument("--face", choices=("detect", "none"), default="detect", help="none: --image is a cropped face")
+    parser.add_argument(
+        "--face", choices=FACES, default="detect", help="one: --image shows one face; none: is a cropped one"
+    )
     add_device_argument(parser)
     args = parser.parse_args()
     databases = dict(args.lmdb)

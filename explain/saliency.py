@@ -1,6 +1,6 @@
 """Show what of a face a trained net's answer rests on: Grad-CAM, guided backpropagation and their product.
 
-python -m explain.saliency face.jpg [--target happy] [--layer conv3] [--model NAME | --deploy … …] [--face none]
+python -m explain.saliency face.jpg [--target happy] [--layer conv3] [--model NAME | --deploy … …] [--face one]
 """
 
 from __future__ import annotations
@@ -273,7 +273,9 @@ def run(args: argparse.Namespace) -> None:
     except (ImageError, caffe.CaffeError) as error:
         raise StageError(str(error)) from error
     if not faces:
-        raise StageError(f"{args.image}: no face found; expected a photo with a face, or --face none for a cropped one")
+        raise StageError(
+            f"{args.image}: no face found; expected a photo with a face, or --face one for an image of a face alone"
+        )
     network = recognizer.network
     pictures, results = [], []
     for number, face in enumerate(faces, 1):

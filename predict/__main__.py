@@ -1,6 +1,6 @@
 """Say which emotion each face in some images shows, and draw it on them.
 
-python -m predict photo.jpg [more images, folders, 'patterns/*.png'] [--face none] [--json] [--output DIR]
+python -m predict photo.jpg [more images, folders, 'patterns/*.png'] [--face one] [--json] [--output DIR]
 """
 
 from __future__ import annotations

@@ -8,11 +8,11 @@ from pathlib import Path
 from preprocessing.network_input import FaceNetwork
 from preprocessing.stage import add_device_argument
 
-from .recognizer import DEFAULT_MODEL, DEFAULT_VIEWS, Recognizer, model_files
+from .recognizer import DEFAULT_MODEL, DEFAULT_VIEWS, FACES, Recognizer, model_files
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, faces: bool = True) -> None:
-    """`--model NAME`, or `--deploy`, `--weights` and `--mean`; `--device`; with `faces`, `--face detect|none`."""
+    """`--model NAME`, or `--deploy`, `--weights` and `--mean`; `--device`; with `faces`, `--face detect|one|none`."""
     parser.add_argument("--model", default=DEFAULT_MODEL, help="a model that ships (default: %(default)s)")
     parser.add_argument("--deploy", type=Path, help="deploy.prototxt of a net of your own, with --weights and --mean")
     parser.add_argument("--weights", type=Path, help="its .caffemodel")
@@ -20,9 +20,10 @@ def add_model_arguments(parser: argparse.ArgumentParser, faces: bool = True) -> 
     if faces:
         parser.add_argument(
             "--face",
-            choices=("detect", "none"),
+            choices=FACES,
             default="detect",
-            help="detect: find the faces in photos; none: each image is one cropped face (default: %(default)s)",
+            help="detect: find the faces in photos; one: each image shows one face, aligned as training images are; "
+            "none: each image is a cropped face, for a net that was trained on such (default: %(default)s)",
         )
     add_device_argument(parser)
 

@@ -19,6 +19,7 @@ from .images import check_image, read_image
 
 MODELS = Path(__file__).resolve().parent.parent / "prototxt"
 DEFAULT_MODEL = "face_resnet"  # the most accurate one that ships
+FACES = ("detect", "one", "none")  # how many faces an image shows
 DEFAULT_VIEWS = "mirror"  # its most accurate ones on PublicTest
 
 StrPath = str | os.PathLike[str]
@@ -31,8 +32,8 @@ class FoundFace:
     Attributes
     ----------
     box, confidence: as a Prediction's.
-    landmarks: float, 5×2, in pixels of the image; None for `face="none"`.
-    pixels: uint8, N×N, grey: the face aligned, or for `face="none"` the image resized; N is the mean's side.
+    landmarks: float, 5×2, in pixels of the image; None for a face that was not looked for, or not found.
+    pixels: uint8, N×N, grey: the face aligned, or without landmarks the image resized; N is the mean's side.
     """
 
     box: tuple[float, float, float, float]
@@ -47,10 +48,10 @@ class Prediction:
 
     Attributes
     ----------
-    box: x, y, width, height in pixels of the image; the whole image for `face="none"`.
+    box: x, y, width, height in pixels of the image; all of it for `face="none"`, and where `face="one"` finds none.
     landmarks: name -> (x, y) of the eyes, the nose and the corners of the mouth, left and right as the viewer sees
-        them; None for `face="none"`.
-    confidence: the detector's probability that this is a face, 0..1; None for `face="none"`.
+        them; None where the box is all of the image.
+    confidence: the detector's probability that this is a face, 0..1; None where the box is all of the image.
     emotion: the most probable one.
     probabilities: emotion -> probability, of all emotions, in the order of the net's outputs; they sum to 1.
     """
@@ -99,8 +100,9 @@ class Recognizer:
     deploy, weights, mean: files of a trained net (deploy.prototxt, .caffemodel, mean.binaryproto), all three;
         default: those of the model that ships. A calibration.json beside the weights calibrates the probabilities.
     face: `detect` (default) finds all faces in a photo by MTCNN and aligns them by their landmarks, as the training
-        faces were; `none` takes each image as one cropped face, such as FER2013's, which is only resized. A net that
-        was trained on aligned faces does a little worse on those.
+        faces were. `one` is for images that show one face each, such as FER2013's: each is treated as the align stage
+        treats the training images, which looks harder for a face, and resizes the image where it finds none. `none`
+        takes each image as a cropped face, which is only resized: for a net that was trained on such.
     device: `auto` (a GPU where there is one, the default), `cpu`, `cuda` or `cuda:N`.
     views: what the net sees of each face: `centre`, `mirror` (default: also mirrored) or `ten_crop` (also four other
         crops, mirrored too); the probabilities are averaged, at 2 or 10 times the multiply-adds.
@@ -127,8 +129,8 @@ class Recognizer:
         views: str = DEFAULT_VIEWS,
         model: str = DEFAULT_MODEL,
     ) -> None:
-        if face not in ("detect", "none"):
-            raise ValueError(f"face is {face!r}; expected 'detect' or 'none'")
+        if face not in FACES:
+            raise ValueError(f"face is {face!r}; expected one of {', '.join(FACES)}")
         check_views([views])
         given = [name for name, path in (("deploy", deploy), ("weights", weights), ("mean", mean)) if path is not None]
         if given and len(given) < 3:
@@ -144,10 +146,11 @@ class Recognizer:
         if channels != 1 or height != self._size:
             raise StageError(f"{mean}: is {channels}×{height}×{self._size}; expected 1×N×N, the mean of grey faces")
         self._detector: Any = None
-        if face == "detect":
-            from preprocessing.mtcnn import Detector  # a third of the time it takes to load, and not always needed
+        if face != "none":
+            # a third of the time it takes to load, and not always needed
+            from preprocessing.mtcnn import PatientDetector
 
-            self._detector = Detector(device)
+            self._detector = PatientDetector(device, certain=face == "one")
 
     @property
     def emotions(self) -> tuple[str, ...]:
@@ -188,12 +191,19 @@ class Recognizer:
         self, images: list[np.ndarray]
     ) -> list[list[tuple[tuple[float, float, float, float], np.ndarray | None, float | None]]]:
         """For each image box, landmarks and confidence of its faces."""
+        whole = [((0.0, 0.0, float(image.shape[1]), float(image.shape[0])), None, None) for image in images]
         if self._detector is None:
-            return [[((0.0, 0.0, float(image.shape[1]), float(image.shape[0])), None, None)] for image in images]
-        return [
-            [(face.box, face.landmarks, face.confidence) for face in faces]
-            for faces in self._detector.detect_batch(images)
-        ]
+            return [[face] for face in whole]
+        found = self._detector.detect_batch(images)
+        if self.face == "one":
+            from preprocessing.align import main_face
+
+            mains = [main_face(faces, *image.shape[:2]) for faces, image in zip(found, images, strict=True)]
+            found = [[face] if face else [] for face in mains]
+        answers = [[(face.box, face.landmarks, face.confidence) for face in faces] for faces in found]
+        return (
+            [faces or [image] for faces, image in zip(answers, whole, strict=True)] if self.face == "one" else answers
+        )
 
     def _prediction(self, face: FoundFace, probabilities: np.ndarray) -> Prediction:
         named = None

@@ -23,7 +23,7 @@ from preprocessing import datasets
 from preprocessing.alignment import SIZE, TEMPLATE, align_face
 from preprocessing.datasets import SPLITS, class_folders, list_faces, tree_classes
 from preprocessing.folds import FOLDS_FILE
-from preprocessing.mtcnn import LANDMARKS, Detector, Face
+from preprocessing.mtcnn import LANDMARKS, Face, PatientDetector
 from preprocessing.stage import (
     Stage,
     StageError,
@@ -90,7 +90,7 @@ def align(
     manifest = images / "manifest.json"
     stage = Stage("align", [manifest] if manifest.is_file() else [], {"detector": "mtcnn", "size": size})
     try:
-        detector = Detector(device)
+        detector = PatientDetector(device, certain=True)
     except RuntimeError as error:  # CaffeError included
         raise StageError(str(error)) from error
     with replace_directory(aligned) as folder:
@@ -115,7 +115,7 @@ def align(
 
 
 def _run(
-    detector: Detector, images: Path, folder: Path, chunks: list[list[datasets.Face]], size: int, workers: int
+    detector: PatientDetector, images: Path, folder: Path, chunks: list[list[datasets.Face]], size: int, workers: int
 ) -> Iterator[list[Aligned]]:
     """Align the chunks by threads, and give what became of each, in order.
 
@@ -136,7 +136,7 @@ def _run(
 
 
 def _align_chunk(
-    detector: Detector, images: Path, folder: Path, chunk: Sequence[datasets.Face], size: int
+    detector: PatientDetector, images: Path, folder: Path, chunk: Sequence[datasets.Face], size: int
 ) -> Iterator[Aligned]:
     """Read, detect, align, write; in parts where the images are large."""
     sources: list[datasets.Face] = []

@@ -8,6 +8,7 @@ time; boxes are arrays of float64 on the CPU, pixels and nets are tensors on the
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from collections import defaultdict
 from collections.abc import Sequence
@@ -30,6 +31,10 @@ WINDOW, STRIDE = 12, 2  # P-Net looks at windows of 12x12 pixels, at a stride of
 # side * 0.6 * f^(k-1) >= 12 * 0.6 * f^-1.5, for its factor f = 0.709.
 SMALLEST_LEVEL = 12 * 0.6 * 0.709**-1.5
 NMS_LEVEL, NMS_PYRAMID, NMS_REFINE, NMS_OUTPUT = 0.5, 0.7, 0.7, 0.7  # overlaps above which the weaker box goes
+
+BORDER = 0.25  # of the shorter side: the grey border with which a PatientDetector looks again
+GREY = (128, 128, 128)
+LOW_THRESHOLDS = (0.3, 0.3, 0.3)
 
 STACK_PIXELS = 1 << 21  # images of one size go together up to so many pixels
 FLOAT_PIXELS = 1 << 24  # up to so many, pixels are resized as float32; beyond, as bytes, to bound memory
@@ -212,6 +217,50 @@ class Detector:
             for name in outputs:
                 results[name].append(out[name])
         return {name: torch.cat(parts).cpu().numpy() for name, parts in results.items()}
+
+
+class PatientDetector:
+    """A Detector that looks again where it finds no face: MTCNN misses faces that fill their image.
+
+    Where the usual look finds none, the second one is with a grey border around the image, and a third one so with
+    LOW_THRESHOLDS, where it is known that every image shows a face.
+
+    Parameters
+    ----------
+    device: as Detector's. Raises what Detector raises.
+    certain: whether every image shows a face.
+    """
+
+    def __init__(self, device: str = "auto", certain: bool = False) -> None:
+        usual = Detector(device)
+        self.looks = [(usual, 0.0), (usual, BORDER)]
+        if certain:
+            patient = copy.copy(usual)  # shares the nets
+            patient.thresholds = LOW_THRESHOLDS
+            self.looks.append((patient, BORDER))
+
+    def detect_batch(self, images: Sequence[np.ndarray]) -> list[list[Face]]:
+        """For each image, as `Detector.detect_batch` takes them, the faces of the first look that finds any."""
+        found: list[list[Face]] = [[] for _ in images]
+        for detector, share in self.looks:
+            missed = [index for index, faces in enumerate(found) if not faces]
+            borders = [round(share * min(images[index].shape[:2])) for index in missed]
+            wide = [
+                cv2.copyMakeBorder(images[index], b, b, b, b, cv2.BORDER_CONSTANT, value=GREY) if b else images[index]
+                for index, b in zip(missed, borders, strict=True)
+            ]
+            for index, border, faces in zip(missed, borders, detector.detect_batch(wide), strict=True):
+                found[index] = [_without_border(face, border, images[index]) for face in faces]
+        return found
+
+
+def _without_border(face: Face, border: int, image: np.ndarray) -> Face:
+    """A face found in an image with a border, in the image's own pixels; the box cut at its edges."""
+    x, y, width, height = face.box
+    corners = np.array([x, y, x + width, y + height]) - border
+    right, bottom = image.shape[1] - 1, image.shape[0] - 1
+    x1, y1, x2, y2 = np.clip(corners, 0, [right, bottom, right, bottom]).tolist()
+    return Face((x1, y1, x2 - x1, y2 - y1), face.landmarks - border, face.confidence)
 
 
 def _check_image(image: np.ndarray, index: int) -> tuple[int, int, int]:

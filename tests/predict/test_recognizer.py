@@ -17,6 +17,7 @@ from predict import ImageError, Recognizer
 from predict.annotate import COLORS, annotate
 from predict.images import MAX_PIXELS, find_images, image_size, read_image
 from predict.recognizer import Prediction
+from preprocessing.align import align
 from preprocessing.datasets import EMOTIONS
 from preprocessing.mtcnn import Face
 from preprocessing.stage import StageError
@@ -103,6 +104,42 @@ def test_cropped_faces_need_no_detector(cropped: Recognizer) -> None:
     assert list(large.probabilities.values()) == pytest.approx(list(band_probabilities(levels)), abs=0.05)
 
 
+def test_one_face_an_image_is_aligned_as_the_training_images_are(
+    model: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    """A face in its photo, cut so closely that a usual look misses it, and noise: all as align makes them."""
+    photo = cv2.imread(str(ASTRONAUT), cv2.IMREAD_GRAYSCALE)
+    close = cv2.resize(photo[72:164, 188:259], (48, 48), interpolation=cv2.INTER_AREA)
+    folder = tmp_path / "images" / "Training" / "0_angry"
+    for i, emotion in enumerate(EMOTIONS):
+        for split in ("Training", "PublicTest", "PrivateTest"):
+            (tmp_path / "images" / split / f"{i}_{emotion}").mkdir(parents=True)
+    noise = np.random.default_rng(0).integers(0, 256, (60, 60)).astype(np.uint8)
+    for name, image in (("1", photo), ("2", close), ("3", noise)):
+        cv2.imwrite(str(folder / f"{name}.png"), image)
+    counts = align(tmp_path / "images", tmp_path / "aligned", device="cpu", workers=1)
+    assert (counts["found"], counts["not_found"]) == (2, 1)
+    recognizer = Recognizer(*model, face="one", device="cpu")
+    files = [folder / f"{name}.png" for name in "123"]
+    found = recognizer.find_faces(files)
+    for (face,), file in zip(found, files, strict=True):
+        aligned = cv2.imread(str(tmp_path / "aligned" / file.relative_to(tmp_path / "images")), cv2.IMREAD_GRAYSCALE)
+        np.testing.assert_array_equal(face.pixels, aligned)
+    assert [face.landmarks is None for (face,) in found] == [False, False, True]
+    assert found[2][0].box == (0, 0, 60, 60)
+    assert [len(faces) for faces in recognizer.predict_batch(files)] == [1, 1, 1]
+
+
+def test_of_several_faces_in_an_image_of_one_the_main_one_counts(
+    model: tuple[Path, Path, Path], monkeypatch: Any
+) -> None:
+    photo, faces = drawn_photo([3, 0, 6])
+    recognizer = Recognizer(*model, face="one", device="cpu", views="centre")
+    monkeypatch.setattr(recognizer, "_detector", FixedDetector([faces]))
+    (prediction,) = recognizer.predict(photo)
+    assert (prediction.emotion, prediction.box) == ("angry", faces[1].box)
+
+
 def test_the_mirrored_face_is_averaged_in_by_default(model: tuple[Path, Path, Path]) -> None:
     recognizer = Recognizer(*model, face="none", device="cpu")
     levels = [80.0, 0, 0, 0, 0, 0, 0]
@@ -166,7 +203,7 @@ def test_arrays_that_are_no_images(cropped: Recognizer, image: Any, message: str
 
 
 def test_arguments_that_do_not_fit(model: tuple[Path, Path, Path]) -> None:
-    with pytest.raises(ValueError, match="face is 'some'; expected 'detect' or 'none'"):
+    with pytest.raises(ValueError, match="face is 'some'; expected one of detect, one, none"):
         Recognizer(*model, face="some")
     with pytest.raises(ValueError, match="views is 'two'; expected one of centre, mirror, ten_crop"):
         Recognizer(*model, views="two")

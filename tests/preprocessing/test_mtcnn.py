@@ -19,7 +19,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preprocessing import mtcnn
-from preprocessing.mtcnn import LANDMARKS, Boxes, Detector, Face, crop_and_resize, resize_area, suppress
+from preprocessing.mtcnn import (
+    LANDMARKS,
+    Boxes,
+    Detector,
+    Face,
+    PatientDetector,
+    crop_and_resize,
+    resize_area,
+    suppress,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 # what the mtcnn package finds in images/astronaut.png, rounded to whole pixels by it
@@ -232,6 +241,29 @@ def test_one_detector_serves_several_threads(astronaut: np.ndarray, detector: De
 
 
 # Hostile input
+
+
+@pytest.mark.parametrize(("inside", "certain"), [(0.05, False), (0.08, True)])
+def test_a_face_that_fills_its_image_is_found(
+    inside: float, certain: bool, astronaut: np.ndarray, detector: Detector
+) -> None:
+    """The photo's face, cut inside its box: the usual look misses it, and a patient one finds the same points."""
+    grey = cv2.cvtColor(astronaut, cv2.COLOR_BGR2GRAY)
+    (whole,) = detector.detect(grey)
+    x, y, width, height = whole.box
+    left, top = int(x + inside * width), int(y + inside * width)
+    cut = grey[top : int(y + height - inside * width), left : int(x + width - inside * width)]
+    small = cv2.resize(cut, (48, 48), interpolation=cv2.INTER_AREA)
+    assert detector.detect(small) == []
+    assert bool(PatientDetector("cpu").detect_batch([small])[0]) is not certain
+    found, again, blank = PatientDetector("cpu", certain).detect_batch([small, grey, np.zeros_like(small)])
+    assert blank == []
+    assert [face.box for face in again] == [whole.box]
+    ratio = np.array([cut.shape[1], cut.shape[0]]) / 48
+    assert np.abs(found[0].landmarks * ratio + [left, top] - whole.landmarks).max() < 0.08 * width
+    box_x, box_y, box_width, box_height = found[0].box
+    assert min(box_x, box_y) >= 0
+    assert max(box_x + box_width, box_y + box_height) <= 47
 
 
 @pytest.mark.parametrize(

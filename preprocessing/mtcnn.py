@@ -34,6 +34,7 @@ NMS_LEVEL, NMS_PYRAMID, NMS_REFINE, NMS_OUTPUT = 0.5, 0.7, 0.7, 0.7  # overlaps 
 
 BORDER = 0.25  # of the shorter side: the grey border with which a PatientDetector looks again
 GREY = (128, 128, 128)
+AGAIN_SIDE = 256  # the shorter side to which it shrinks larger images for that: it looks for faces that fill them
 LOW_THRESHOLDS = (0.3, 0.3, 0.3)
 
 STACK_PIXELS = 1 << 21  # images of one size go together up to so many pixels
@@ -233,34 +234,44 @@ class PatientDetector:
 
     def __init__(self, device: str = "auto", certain: bool = False) -> None:
         usual = Detector(device)
-        self.looks = [(usual, 0.0), (usual, BORDER)]
+        self.looks = [usual, usual]
         if certain:
-            patient = copy.copy(usual)  # shares the nets
-            patient.thresholds = LOW_THRESHOLDS
-            self.looks.append((patient, BORDER))
+            self.looks.append(copy.copy(usual))  # shares the nets
+            self.looks[-1].thresholds = LOW_THRESHOLDS
 
     def detect_batch(self, images: Sequence[np.ndarray]) -> list[list[Face]]:
         """For each image, as `Detector.detect_batch` takes them, the faces of the first look that finds any."""
-        found: list[list[Face]] = [[] for _ in images]
-        for detector, share in self.looks:
-            missed = [index for index, faces in enumerate(found) if not faces]
-            borders = [round(share * min(images[index].shape[:2])) for index in missed]
-            wide = [
-                cv2.copyMakeBorder(images[index], b, b, b, b, cv2.BORDER_CONSTANT, value=GREY) if b else images[index]
-                for index, b in zip(missed, borders, strict=True)
-            ]
-            for index, border, faces in zip(missed, borders, detector.detect_batch(wide), strict=True):
-                found[index] = [_without_border(face, border, images[index]) for face in faces]
+        usual, *others = self.looks
+        found = usual.detect_batch(images)
+        bordered = {index: _with_border(images[index]) for index, faces in enumerate(found) if not faces}
+        for detector in others:
+            missed = [index for index in bordered if not found[index]]
+            for index, faces in zip(missed, detector.detect_batch([bordered[i][0] for i in missed]), strict=True):
+                _, border, ratio = bordered[index]
+                found[index] = [_without_border(face, border, ratio, images[index]) for face in faces]
         return found
 
 
-def _without_border(face: Face, border: int, image: np.ndarray) -> Face:
-    """A face found in an image with a border, in the image's own pixels; the box cut at its edges."""
+def _with_border(image: np.ndarray) -> tuple[np.ndarray, int, float]:
+    """An image, shrunk to AGAIN_SIDE where it is larger, with a grey border; the border's width, and its pixels' side
+    in those of the image."""
+    ratio = max(1.0, min(image.shape[:2]) / AGAIN_SIDE)
+    if ratio > 1:
+        size = (round(image.shape[1] / ratio), round(image.shape[0] / ratio))
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    border = round(BORDER * min(image.shape[:2]))
+    wide = cv2.copyMakeBorder(image, border, border, border, border, cv2.BORDER_CONSTANT, value=GREY)
+    return wide, border, ratio
+
+
+def _without_border(face: Face, border: int, ratio: float, image: np.ndarray) -> Face:
+    """A face found in what `_with_border` made of an image, in the image's own pixels; the box cut at its edges."""
     x, y, width, height = face.box
-    corners = np.array([x, y, x + width, y + height]) - border
+    corners = (np.array([x, y, x + width, y + height]) - border + 0.5) * ratio - 0.5  # pixel centres
     right, bottom = image.shape[1] - 1, image.shape[0] - 1
     x1, y1, x2, y2 = np.clip(corners, 0, [right, bottom, right, bottom]).tolist()
-    return Face((x1, y1, x2 - x1, y2 - y1), face.landmarks - border, face.confidence)
+    landmarks = ((face.landmarks - border + 0.5) * ratio - 0.5).astype(np.float32)
+    return Face((x1, y1, x2 - x1, y2 - y1), landmarks, face.confidence)
 
 
 def _check_image(image: np.ndarray, index: int) -> tuple[int, int, int]:

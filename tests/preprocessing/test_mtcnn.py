@@ -243,9 +243,9 @@ def test_one_detector_serves_several_threads(astronaut: np.ndarray, detector: De
 # Hostile input
 
 
-@pytest.mark.parametrize(("inside", "certain"), [(0.05, False), (0.08, True)])
+@pytest.mark.parametrize(("side", "inside", "certain"), [(48, 0.05, False), (48, 0.08, True), (960, 0.1, False)])
 def test_a_face_that_fills_its_image_is_found(
-    inside: float, certain: bool, astronaut: np.ndarray, detector: Detector
+    side: int, inside: float, certain: bool, astronaut: np.ndarray, detector: Detector
 ) -> None:
     """The photo's face, cut inside its box: the usual look misses it, and a patient one finds the same points."""
     grey = cv2.cvtColor(astronaut, cv2.COLOR_BGR2GRAY)
@@ -253,17 +253,17 @@ def test_a_face_that_fills_its_image_is_found(
     x, y, width, height = whole.box
     left, top = int(x + inside * width), int(y + inside * width)
     cut = grey[top : int(y + height - inside * width), left : int(x + width - inside * width)]
-    small = cv2.resize(cut, (48, 48), interpolation=cv2.INTER_AREA)
-    assert detector.detect(small) == []
-    assert bool(PatientDetector("cpu").detect_batch([small])[0]) is not certain
-    found, again, blank = PatientDetector("cpu", certain).detect_batch([small, grey, np.zeros_like(small)])
+    image = cv2.resize(cut, (side, side), interpolation=cv2.INTER_AREA if side == 48 else cv2.INTER_CUBIC)
+    assert detector.detect(image) == []
+    assert bool(PatientDetector("cpu").detect_batch([image])[0]) is not certain
+    found, again, blank = PatientDetector("cpu", certain).detect_batch([image, grey, np.zeros_like(image)])
     assert blank == []
     assert [face.box for face in again] == [whole.box]
-    ratio = np.array([cut.shape[1], cut.shape[0]]) / 48
+    ratio = np.array([cut.shape[1], cut.shape[0]]) / side
     assert np.abs(found[0].landmarks * ratio + [left, top] - whole.landmarks).max() < 0.08 * width
     box_x, box_y, box_width, box_height = found[0].box
     assert min(box_x, box_y) >= 0
-    assert max(box_x + box_width, box_y + box_height) <= 47
+    assert max(box_x + box_width, box_y + box_height) <= side - 1
 
 
 @pytest.mark.parametrize(

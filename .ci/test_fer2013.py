@@ -66,7 +66,7 @@ def test_the_detector_finds_most_faces() -> None:
     with open(DATA / "aligned" / "faces.csv", newline="") as f:
         rows = list(csv.DictReader(f))
     assert len(rows) == 35_887
-    assert 0.82 < np.mean([row["x"] != "" for row in rows]) < 0.86  # the mtcnn package: about 84%
+    assert 0.96 < np.mean([row["x"] != "" for row in rows]) < 0.98  # at the first look, and by the mtcnn package, 84%
 
 
 # the rows of nets that ship in the table of the README: network, parameters, alignment, epochs, PublicTest, PrivateTest

@@ -55,24 +55,21 @@ def conv_bn(
     pad: int | None = None,
     group: int = 1,
     relu: bool = True,
-    gamma: float = 1.0,
 ) -> Top:
     """A convolution without bias, batch norm and, with `relu`, a ReLU.
 
     kernel_size: a number, or rows and columns.
     pad: default: kernel // 2, which keeps the size at stride 1.
-    gamma: what the batch norm's scale begins with.
     """
     settings = geometry(kernel_size, stride, pad) | ({"group": group} if group != 1 else {})
     n[name] = L.Convolution(bottom, num_output=num_output, bias_term=False, weight_filler=MSRA, **settings)
-    return batch_norm(n, name, n[name], relu, gamma)
+    return batch_norm(n, name, n[name], relu)
 
 
-def batch_norm(n: NetSpec, name: str, bottom: Top, relu: bool = True, gamma: float = 1.0) -> Top:
+def batch_norm(n: NetSpec, name: str, bottom: Top, relu: bool = True) -> Top:
     """BatchNorm, the Scale that holds its gamma and beta and, with `relu`, a ReLU; all in place."""
     n[f"{name}_bn"] = L.BatchNorm(bottom, moving_average_fraction=0.99, in_place=True)
-    filler = {} if gamma == 1 else {"filler": {"type": "constant", "value": gamma}}
-    n[f"{name}_scale"] = L.Scale(n[f"{name}_bn"], bias_term=True, param=[NO_DECAY, NO_DECAY], in_place=True, **filler)
+    n[f"{name}_scale"] = L.Scale(n[f"{name}_bn"], bias_term=True, param=[NO_DECAY, NO_DECAY], in_place=True)
     if not relu:
         return n[f"{name}_scale"]
     n[f"{name}_relu"] = L.ReLU(n[f"{name}_scale"], in_place=True)

@@ -48,7 +48,7 @@ STRONG = """random_rotation: 10 random_scale: 0.1 random_shift: 0.05
 # stages that solver prototxts written by hand ask for: `light` where epochs are few, `mixup` where others teach
 LIGHT = "random_rotation: 8 random_scale: 0.08"
 STAGES = {"light": LIGHT, "mixup": f"{LIGHT} mixup_alpha: 0.4"}
-WITH_STAGES = ("face_resnet", "face_resnet14")
+WITH_STAGES = ("face_resnet",)
 TEST_DATA = """\
 layer {
   name: "data"
@@ -120,13 +120,9 @@ def for_deploy(layer: LayerParameter) -> LayerParameter:
     kept.CopyFrom(layer)
     kept.ClearField("param")
     kept.ClearField("batch_norm_param")
-    for field, filler in (
-        ("convolution_param", "weight_filler"),
-        ("inner_product_param", "weight_filler"),
-        ("scale_param", "filler"),
-    ):
+    for field in ("convolution_param", "inner_product_param"):
         if kept.HasField(field):
-            getattr(kept, field).ClearField(filler)
+            getattr(kept, field).ClearField("weight_filler")
     return kept
 
 

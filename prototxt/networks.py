@@ -294,18 +294,13 @@ def shufflenet_v2(n: NetSpec) -> None:
 # ResNets
 
 
-def basic_block(
-    n: NetSpec, name: str, bottom: Top, outputs: int, stride: int = 1, project: bool = False, gamma: float = 1.0
-) -> Top:
-    """Two 3×3 convolutions, added to the bottom or, with `project`, to a 1×1 convolution of it; then a ReLU.
-
-    gamma: what the scale of the second begins with; with 0 the block passes its bottom on.
-    """
+def basic_block(n: NetSpec, name: str, bottom: Top, outputs: int, stride: int, project: bool) -> Top:
+    """Two 3×3 convolutions, added to the bottom or, with `project`, to a 1×1 convolution of it; then a ReLU."""
     shortcut = bottom
     if project:
         shortcut = conv_bn(n, f"{name}_shortcut", bottom, outputs, kernel_size=1, stride=stride, relu=False)
     x = conv_bn(n, f"{name}_conv1", bottom, outputs, stride=stride)
-    x = conv_bn(n, f"{name}_conv2", x, outputs, relu=False, gamma=gamma)
+    x = conv_bn(n, f"{name}_conv2", x, outputs, relu=False)
     return relu(n, f"{name}_relu", residual(n, name, shortcut, x))
 
 
@@ -335,35 +330,17 @@ def resnet34(n: NetSpec) -> None:
     resnet(n, (3, 4, 6, 3))
 
 
-def face_resnets(n: NetSpec, repeats: Sequence[int]) -> None:
-    """A 5×5 convolution of 32 channels and basic blocks of 48, 96, 192 and 384, so many in each of the four stages; one
-    that is not the first of its stage begins as an identity."""
-    # the maximum of the ReLUs is the ReLU of the maximum, which is computed for a quarter of the places
-    x = relu(n, "stem_relu", max_pool(n, "pool1", conv_bn(n, "stem", n.data, 32, kernel_size=5, relu=False)))
-    for stage, (outputs, blocks) in enumerate(zip((48, 96, 192, 384), repeats, strict=True), start=1):
-        x = basic_block(n, f"stage{stage}_block1", x, outputs, stride=2 if stage > 1 else 1, project=True)
-        for i in range(2, blocks + 1):
-            x = basic_block(n, f"stage{stage}_block{i}", x, outputs, gamma=0)
-    classify(n, x, dropout_ratio=0.4)
-
-
 def face_resnet(n: NetSpec) -> None:
     """A network of this project's own design: a ResNet of one basic block (He et al., arXiv 1512.03385) in each of four
     stages, 48, 96, 192 and 384 channels wide, behind a 5×5 convolution of 32.
 
     Most of its multiply-adds are dense 3×3 convolutions of many channels, which processors compute near their peak.
     """
-    face_resnets(n, (1, 1, 1, 1))
-
-
-def face_resnet14(n: NetSpec) -> None:
-    """face_resnet with a second basic block in its second and third stages: 14 layers of weights (a ResNet, He et al.,
-    arXiv 1512.03385).
-
-    The layers that they share have the same names. Those blocks begin as identities, a gamma of 0 behind each (Goyal
-    et al., arXiv 1706.02677), so that a net of face_resnet's weights goes on from what those reached.
-    """
-    face_resnets(n, (1, 2, 2, 1))
+    # the maximum of the ReLUs is the ReLU of the maximum, which is computed for a quarter of the places
+    x = relu(n, "stem_relu", max_pool(n, "pool1", conv_bn(n, "stem", n.data, 32, kernel_size=5, relu=False)))
+    for stage, outputs in enumerate((48, 96, 192, 384), start=1):
+        x = basic_block(n, f"stage{stage}_block1", x, outputs, stride=2 if stage > 1 else 1, project=True)
+    classify(n, x, dropout_ratio=0.4)
 
 
 # Inception
@@ -540,7 +517,6 @@ NETWORKS: dict[str, Callable[[NetSpec], None]] = {
         resnet18,
         resnet34,
         face_resnet,
-        face_resnet14,
         vgg_fer,
     )
 }

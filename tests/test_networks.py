@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,13 +87,12 @@ def multikernel() -> int:
     )
 
 
-def face_resnet(more: Sequence[int] = ()) -> int:
-    """`more`: the widths of the stages that have a second block."""
+def face_resnet() -> int:
     total, inputs = norm_conv(1, 32, 5), 32
     for width in (48, 96, 192, 384):
         total += norm_conv(inputs, width, 3) + norm_conv(width, width, 3) + norm_conv(inputs, width, 1)
         inputs = width
-    return total + sum(2 * norm_conv(width, width, 3) for width in more) + 7 * (inputs + 1)
+    return total + 7 * (inputs + 1)
 
 
 # The published numbers are those of torchvision and Keras, of the parameters that are learned: without auxiliary
@@ -117,7 +116,6 @@ PARAMETERS = {
     "resnet18": adapted(11_689_512, 512, kernel=7, filters=64),
     "resnet34": adapted(21_797_672, 512, kernel=7, filters=64),
     "face_resnet": face_resnet(),
-    "face_resnet14": face_resnet([96, 192]),
     "vgg_fer": vgg(),
 }
 
@@ -270,28 +268,6 @@ def test_recipe(name: str) -> None:
             assert not layer.convolution_param.bias_term
         elif len(layer.param) > 1:
             assert [spec.decay_mult for spec in layer.param] == [1, 0]
-
-
-def test_face_resnet14_goes_on_from_face_resnet() -> None:
-    """With its weights, and what it has more as it begins, it gives the same scores."""
-    made = []
-    for name in ("face_resnet", "face_resnet14"):
-        n = NetSpec()
-        n.data = L.Input(shape={"dim": [3, 1, 44, 44]})
-        NETWORKS[name](n)
-        made.append(caffe.Net(n.to_proto(), phase=TEST, seed=len(made)))
-    small, large = made
-    assert len(large.params) == len(small.params) + 12
-    for name, blobs in small.params.items():
-        if small.layer_dict[name].type == "BatchNorm":
-            blobs[1].data[...] = blobs[2].data[...] = 1
-        for blob, other in zip(blobs, large.params[name], strict=True):
-            other.data[...] = blob.data
-    for net in made:
-        net.blobs["data"].data[...] = np.random.default_rng(0).normal(0, 50, (3, 1, 44, 44))
-    expected = small.forward()["score"]
-    assert np.abs(expected).max() > 0.01
-    np.testing.assert_allclose(large.forward()["score"], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_table_names_every_folder() -> None:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from .base import Layer, Shape, register
 
 Sizes = tuple[int, ...]
+Settings = tuple[Sizes, Sizes, Sizes, int]  # stride, pad, dilation, group
 
 # places of a top up to which a matrix product is the faster way to the weights' gradient: measured for 16 to 2048
 # channels with the instructions of AVX2, AVX-512 and AMX
@@ -49,18 +50,11 @@ class _Conv2d(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        stride: Sizes,
-        pad: Sizes,
-        dilation: Sizes,
-        group: int,
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, settings: Settings
     ) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.settings = stride, pad, dilation, group
-        return F.conv2d(x, weight, bias, stride, pad, dilation, group)
+        ctx.settings = settings
+        return F.conv2d(x, weight, bias, *settings)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -79,24 +73,18 @@ class _Conv2d(torch.autograd.Function):
             outputs, channels, *kernel = weight.shape
             to_weight = (rows.t() @ columns).view(outputs, *kernel, channels).permute(0, 3, 1, 2)
         operands = (gradient, x, weight) if group == 1 else (gradient.float(), x.float(), weight.float())
-        settings = (None, stride, pad, dilation, False, (0, 0), group, wanted)
-        to_x, by_onednn, _ = torch.ops.aten.convolution_backward(*operands, *settings)
+        to_x, by_onednn, _ = torch.ops.aten.convolution_backward(
+            *operands, None, stride, pad, dilation, False, (0, 0), group, wanted
+        )
         to_weight = by_onednn if to_weight is None else to_weight
         to_bias = rows.sum(0) if ctx.needs_input_grad[2] else None
         as_given = (g if g is None else g.to(x.dtype) for g in (to_x, to_weight, to_bias))
-        return *as_given, None, None, None, None
+        return *as_given, None
 
 
-def _conv2d(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    stride: Sizes,
-    pad: Sizes,
-    dilation: Sizes,
-    group: int,
-) -> torch.Tensor:
-    """`F.conv2d`, on a CPU with gradients by the fastest of the ways to compute them."""
+def _conv2d(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *settings: Any) -> torch.Tensor:
+    """`F.conv2d`, on a CPU with gradients by the fastest of the ways to compute them; `settings` as Settings."""
+    stride, pad, dilation, group = settings
     if x.device.type == "cpu" and torch.is_grad_enabled() and weight.requires_grad:
         if torch.is_autocast_enabled("cpu"):
             dtype = torch.get_autocast_dtype("cpu")
@@ -108,8 +96,8 @@ def _conv2d(
         # oneDNN's depthwise kernels of 16 bits: as fast as float32's for 3×3 at stride 1, else 3 to 60 times slower
         depthwise = x.dtype.itemsize < 4 and 1 < group == x.shape[1] and (max(stride) > 1 or max(weight.shape[2:]) > 3)
         if small or depthwise:
-            return _Conv2d.apply(x, weight, bias, stride, pad, dilation, group)
-    return F.conv2d(x, weight, bias, stride, pad, dilation, group)
+            return _Conv2d.apply(x, weight, bias, settings)
+    return F.conv2d(x, weight, bias, *settings)
 
 
 def _convolve(

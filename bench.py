@@ -64,7 +64,7 @@ class PlainNet(nn.Module):
     def __init__(self, net: caffe.Net) -> None:
         super().__init__()
         self.steps: list[tuple[nn.Module, list[str], str]] = []  # a module, its bottoms and its top
-        layers = [param for param in (net.layer_dict[name].param for name in net.layer_dict) if param.type != "Input"]
+        layers = [layer.param for layer in net.layer_dict.values() if layer.param.type != "Input"]
         self.scores, self.shape = layers[-1].bottom[0], net.blobs["data"].shape
         self.label_smoothing = layers[-1].loss_param.label_smoothing
         for param, behind in pairwise(layers):

@@ -28,9 +28,8 @@ from train.finetune import count_classes, last_layer
 TEMPERATURE = 2.0
 SHARE = 0.9
 NAMES = TEACHER, SOFTENED, TAUGHT = "teacher", "softened_score", "distillation"  # of layers and blobs
-MEAN_TOLERANCE = (
-    6.0  # grey levels, of 0..255, that a pixel of the means may differ by: those of FER2013 aligned and not by 12
-)
+# grey levels, of 0..255, that a pixel of the means may differ by; those of FER2013 aligned and unaligned differ by 12
+MEAN_TOLERANCE = 6.0
 
 
 @dataclass

@@ -30,9 +30,14 @@ class _Synced:
 
     `array()` is float32 in C order. Where the tensor is that already, on the CPU, the array is a view of it; else it
     is a host copy, and what is written into it goes back to the device when a layer reads it, as in Caffe.
+
+    Parameters
+    ----------
+    keeps: whether it goes back into the same tensor, as what was recorded of the device's work needs, or a new one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, keeps: bool = False) -> None:
+        self._keeps = keeps
         self._tensor: torch.Tensor | None = None
         self._host: np.ndarray | None = None
 
@@ -59,8 +64,11 @@ class _Synced:
             self._tensor = torch.zeros(shape, device=device)
         elif self._host is not None:
             # the host copy may have been written to: it is the newer one
-            self._tensor = torch.from_numpy(self._host).to(device)
-            self._host = None
+            host, self._host = torch.from_numpy(self._host), None
+            if self._keeps:
+                self._tensor.data.copy_(host)  # a graph that has read it may still be gone back through
+            else:
+                self._tensor = host.to(device)
         return self._tensor
 
     @property
@@ -192,6 +200,7 @@ class Parameter(Blob):
         self.decay_mult = 1.0
         self.taken = 0
         self._arrays: list[weakref.ref[np.ndarray]] = []
+        self._data = _Synced(keeps=True)
         with torch.inference_mode(False):  # a tensor that counts its changes, wherever the net is made
             self._data.set(torch.zeros(self._shape, device=device))
 

@@ -101,6 +101,13 @@ def use_device(name: str) -> torch.device:
     return current_device()
 
 
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the CPU on a device. A GPU takes it when it comes to it, and nobody waits until then."""
+    if device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     """The dtype in which convolutions and inner products are computed, or None for float32.
 

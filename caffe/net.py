@@ -816,6 +816,11 @@ class Net:
         """Call `hook` with each layer's number after its backward pass."""
         self._hooks["after_backward"].append(hook)
 
+    @property
+    def observed(self) -> bool:
+        """Whether somebody looks at each layer as it runs: hooks, or `debug_info`."""
+        return self._observed("forward") or self._observed("backward")
+
     def _observed(self, which: str) -> bool:
         return self.debug_info or bool(self._hooks[f"before_{which}"] or self._hooks[f"after_{which}"])
 

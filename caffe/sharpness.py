@@ -35,7 +35,7 @@ class SharpnessAware:
         for once, group in groupby(range(len(net.layers)), key=lambda number: _runs_once(net.layers[number])):
             numbers = list(group)
             self._ranges.append((once, numbers[0], numbers[-1]))
-        self._inner = [layer for layer in net.layers if not _is_data(layer)]
+        self._inner = [layer for layer in net.layers if not layer.reads_data]
 
     def compute(self) -> torch.Tensor:
         """Read a batch and add its gradient to the parameters' diffs; returns the loss at the weights themselves."""
@@ -96,11 +96,6 @@ class SharpnessAware:
             torch._foreach_copy_([parameter.tensor().detach() for parameter in parameters], kept)
 
 
-def _is_data(layer: Layer) -> bool:
-    """Whether a layer's tops are the batch: it reads no other layer, and has nothing to learn (as Parameter has)."""
-    return not layer.param.bottom and not layer.blobs
-
-
 def _runs_once(layer: Layer) -> bool:
     """Whether a layer runs in the first pass alone: it reads the batch, answers to it alone, or writes into a file."""
-    return _is_data(layer) or isinstance(layer, HDF5Output | Teacher)
+    return layer.reads_data or isinstance(layer, HDF5Output | Teacher)

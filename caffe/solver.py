@@ -23,6 +23,7 @@ from .io import (
 )
 from .net import Net
 from .proto.caffe_pb2 import TEST, TRAIN, NetParameter, NetState, SolverParameter
+from .replay import Replay, can_replay
 from .schedules import Progress, find_monitor, learning_rate, needs_monitor
 from .sharpness import SharpnessAware
 from .upgrade import upgrade_solver
@@ -82,6 +83,7 @@ class Solver:
         self.stopped_early = False
         self.average = make_average(self.param, self.net)
         self._sharpness = SharpnessAware(self.net, self.param.sam_rho) if self.param.sam_rho else None
+        self._replay = Replay(self.net, self.param.iter_size > 1) if can_replay(self.net) else None
         self.history: list[torch.Tensor] = []
         for _ in range(self.histories):
             self.history += [torch.zeros_like(p.tensor(), requires_grad=False) for p in self.net.learnable_params]
@@ -197,6 +199,7 @@ class Solver:
                 loss = loss + self._add_gradient()
             self._losses.append(loss / p.iter_size)
             if display:
+                self._check_replay()
                 self._log_iteration()
             for _, on_gradients in self._callbacks:
                 on_gradients()
@@ -215,9 +218,16 @@ class Solver:
         """Read a batch and add its gradient to the parameters' diffs; returns its loss."""
         if self._sharpness is not None:
             return self._sharpness.compute()
+        if self._replay is not None and not self.net.observed:
+            return self._replay.compute()
         loss = self.net.compute(gradient=True).detach()
         self.net.propagate(keep=False)
         return loss
+
+    def _check_replay(self) -> None:
+        """Raise the CaffeError of a layer that replayed passes gave wrong numbers, such as a label out of range."""
+        if self._replay is not None:
+            self._replay.check()
 
     def share_weights(self, net: Net) -> None:
         """Let `net` use the training net's parameters, by layer name; pycaffe's."""
@@ -262,9 +272,8 @@ class Solver:
             log.info("sgd_solver.cpp:112", f"Iteration {self.iter}, lr = {log.number(rate)}")
         with torch.no_grad():
             self._clip_gradients()
-            for i, parameter in enumerate(self.net.learnable_params):
-                if parameter.lr_mult and parameter.has_diff:
-                    self._update(i, parameter, rate * parameter.lr_mult)
+            learned = [(i, p) for i, p in enumerate(self.net.learnable_params) if p.lr_mult and p.has_diff]
+            self._update_all(learned, rate)
 
     def _clip_gradients(self) -> None:
         limit = self.param.clip_gradients
@@ -294,6 +303,11 @@ class Solver:
         if decay:
             data = parameter.tensor().detach()
             diff.add_(data if p.regularization_type == "L2" else data.sign(), alpha=decay)
+
+    def _update_all(self, learned: list[tuple[int, Parameter]], rate: float) -> None:
+        """Update parameters, given with their numbers; `rate` is the iteration's, without their lr_mult."""
+        for i, parameter in learned:
+            self._update(i, parameter, rate * parameter.lr_mult)
 
     def _update(self, i: int, parameter: Parameter, rate: float) -> None:
         """Turn the diff of parameter number `i` into the update, in place, and subtract it from the values."""
@@ -369,6 +383,7 @@ class Solver:
 
         Where they are averaged, with the average.
         """
+        self._check_replay()
         log.info("solver.cpp:347", f"Iteration {self.iter}, Testing net (#{number})")
         net = self.test_nets[number]
         if self.average is None:
@@ -414,6 +429,7 @@ class Solver:
         With `snapshot_format: HDF5` they are HDF5 files, and their names end in `.h5`. Where weights are averaged,
         PREFIX_iter_N_averaged.caffemodel stands beside them; training goes on from the weights in the first.
         """
+        self._check_replay()
         prefix = f"{self.param.snapshot_prefix}_iter_{self.iter}"
         Path(prefix).parent.mkdir(parents=True, exist_ok=True)
         hdf5_format = self.param.snapshot_format == SolverParameter.HDF5

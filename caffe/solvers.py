@@ -7,6 +7,8 @@ and the update is what is subtracted from the parameter.
 from __future__ import annotations
 
 import os
+from itertools import groupby
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -23,38 +25,48 @@ class SGDSolver(Solver):
     """Stochastic gradient descent with momentum: V ← momentum · V + r · g; the update is V."""
 
     type = "SGD"
+    nesterov: ClassVar[bool] = False
 
-    def _update(self, i: int, parameter: Parameter, rate: float) -> None:
+    def _update_all(self, learned: list[tuple[int, Parameter]], rate: float) -> None:
         p = self.param
-        decay = p.weight_decay * parameter.decay_mult
-        if not (rate and p.iter_size == 1 and p.momentum and (p.regularization_type == "L2" or not decay)):
-            super()._update(i, parameter, rate)
-            return
-        # one pass over the memory: torch's momentum buffer takes the gradient times the rate, then a step of 1
-        history = self.history[i]
-        torch._fused_sgd_(
-            [parameter.tensor().detach()],
-            [parameter.diff_tensor()],
-            [history],
-            weight_decay=rate * decay,
-            momentum=p.momentum,
-            lr=1.0,
-            dampening=0.0,
-            nesterov=False,
-            maximize=False,
-            is_first_step=False,
-            grad_scale=torch.full((), 1 / rate, device=history.device),
-        )
+
+        def settings(entry: tuple[int, Parameter]) -> tuple[float, float]:
+            return rate * entry[1].lr_mult, p.weight_decay * entry[1].decay_mult
+
+        for (own_rate, decay), group in groupby(sorted(learned, key=settings), settings):
+            entries = list(group)
+            if not (own_rate and p.iter_size == 1 and p.momentum and (p.regularization_type == "L2" or not decay)):
+                for i, parameter in entries:
+                    self._update(i, parameter, own_rate)
+                continue
+            # one pass over the memory: torch's momentum buffer takes the gradient times the rate, then a step of 1
+            torch._fused_sgd_(
+                [parameter.tensor().detach() for _, parameter in entries],
+                [parameter.diff_tensor() for _, parameter in entries],
+                [self.history[i] for i, _ in entries],
+                weight_decay=own_rate * decay,
+                momentum=p.momentum,
+                lr=1.0,
+                dampening=0.0,
+                nesterov=self.nesterov,
+                maximize=False,
+                is_first_step=False,
+                grad_scale=torch.full((), 1 / own_rate, device=self.net.device),
+            )
 
     def compute_update(self, diff: torch.Tensor, history: list[torch.Tensor], rate: float) -> None:
         (velocity,) = history
         diff.copy_(velocity.mul_(self.param.momentum).add_(diff, alpha=rate))
 
 
-class NesterovSolver(Solver):
-    """Nesterov's accelerated gradient (1983): V' ← momentum · V + r · g; the update is V' + momentum · (V' − V)."""
+class NesterovSolver(SGDSolver):
+    """Nesterov's accelerated gradient (1983): V' ← momentum · V + r · g; the update is V' + momentum · (V' − V),
+
+    which is r · g + momentum · V', as PyTorch has it.
+    """
 
     type = "Nesterov"
+    nesterov = True
 
     def compute_update(self, diff: torch.Tensor, history: list[torch.Tensor], rate: float) -> None:
         (velocity,), momentum = history, self.param.momentum

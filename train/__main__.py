@@ -197,7 +197,7 @@ class Run:
         self.val, self.sources = Path(arguments.val), [Path(arguments.train)]
         if self.train_on == "train+val":
             self.sources.append(self.val)
-        self.epochs = arguments.epochs
+        self.epochs, self.batch = arguments.epochs, arguments.batch
 
     def _name_classes(self, train: Path, val: Path) -> None:
         """Take the classes' names from beside the training LMDB, and give the nets as many outputs."""
@@ -250,6 +250,8 @@ class Run:
         if self.init is not None:
             self.start = self._start_from(self.init, states[0], train)
         test.data_param.batch_size, test_iter = validation_batches(len(DatumReader(self.val)))
+        if self.batch is not None:
+            train.data_param.batch_size = self.batch
         self.epoch = math.ceil(records / train.data_param.batch_size)
         if self.teachers is not None:
             taught = LayerParameter()
@@ -442,6 +444,7 @@ def main() -> int:
         metavar="LAYERS",
         help="with --init: conv (all up to the last convolution) or layers' names, with commas, that do not learn",
     )
+    parser.add_argument("--batch", type=int, help="images a training iteration (default: the prototxt's)")
     parser.add_argument("--lr", type=float, help="the learning rate base_lr (default: the solver prototxt's)")
     parser.add_argument(
         "--teachers",
@@ -460,6 +463,8 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.epochs is not None and arguments.epochs < 1:
         raise StageError(f"--epochs is {arguments.epochs}; expected 1 or more")
+    if arguments.batch is not None and arguments.batch < 1:
+        raise StageError(f"--batch is {arguments.batch}; expected 1 or more")
     if arguments.lr is not None and not 0 < arguments.lr < math.inf:
         raise StageError(f"--lr is {arguments.lr}; expected a number above 0")
     if arguments.freeze and not arguments.init:

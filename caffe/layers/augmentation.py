@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..context import to_device
 from ..errors import CaffeError
 from ..proto.caffe_pb2 import TransformationParameter
 
@@ -88,13 +89,13 @@ class Augmentation:
         row_y = torch.stack([-sin * (width / height), cos], 1)
         matrix = torch.stack([row_x, row_y], 1)
         moved = -matrix @ torch.stack([right, down], 1)[..., None]
-        theta = torch.cat([matrix, moved], 2).to(images.device)
+        theta = to_device(torch.cat([matrix, moved], 2), images.device)
         grid = F.affine_grid(theta, list(images.shape), align_corners=False)
         return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
     def _relight(self, images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
         """Stretch each image's grey levels about their mean, and move them."""
-        stretch, move = (2 * torch.rand((2, len(images), 1, 1, 1), generator=random) - 1).to(images.device)
+        stretch, move = to_device(2 * torch.rand((2, len(images), 1, 1, 1), generator=random) - 1, images.device)
         means = images.mean((1, 2, 3), keepdim=True)
         factor, offset = 1 + stretch * self.contrast, means + move * (255 * self.brightness)
         return ((images - means) * factor + offset).clamp_(0, 255)
@@ -114,9 +115,9 @@ class Augmentation:
         inside_y = _between(top[rows] * (height - heights + 1), heights, height)
         inside_x = _between(left[rows] * (width - widths + 1), widths, width)
         noise = 255 * torch.rand((len(rows), channels, height, width), generator=random)
-        inside = (inside_y[:, None, :, None] & inside_x[:, None, None, :]).to(images.device)
-        rows = rows.to(images.device)
-        images[rows] = torch.where(inside, noise.to(images.device), images[rows])
+        inside = to_device(inside_y[:, None, :, None] & inside_x[:, None, None, :], images.device)
+        rows = to_device(rows, images.device)
+        images[rows] = torch.where(inside, to_device(noise, images.device), images[rows])
         return images
 
 
@@ -156,7 +157,7 @@ class BatchMixing:
         """The mixed images (N×C×H×W) and labels (N×K, rows of sum 1)."""
         # numpy's generator, since torch's Beta distribution takes none
         numbers = np.random.default_rng(int(torch.randint(2**62, (), generator=random)))
-        other = torch.from_numpy(numbers.permutation(len(images))).to(images.device)
+        other = to_device(torch.from_numpy(numbers.permutation(len(images))), images.device)
         cut = bool(self.cutmix) and (not self.mixup or numbers.random() < 0.5)
         alpha = self.cutmix if cut else self.mixup
         share = float(numbers.beta(alpha, alpha))  # of the image itself

@@ -51,12 +51,15 @@ class Layer:
     bottoms, tops: how many are allowed, as (fewest, most); None is unbounded.
     default_loss_weight: of the first top, where the prototxt gives none.
     differentiable: False for a layer through which no gradient passes.
+    recordable: False for a layer that computes elsewhere than on its device, or something that a CUDA graph of its work
+        would leave out.
     """
 
     bottoms: ClassVar[tuple[int, int | None]] = (1, 1)
     tops: ClassVar[tuple[int, int | None]] = (1, 1)
     default_loss_weight: ClassVar[float] = 0.0
     differentiable: ClassVar[bool] = True
+    recordable: ClassVar[bool] = True
 
     def __init__(self, param: LayerParameter, device: torch.device, generator: torch.Generator) -> None:
         self.param = param
@@ -87,6 +90,11 @@ class Layer:
     def training(self) -> bool:
         """True in phase TRAIN."""
         return self.param.phase != TEST
+
+    @property
+    def reads_data(self) -> bool:
+        """Whether the tops are the batch: the layer reads no other, and has nothing to learn (as Parameter has)."""
+        return not self.param.bottom and not self.blobs
 
     def error(self, message: str) -> NoReturn:
         """Raise a CaffeError that names the layer."""

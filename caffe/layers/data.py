@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from .. import glog as log
+from ..context import to_device
 from ..errors import CaffeError
 from ..filler import FILLERS, fill
 from ..io import DatumReader, datum_to_array, planes
@@ -327,9 +328,10 @@ class Data(PrefetchingLayer[Batch]):
         """Which of the records that are kept in memory make the batch."""
         batch = self.param.data_param.batch_size
         if self.chances is not None:
-            return torch.multinomial(self.chances, batch, replacement=True, generator=self.random).to(self.device)
+            drawn = torch.multinomial(self.chances, batch, replacement=True, generator=self.random)
+            return to_device(drawn, self.device)
         if self.param.data_param.shuffle:
-            return self._shuffled(start).to(self.device)
+            return to_device(self._shuffled(start), self.device)
         if start + batch <= len(self):
             return slice(start, start + batch)
         return torch.arange(start, start + batch, device=self.device) % len(self)
@@ -339,7 +341,7 @@ class Data(PrefetchingLayer[Batch]):
         images: torch.Tensor | list[torch.Tensor]
         if self.images is None:
             read, numbers = self.next_batch()
-            images, labels = tensors(read, self.device), torch.from_numpy(numbers).to(self.device)
+            images, labels = tensors(read, self.device), to_device(torch.from_numpy(numbers), self.device)
         else:
             rows = self._rows(start)
             images, labels = self.images[rows], self.labels[rows]

@@ -15,6 +15,7 @@ import torch
 
 from .. import glog as log
 from ..blob import check_shape
+from ..context import to_device
 from ..errors import CaffeError
 from ..files import read_bytes
 from ..io import decode_image, load_mean, planes
@@ -147,7 +148,8 @@ class ImageData(PrefetchingLayer[Batch]):
     def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
         images, labels = self.next_batch()
         self.position += self.param.image_data_param.batch_size
-        return [self.transform(tensors(images, self.device), self.random), torch.from_numpy(labels).to(self.device)]
+        data = self.transform(tensors(images, self.device), self.random)
+        return [data, to_device(torch.from_numpy(labels), self.device)]
 
 
 # Window files

@@ -117,6 +117,7 @@ class HDF5Output(Layer):
     bottoms = (2, 2)
     tops = (0, 0)
     differentiable = False
+    recordable = False
 
     def setup(self, shapes: list[Shape]) -> None:
         self.path = self.param.hdf5_output_param.file_name

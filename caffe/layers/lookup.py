@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -10,14 +12,60 @@ import torch.nn.functional as F
 from .base import Layer, Shape, register
 
 
+class Checks:
+    """Checks of numbers whose pass is recorded: nothing can be asked of the device meanwhile, only afterwards.
+
+    Parameters
+    ----------
+    device: where the numbers are.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        # made outside of the recording, so that each replay goes on from them: the least and the greatest number
+        self._free = list(torch.zeros((32, 2), dtype=torch.int64, device=device))
+        self._checks: list[tuple[torch.Tensor, Callable[[int, int], None]]] = []
+
+    def add(self, numbers: torch.Tensor, check: Callable[[int, int], None]) -> None:
+        """Have `ask` call `check` with the least and the greatest of all numbers that the replays have computed."""
+        seen, (least, most) = self._free.pop(), numbers.aminmax()
+        seen.copy_(torch.stack([torch.minimum(seen[0], least), torch.maximum(seen[1], most)]))
+        self._checks.append((seen, check))
+
+    def ask(self) -> None:
+        """Wait for the device, and raise the CaffeError of a check that fails."""
+        for seen, check in self._checks:
+            least, most = seen.tolist()
+            check(least, most)
+
+
+_deferred: Checks | None = None  # set while a pass is recorded
+
+
+@contextmanager
+def deferred_checks(device: torch.device) -> Iterator[Checks]:
+    """Within it, `whole_numbers` leaves its check to the Checks, and takes the nearest for a number out of range."""
+    global _deferred
+    _deferred = Checks(device)
+    try:
+        yield _deferred
+    finally:
+        _deferred = None
+
+
 def whole_numbers(layer: Layer, bottom: int, values: torch.Tensor, count: int, what: str) -> torch.Tensor:
     """A bottom's float32 values as int64, one axis; CaffeError where one is not in 0..count−1."""
     numbers = values.reshape(-1).long()
-    if numbers.numel():
-        least, most = (int(number) for number in numbers.aminmax())
+
+    def check(least: int, most: int) -> None:
         if least < 0 or most >= count:
             wrong = least if least < 0 else most
             layer.error(f"{what} in {layer.param.bottom[bottom]!r} is outside 0..{count - 1}: {wrong}")
+
+    if _deferred is not None:
+        _deferred.add(numbers, check)
+        return numbers.clamp(0, count - 1)
+    if numbers.numel():
+        check(*(int(number) for number in numbers.aminmax()))
     return numbers
 
 

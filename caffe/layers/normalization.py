@@ -44,6 +44,7 @@ class BatchNorm(Layer):
                 self.error(f"lr_mult is {spec.lr_mult}; expected 0, the running sums are not learned by the solver")
         for blob in self.blobs:
             blob.lr_mult = 0.0
+        self._one = torch.ones(1, device=self.device)
 
     def _channels(self, shape: Shape) -> int:
         if not shape:
@@ -75,7 +76,7 @@ class BatchNorm(Layer):
         else:
             mean_sum, var_sum, total = (blob.tensor() for blob in self.blobs)
             # momentum 1 leaves the batch's own mean and unbiased variance in these two
-            mean, var = torch.zeros_like(mean_sum), torch.zeros_like(var_sum)
+            mean, var = torch.zeros((2, *mean_sum.shape), device=mean_sum.device)
             if flat.numel() > flat.shape[1]:
                 y = F.batch_norm(flat, mean, var, weight, bias, True, 1.0, eps)
             else:  # a channel's only value is its own mean: what is left of it is 0, and so is its gradient
@@ -83,9 +84,9 @@ class BatchNorm(Layer):
                 mean = flat.detach().reshape(-1).float()
             if self.fraction is not None:
                 with torch.no_grad():
-                    mean_sum.mul_(self.fraction).add_(mean)
-                    var_sum.mul_(self.fraction).add_(var)
-                    total.mul_(self.fraction).add_(1)
+                    sums = [mean_sum, var_sum, total]
+                    torch._foreach_mul_(sums, self.fraction)
+                    torch._foreach_add_(sums, [mean, var, self._one])
         return y.reshape(x.shape)
 
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import numpy as np
 import torch
 
+from ..context import to_device
 from ..errors import CaffeError
 from ..proto.caffe_pb2 import LayerParameter
 from .base import RandomLayer
@@ -53,7 +54,7 @@ def stack(images: Sequence[np.ndarray]) -> np.ndarray | list[np.ndarray]:
 def tensors(images: np.ndarray | list[np.ndarray], device: torch.device) -> torch.Tensor | list[torch.Tensor]:
     """The images of a batch on the device."""
     if isinstance(images, np.ndarray):
-        return torch.from_numpy(images).to(device)
+        return to_device(torch.from_numpy(images), device)
     return [torch.tensor(image, device=device) for image in images]
 
 

@@ -116,6 +116,7 @@ class Python(Layer):
 
     bottoms = (0, None)
     tops = (0, None)
+    recordable = False
     instance: PythonLayer
 
     def __init__(self, param: LayerParameter, device: torch.device, generator: torch.Generator) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..context import to_device
 from ..errors import CaffeError
 from ..io import load_mean
 from ..proto.caffe_pb2 import TransformationParameter
@@ -84,7 +85,7 @@ class Transformer:
         if self.scale != 1:
             out = out * self.scale
         if self.mirror:
-            flipped = torch.randint(2, (len(out),), generator=random).to(out.device).bool()
+            flipped = to_device(torch.randint(2, (len(out),), generator=random), out.device).bool()
             out = torch.where(flipped[:, None, None, None], out.flip(3), out)
         return out
 
@@ -92,8 +93,8 @@ class Transformer:
         """The crops of images of one size, minus the mean image."""
         count, _, height, width = images.shape
         if self.crop and self.random_crop:
-            y = torch.randint(height - self.crop + 1, (count,), generator=random).to(images.device)
-            x = torch.randint(width - self.crop + 1, (count,), generator=random).to(images.device)
+            y = to_device(torch.randint(height - self.crop + 1, (count,), generator=random), images.device)
+            x = to_device(torch.randint(width - self.crop + 1, (count,), generator=random), images.device)
             # a view of every possible window; indexing it copies just the chosen ones
             windows = images.unfold(2, self.crop, 1).unfold(3, self.crop, 1)
             out = windows[torch.arange(count, device=images.device), :, y, x].float()

@@ -1,0 +1,221 @@
+"""Replayed passes: on a CPU with a recording that computes as Python would, on a GPU with CUDA's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from google.protobuf import text_format
+from small_training import write_problem
+
+import caffe
+from caffe import replay
+from caffe.io import read_solver_parameter
+from caffe.replay import WARM_UP, Replay, can_replay
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+class Rerun:
+    """What a CUDA graph does, by running the function again: its results come into the tensors of the first time."""
+
+    def __init__(self, function: Callable[[], Any], owner: Replay) -> None:
+        self.function, self.owner = function, owner
+        sums = [blob.tensor().detach().clone() for blob in self.sums()]
+        states = [(layer, state) for layer in owner.net.layers if (state := layer.state())]
+        function()  # recording computes nothing, and draws no numbers
+        for blob, values in zip(self.sums(), sums, strict=True):
+            blob.tensor().detach().copy_(values)
+        for layer, state in states:
+            layer.set_state(state)
+
+    def sums(self) -> list[caffe.blob.Parameter]:
+        return [blob for layer in self.owner.net.layers if layer.type == "BatchNorm" for blob in layer.blobs]
+
+    def replay(self) -> None:
+        owner, net = self.owner, self.owner.net
+        loss, given = owner._loss, [(p, p.diff_tensor()) for p in net.learnable_params if p.has_diff]
+        net.clear_param_diffs()
+        for name, tensor in owner._inputs.items():
+            net.blobs[name].set_tensor(tensor)
+        self.function()
+        with torch.no_grad():
+            loss.copy_(owner._loss)
+            for blob, tensor in owner._values:
+                tensor.copy_(blob.tensor())
+            for blob, tensor in owner._diffs:
+                tensor.copy_(blob.diff_tensor())
+            for parameter, tensor in owner._gradients:
+                tensor.copy_(parameter.diff_tensor())
+        owner._loss = loss
+        net.clear_param_diffs()
+        for parameter, diff in given:
+            parameter.set_diff(diff)
+
+
+@pytest.fixture
+def recordings(monkeypatch: pytest.MonkeyPatch) -> list[Rerun]:
+    """The recordings made, where solvers of a CPU replay too."""
+    made: list[Rerun] = []
+
+    def record(function: Callable[[], Any], generators: list[torch.Generator]) -> Rerun:
+        made.append(Rerun(function, function.__self__))  # type: ignore[attr-defined]
+        return made[-1]
+
+    monkeypatch.setattr(replay, "record", record)
+    monkeypatch.setattr("caffe.solver.can_replay", lambda net: True)
+    return made
+
+
+@pytest.fixture
+def problem(tmp_path: Path) -> Path:
+    """The solver prototxt of the small problem."""
+    return write_problem(tmp_path)
+
+
+def solver_of(problem: Path, changes: str = "", replayed: bool = True) -> caffe.Solver:
+    """A solver of the small problem, with changed settings, and with no test before the training."""
+    param = read_solver_parameter(problem)
+    text_format.Merge(f"test_initialization: false {changes}", param)
+    solver = caffe.get_solver(param)
+    if not replayed:
+        solver._replay = None
+    return solver
+
+
+def outcome(solver: caffe.Solver) -> dict[str, np.ndarray]:
+    """All that can be seen behind an iteration: parameters, the blobs' values and diffs, the loss."""
+    net = solver.net
+    seen = {f"{name} {i}": blob.data.copy() for name, blobs in net.params.items() for i, blob in enumerate(blobs)}
+    seen |= {f"{name} data": blob.data.copy() for name, blob in net.blobs.items()}
+    seen |= {f"{name} diff": blob.diff.copy() for name, blob in net.blobs.items()}
+    return seen | {"loss": np.array(solver.smoothed_loss())}
+
+
+def assert_alike(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], tolerance: float = 0.0) -> None:
+    assert ours.keys() == theirs.keys()
+    for key, value in ours.items():
+        np.testing.assert_allclose(value, theirs[key], rtol=tolerance, atol=tolerance, err_msg=key)
+
+
+@pytest.mark.parametrize("changes", ["", "iter_size: 2", 'type: "Nesterov" ema_decay: 0.9', "clip_gradients: 0.1"])
+def test_replayed_iterations_are_those_of_python(problem: Path, recordings: list[Rerun], changes: str) -> None:
+    replayed, usual = solver_of(problem, changes), solver_of(problem, changes, replayed=False)
+    for _ in range(WARM_UP + 5):
+        replayed.step(1)
+        usual.step(1)
+        assert_alike(outcome(replayed), outcome(usual))
+    assert len(recordings) == 1
+
+
+def test_it_goes_on_from_a_snapshot(problem: Path, recordings: list[Rerun]) -> None:
+    solver, usual = solver_of(problem), solver_of(problem, replayed=False)
+    solver.step(6)
+    state = solver.snapshot()
+    solver.step(5)
+    usual.step(11)
+    assert_alike(outcome(solver), outcome(usual))
+    other = solver_of(problem)
+    other.restore(state)
+    other.step(5)
+    assert_alike(outcome(other) | {"loss": np.array(0)}, outcome(usual) | {"loss": np.array(0)})
+
+
+def test_other_parameters_are_recorded_anew(problem: Path, recordings: list[Rerun]) -> None:
+    solver = solver_of(problem)
+    solver.step(WARM_UP + 1)
+    other = solver_of(problem, "random_seed: 5")
+    solver.net.share_with(other.net)
+    solver.step(1)
+    assert len(recordings) == 1
+    solver.step(WARM_UP)
+    assert len(recordings) == 2
+
+
+def test_what_cannot_be_recorded_runs_as_ever(
+    problem: Path, recordings: list[Rerun], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(function: Callable[[], Any], generators: list[torch.Generator]) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(replay, "record", refuse)
+    solver, usual = solver_of(problem), solver_of(problem, replayed=False)
+    with caplog.at_level("WARNING"):
+        for _ in range(WARM_UP + 3):
+            solver.step(1)
+            usual.step(1)
+            assert_alike(outcome(solver), outcome(usual))
+    assert [r.getMessage() for r in caplog.records if "graph" in r.getMessage()] == [
+        "Training without a CUDA graph, which would be faster: operation not permitted when stream is capturing"
+    ]
+
+
+def test_only_a_gpu_replays(problem: Path) -> None:
+    assert not can_replay(solver_of(problem).net)
+
+
+# On a GPU
+
+
+@pytest.fixture
+def on_gpu() -> Any:
+    """GPU mode, and float32 that is no less exact than a CPU's."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    caffe.set_mode_gpu()
+    yield
+    caffe.set_mode_cpu()
+    torch.backends.cudnn.allow_tf32 = before
+
+
+@gpu
+@pytest.mark.parametrize("changes", ["", "iter_size: 2", 'type: "Nesterov" ema_decay: 0.9', "precision: BF16"])
+def test_a_cuda_graph_computes_what_the_layers_do(problem: Path, on_gpu: None, changes: str) -> None:
+    replayed, usual = solver_of(problem, changes), solver_of(problem, changes, replayed=False)
+    tolerance = 2e-2 if "BF16" in changes else 1e-4
+    for _ in range(WARM_UP + 5):
+        replayed.step(1)
+        usual.step(1)
+        assert_alike(outcome(replayed), outcome(usual), tolerance)
+    assert replayed._replay is not None and replayed._replay._graph is not None
+
+
+@gpu
+def test_a_gpu_goes_on_from_a_snapshot(problem: Path, on_gpu: None) -> None:
+    solver, usual = solver_of(problem), solver_of(problem)
+    solver.step(6)
+    state = solver.snapshot()
+    usual.step(11)
+    other = solver_of(problem)
+    other.restore(state)
+    other.step(5)
+    assert_alike(outcome(other) | {"loss": np.array(0)}, outcome(usual) | {"loss": np.array(0)}, 1e-4)
+
+
+@gpu
+def test_a_label_out_of_range_is_an_error_of_its_layer(problem: Path, on_gpu: None) -> None:
+    solver = solver_of(problem, "test_interval: 1000")
+    solver.step(WARM_UP + 2)
+    data = solver.net.layers[0]
+    data.labels[:] = 7  # type: ignore[attr-defined]
+    with pytest.raises(caffe.CaffeError, match=r"a label in 'label' is outside 0\.\.2: 7"):
+        solver.step(5)
+
+
+@gpu
+def test_a_cpu_and_a_gpu_learn_alike(problem: Path, on_gpu: None) -> None:
+    losses = []
+    for mode in (caffe.set_mode_cpu, caffe.set_mode_gpu):
+        mode()
+        solver = solver_of(problem)
+        layer = solver.net.layer_dict["drop"]
+        layer.threshold = -32768  # type: ignore[attr-defined]  # keeps all: the devices draw other masks
+        losses.append([])
+        for _ in range(10):
+            solver.step(1)
+            losses[-1].append(solver.smoothed_loss())
+    np.testing.assert_allclose(*losses, rtol=1e-3)

@@ -1,10 +1,11 @@
 """Measure this machine: the data stages, training, inference and prediction, beside peers in the same run; one table.
 
-    python bench.py [--only PART,PART] [--quick] [--csv data/fer2013.csv] [--json FILE]
+    python bench.py [--only PART,PART] [--quick] [--csv data/fer2013.csv] [--json FILE] [--device cpu]
 
 The parts: `stages` makes a data set from a CSV; `training` is forward and backward passes beside plain PyTorch, and
 whole iterations; `inference` is the networks that ship, beside OpenCV's `cv2.dnn` on the same files; `prediction` is
-faces and photos through `predict`; `zoo` is the networks of prototxt/zoo, with random weights, beside `cv2.dnn`. Work
+faces and photos through `predict`; `zoo` is the networks of prototxt/zoo, with random weights, beside `cv2.dnn`. With
+`--device cuda` it is the training alone, since the other peers compute on the processor. Work
 and peer take turns, and the median counts; where both give probabilities, these must agree. The one peer that does not
 run here is Caffe 1.0, whose time is a constant.
 """
@@ -50,6 +51,7 @@ NETWORKS = ("face_emotion_net", "mini_xception")
 PEERS = ("face_emotion_net", "face_resnet", "mobilenet_v2")  # those beside plain PyTorch
 ZOO = ("lenet", "cifar10_quick", "alexnet", "googlenet", "resnet18", "mobilenet")
 PARTS = ("stages", "training", "inference", "prediction", "zoo")
+IN_A_ROW = 10  # iterations that a GPU is given at once
 CAFFE_SECONDS = 0.134  # Caffe 1.0's forward and backward pass of FaceEmotionNet, batch 64, OpenBLAS on 2 cores
 # by how much our probabilities may differ from a peer's, as a part of the largest; bfloat16 has eight bits
 TOLERANCES = {"": 1e-4, " bf16": 0.2}
@@ -149,16 +151,25 @@ class Table:
 
 
 def alternate(rounds: int, repeats: int, *works: Callable[[], object]) -> list[float]:
-    """Median seconds of each piece of work, in turns, so that what else the machine does falls on all alike."""
+    """Median seconds of each piece of work, in turns, so that what else the machine does falls on all alike.
+
+    A GPU is given several in a row, as a training gives them, and waited for at their end.
+    """
+    on_gpu = caffe.current_device().type == "cuda"
+    in_a_row, finish = (IN_A_ROW, torch.cuda.synchronize) if on_gpu else (1, lambda: None)
     times: list[list[float]] = [[] for _ in works]
     for work in works:
-        work()
+        for _ in range(in_a_row):
+            work()
+    finish()
     for _ in range(rounds):
         for work, found in zip(works, times, strict=True):
             for _ in range(repeats):
                 start = time.perf_counter()
-                work()
-                found.append(time.perf_counter() - start)
+                for _ in range(in_a_row):
+                    work()
+                finish()
+                found.append((time.perf_counter() - start) / in_a_row)
     return [median(found) for found in times]
 
 
@@ -181,7 +192,7 @@ def bench_stages(table: Table, csv: Path, folder: Path) -> None:
 
 
 def precisions() -> Iterator[str]:
-    """float32, and bfloat16 where the processor multiplies it."""
+    """float32, and bfloat16 where the device multiplies it."""
     yield "FP32"
     if has_bfloat16():
         yield "BF16"
@@ -196,7 +207,8 @@ def bench_passes(table: Table, rounds: int) -> None:
             what = f"forward and backward, batch 64: {network} {precision.lower()}"
             mine, other = alternate(rounds, 6, ours, plain)
             table.add(what, mine, 64, "plain PyTorch", other)
-            if (network, precision) == ("face_emotion_net", "FP32"):  # the one that it was measured with
+            measured = (network, precision, net.device.type)
+            if measured == ("face_emotion_net", "FP32", "cpu"):  # what it was measured with
                 table.add(what, mine, 64, "Caffe 1.0, OpenBLAS", CAFFE_SECONDS)
 
 
@@ -227,11 +239,12 @@ def training_net(network: str, precision: str) -> caffe.Net:
 
 def plain_passes(model: PlainNet, bfloat16: bool) -> Callable[[], object]:
     """The passes in plain PyTorch: channels-last, autocast."""
-    model.to(memory_format=torch.channels_last)
-    images, labels = torch.randn(model.shape), torch.arange(64) % 7
+    device = caffe.current_device()
+    model.to(device, memory_format=torch.channels_last)
+    images, labels = torch.randn(model.shape, device=device), torch.arange(64, device=device) % 7
 
     def passes() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             loss = F.cross_entropy(model(images), labels, label_smoothing=model.label_smoothing)
         model.zero_grad(set_to_none=True)
         loss.backward()
@@ -244,11 +257,11 @@ def bench_training(table: Table, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_noise(folder)
-        for network in NETWORKS:
+        for network in dict.fromkeys(NETWORKS + PEERS):
             for precision in precisions():
                 solver = make_solver(network, precision, folder)
                 works: list[Callable[[], object]] = [partial(solver.step, 1)]
-                if network == "face_emotion_net":
+                if network in PEERS:
                     works.append(plain_iteration(PlainNet(training_net(network, precision)), precision == "BF16"))
                 mine, *other = alternate(rounds, 6, *works)
                 what = f"training iteration, batch 64: {network} {precision.lower()}"
@@ -305,8 +318,8 @@ def bench_zoo(table: Table, rounds: int) -> None:
 
 
 def has_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 in hardware."""
-    return caffe.context.autocast_dtype("auto", torch.device("cpu")) is not None
+    """Whether the device multiplies bfloat16 in hardware."""
+    return caffe.context.autocast_dtype("auto", caffe.current_device()) is not None
 
 
 def compare_inference(
@@ -414,16 +427,21 @@ def main() -> None:
     parser.add_argument("--only", type=parts, default=PARTS, metavar="PART,PART", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--csv", type=Path, help="measure the data stages on this CSV (default: the drawn sample)")
     parser.add_argument("--quick", action="store_true", help="fewer faces and repeats")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda, or cuda:N, for the training (default: cpu)")
     parser.add_argument("--json", type=Path, help="write the rows to this file too")
     arguments = parser.parse_args()
     if arguments.csv and "stages" not in arguments.only:
         parser.error("--csv is for the part stages, which --only leaves out")
-    caffe.set_mode_cpu()
+    on_gpu = caffe.use_device(arguments.device).type == "cuda"
+    if on_gpu and arguments.only != ["training"]:
+        parser.error("--device cuda is for --only training: the peers of the other parts compute on the processor")
     load = os.getloadavg()[0]
     print(
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; ",
         end="",
     )
+    if on_gpu:
+        print(f"{torch.cuda.get_device_name()}; ", end="")
     print(f"Python {platform.python_version()}, torch {torch.__version__}, OpenCV {cv2.__version__}; load {load:.1f}")
     if load > 0.5:
         print("warning: other work runs on this machine; the times are too long, the ratios less so")

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from . import glog as log
 from .blob import Parameter
+from .errors import CaffeError
 from .layers.base import RandomLayer
 from .layers.lookup import deferred_checks
 from .net import Net
@@ -38,20 +38,38 @@ def data_layers(net: Net) -> int:
     return count
 
 
-def record(function: Callable[[], Any], generators: list[torch.Generator]) -> torch.cuda.CUDAGraph:
+def record(
+    function: Callable[[], Any], generators: list[torch.Generator], stream: torch.cuda.Stream | None
+) -> torch.cuda.CUDAGraph:
     """The CUDA graph of what `function` launches; nothing of it is computed yet.
 
     Parameters
     ----------
     function: called once. What it asks the GPU for, as `float(tensor)` does, is an error.
     generators: those that it draws from; each replay goes on from where they stand.
+    stream: on which it has run before.
+
+    Raises
+    ------
+    CaffeError: what cannot be recorded, as far as PyTorch knows it.
     """
     graph = torch.cuda.CUDAGraph()
     for generator in generators:
         graph.register_generator_state(generator)
-    # threads that read batches ahead may use the GPU meanwhile
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        function()
+    failed: RuntimeError | None = None
+    try:
+        # threads that read batches ahead may use the GPU meanwhile
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            try:
+                function()
+            except RuntimeError as error:
+                failed = error  # the end of the recording has an error of its own, which says nothing
+                raise
+    except RuntimeError as error:
+        raise CaffeError(
+            f"the net's passes cannot be recorded as a CUDA graph, expected cuda_graph: false in the solver: "
+            f"{failed or error}"
+        ) from (failed or error)
     return graph
 
 
@@ -60,8 +78,7 @@ class Replay:
     come to it, which for small nets takes several times as long as to compute it.
 
     The blobs have the same values and diffs afterwards as behind `compute` and `propagate`. Where parameters have other
-    tensors than before, or the batch another shape, the passes are recorded anew. What cannot be recorded runs in the
-    usual way, after a warning.
+    tensors than before, or the batch another shape, the passes are recorded anew.
 
     Parameters
     ----------
@@ -78,28 +95,32 @@ class Replay:
             for layer in net.layers[self.first :]
             if isinstance(layer, RandomLayer) and hasattr(layer, "random") and layer.random.device.type == "cuda"
         ]
-        self.refused = False
+        self._stream = torch.cuda.Stream(net.device) if net.device.type == "cuda" else None
         self._known: Any = None  # of what the recording was made
         self._passes = 0
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def compute(self) -> torch.Tensor:
-        """Read a batch and add its gradient to the parameters' diffs; returns the loss."""
+        """Read a batch and add its gradient to the parameters' diffs; returns the loss.
+
+        Raises CaffeError for passes that cannot be recorded.
+        """
         net = self.net
         loss = net.compute(0, self.first - 1, gradient=True).detach()
         batch = {name: net.blobs[name].tensor() for name in self.names}
         known = self._key(batch)
         if known != self._known:
             self._known, self._passes, self._graph = known, 0, None
-        if self._graph is None and self._passes >= WARM_UP and not self.refused:
-            self._try_to_record(batch)
+        begins = not any(parameter.has_diff for parameter in net.learnable_params)
+        if self._graph is None and self._passes >= WARM_UP and begins:
+            self._record(batch)
         if self._graph is None:
             self._passes += 1
-            loss = loss + net.compute(self.first, gradient=True).detach()
-            net.propagate(keep=False)
-            return loss
+            self._warm_up()
+            return loss + self._loss
         torch._foreach_copy_([self._inputs[name] for name in self.names], list(batch.values()))
         self._graph.replay()
+        net.forget()
         for blob, tensor in self._values:
             blob.set_tensor(tensor)
         for blob, tensor in self._diffs:
@@ -123,24 +144,36 @@ class Replay:
             [(tensor.shape, tensor.dtype) for tensor in batch.values()],
         )
 
-    def _try_to_record(self, batch: dict[str, torch.Tensor]) -> None:
+    def _run(self) -> None:
+        """The passes behind the data layers, as the solver does them."""
+        self._loss = self.net.compute(self.first, gradient=True).detach()
+        self.net.propagate(keep=False)
+
+    def _warm_up(self) -> None:
+        """The same with all that the recording will do, and where."""
+        with deferred_checks(self.net.device) as checks:
+            if self._stream is None:
+                self._run()
+            else:
+                now = torch.cuda.current_stream(self.net.device)
+                self._stream.wait_stream(now)
+                with torch.cuda.stream(self._stream):
+                    self._run()
+                now.wait_stream(self._stream)
+        checks.ask()
+
+    def _record(self, batch: dict[str, torch.Tensor]) -> None:
         net = self.net
-        if any(parameter.has_diff for parameter in net.learnable_params):
-            return  # in the midst of several batches: at the next first one
+        for blob in net.blobs.values():
+            # what a user has looked at comes back to the device, and nothing keeps the graph of the pass before
+            blob.set_tensor(blob.tensor().detach())
+            if blob.has_diff:
+                blob.diff_tensor()
         self._inputs = {name: tensor.clone() for name, tensor in batch.items()}
         for name, tensor in self._inputs.items():
             net.blobs[name].set_tensor(tensor)
-        try:
-            with deferred_checks(net.device) as self._checks:
-                self._graph = record(self._passes_once, self.generators)
-        except RuntimeError as error:  # CaffeError, and PyTorch's where something cannot be recorded
-            log.warning("replay.py", f"Training without a CUDA graph, which would be faster: {error}")
-            self.refused, self._graph = True, None
-            net.forget()
-            net.clear_param_diffs()
-            for name, tensor in batch.items():
-                net.blobs[name].set_tensor(tensor)
-            return
+        with deferred_checks(net.device) as self._checks:
+            self._graph = record(self._run, self.generators, self._stream)
         produced = dict.fromkeys(top for layer in net.layers[self.first :] for top in layer.param.top)
         blobs = [net.blobs[name] for name in produced]
         self._values = [(blob, blob.tensor()) for blob in blobs]
@@ -150,7 +183,3 @@ class Replay:
             (parameter, parameter.diff_tensor()) for parameter in net.learnable_params if parameter.has_diff
         ]
         net.clear_param_diffs()
-
-    def _passes_once(self) -> None:
-        self._loss = self.net.compute(self.first, gradient=True).detach()
-        self.net.propagate(keep=False)

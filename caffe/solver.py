@@ -83,7 +83,8 @@ class Solver:
         self.stopped_early = False
         self.average = make_average(self.param, self.net)
         self._sharpness = SharpnessAware(self.net, self.param.sam_rho) if self.param.sam_rho else None
-        self._replay = Replay(self.net, self.param.iter_size > 1) if can_replay(self.net) else None
+        replays = self.param.cuda_graph and can_replay(self.net)
+        self._replay = Replay(self.net, self.param.iter_size > 1) if replays else None
         self.history: list[torch.Tensor] = []
         for _ in range(self.histories):
             self.history += [torch.zeros_like(p.tensor(), requires_grad=False) for p in self.net.learnable_params]

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import caffe
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -30,3 +32,16 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no reference values at {folder} (set FER_SHARED)")
     return folder
+
+
+@pytest.fixture
+def on_gpu() -> Iterator[None]:
+    """GPU mode, in a float32 that is no less exact than a CPU's; skips where there is no GPU."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    caffe.set_mode_gpu()
+    yield
+    caffe.set_mode_cpu()
+    torch.backends.cudnn.allow_tf32 = before

@@ -51,15 +51,14 @@ class Layer:
     bottoms, tops: how many are allowed, as (fewest, most); None is unbounded.
     default_loss_weight: of the first top, where the prototxt gives none.
     differentiable: False for a layer through which no gradient passes.
-    recordable: False for a layer that computes elsewhere than on its device, or something that a CUDA graph of its work
-        would leave out.
+    recordable: False for a layer whose work no CUDA graph can hold: it waits for the device, or computes elsewhere.
     """
 
     bottoms: ClassVar[tuple[int, int | None]] = (1, 1)
     tops: ClassVar[tuple[int, int | None]] = (1, 1)
     default_loss_weight: ClassVar[float] = 0.0
     differentiable: ClassVar[bool] = True
-    recordable: ClassVar[bool] = True
+    recordable: bool = True
 
     def __init__(self, param: LayerParameter, device: torch.device, generator: torch.Generator) -> None:
         self.param = param

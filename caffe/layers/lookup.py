@@ -170,6 +170,7 @@ class Filter(Layer):
 
     bottoms = (2, None)
     tops = (1, None)
+    recordable = False
 
     def top_shapes(self, shapes: list[Shape]) -> list[Shape]:
         names, selector = self.param.bottom, shapes[-1]

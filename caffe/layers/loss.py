@@ -195,6 +195,7 @@ class InfogainLoss(_Loss):
 
     bottoms = (2, 3)
     tops = (1, 2)
+    recordable = False
 
     def setup(self, shapes: list[Shape]) -> None:
         p = self.param.infogain_loss_param
@@ -377,6 +378,7 @@ class Accuracy(Layer):
         self.along = self.axis(p.axis, shapes[0])
         if not 1 <= p.top_k <= shapes[0][self.along]:
             self.error(f"top_k is {p.top_k}; expected 1 to {shapes[0][self.along]}, the number of classes")
+        self.recordable = not p.HasField("ignore_label") and len(self.param.top) == 1
 
     def top_shapes(self, shapes: list[Shape]) -> list[Shape]:
         self.soft = soft_labels(shapes, self.along)

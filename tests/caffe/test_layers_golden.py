@@ -82,5 +82,10 @@ def test_layer_agrees_with_caffe(shared: Path, case: str) -> None:
     assert run_case(shared / "caffe_golden" / "layers" / case) > 0
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_layer_on_a_gpu_agrees_with_caffe(shared: Path, case: str, on_gpu: None) -> None:
+    assert run_case(shared / "caffe_golden" / "layers" / case) > 0
+
+
 def test_every_case_is_run(shared: Path) -> None:
     assert sorted(folder.name for folder in (shared / "caffe_golden" / "layers").iterdir()) == CASES

@@ -15,9 +15,8 @@ from small_training import write_problem
 import caffe
 from caffe import replay
 from caffe.io import read_solver_parameter
+from caffe.proto.caffe_pb2 import NetParameter
 from caffe.replay import WARM_UP, Replay, can_replay
-
-gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 class Rerun:
@@ -62,7 +61,7 @@ def recordings(monkeypatch: pytest.MonkeyPatch) -> list[Rerun]:
     """The recordings made, where solvers of a CPU replay too."""
     made: list[Rerun] = []
 
-    def record(function: Callable[[], Any], generators: list[torch.Generator]) -> Rerun:
+    def record(function: Callable[[], Any], generators: list[torch.Generator], stream: None) -> Rerun:
         made.append(Rerun(function, function.__self__))  # type: ignore[attr-defined]
         return made[-1]
 
@@ -136,43 +135,28 @@ def test_other_parameters_are_recorded_anew(problem: Path, recordings: list[Reru
     assert len(recordings) == 2
 
 
-def test_what_cannot_be_recorded_runs_as_ever(
-    problem: Path, recordings: list[Rerun], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def refuse(function: Callable[[], Any], generators: list[torch.Generator]) -> None:
-        raise RuntimeError("operation not permitted when stream is capturing")
-
-    monkeypatch.setattr(replay, "record", refuse)
-    solver, usual = solver_of(problem), solver_of(problem, replayed=False)
-    with caplog.at_level("WARNING"):
-        for _ in range(WARM_UP + 3):
-            solver.step(1)
-            usual.step(1)
-            assert_alike(outcome(solver), outcome(usual))
-    assert [r.getMessage() for r in caplog.records if "graph" in r.getMessage()] == [
-        "Training without a CUDA graph, which would be faster: operation not permitted when stream is capturing"
-    ]
-
-
-def test_only_a_gpu_replays(problem: Path) -> None:
-    assert not can_replay(solver_of(problem).net)
+def test_which_nets_are_replayed(problem: Path) -> None:
+    net = solver_of(problem).net
+    assert not can_replay(net)  # on a CPU
+    net.device = torch.device("cuda")
+    assert can_replay(net)
+    for text in (
+        'type: "Accuracy" bottom: "fc2" bottom: "label" top: "accuracy" accuracy_param { ignore_label: 1 }',
+        'type: "Accuracy" bottom: "fc2" bottom: "label" top: "accuracy" top: "of each class"',
+        'type: "Filter" bottom: "fc2" bottom: "label" top: "chosen"',
+        'type: "DummyData" top: "other" dummy_data_param { shape { dim: 1 } }',  # data behind the net's beginning
+    ):
+        param = NetParameter()
+        param.CopyFrom(net.param)
+        text_format.Parse(f"name: 'more' {text}", param.layer.add())
+        other = caffe.Net(param, caffe.TRAIN)
+        other.device = torch.device("cuda")
+        assert not can_replay(other), text
 
 
 # On a GPU
 
 
-@pytest.fixture
-def on_gpu() -> Any:
-    """GPU mode, and float32 that is no less exact than a CPU's."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    caffe.set_mode_gpu()
-    yield
-    caffe.set_mode_cpu()
-    torch.backends.cudnn.allow_tf32 = before
-
-
-@gpu
 @pytest.mark.parametrize("changes", ["", "iter_size: 2", 'type: "Nesterov" ema_decay: 0.9', "precision: BF16"])
 def test_a_cuda_graph_computes_what_the_layers_do(problem: Path, on_gpu: None, changes: str) -> None:
     replayed, usual = solver_of(problem, changes), solver_of(problem, changes, replayed=False)
@@ -181,10 +165,10 @@ def test_a_cuda_graph_computes_what_the_layers_do(problem: Path, on_gpu: None, c
         replayed.step(1)
         usual.step(1)
         assert_alike(outcome(replayed), outcome(usual), tolerance)
-    assert replayed._replay is not None and replayed._replay._graph is not None
+    assert replayed._replay is not None
+    assert replayed._replay._graph is not None
 
 
-@gpu
 def test_a_gpu_goes_on_from_a_snapshot(problem: Path, on_gpu: None) -> None:
     solver, usual = solver_of(problem), solver_of(problem)
     solver.step(6)
@@ -196,7 +180,6 @@ def test_a_gpu_goes_on_from_a_snapshot(problem: Path, on_gpu: None) -> None:
     assert_alike(outcome(other) | {"loss": np.array(0)}, outcome(usual) | {"loss": np.array(0)}, 1e-4)
 
 
-@gpu
 def test_a_label_out_of_range_is_an_error_of_its_layer(problem: Path, on_gpu: None) -> None:
     solver = solver_of(problem, "test_interval: 1000")
     solver.step(WARM_UP + 2)
@@ -206,7 +189,6 @@ def test_a_label_out_of_range_is_an_error_of_its_layer(problem: Path, on_gpu: No
         solver.step(5)
 
 
-@gpu
 def test_a_cpu_and_a_gpu_learn_alike(problem: Path, on_gpu: None) -> None:
     losses = []
     for mode in (caffe.set_mode_cpu, caffe.set_mode_gpu):
@@ -219,3 +201,12 @@ def test_a_cpu_and_a_gpu_learn_alike(problem: Path, on_gpu: None) -> None:
             solver.step(1)
             losses[-1].append(solver.smoothed_loss())
     np.testing.assert_allclose(*losses, rtol=1e-3)
+
+
+def test_what_cannot_be_recorded_says_so(problem: Path, on_gpu: None) -> None:
+    solver = solver_of(problem)
+    layer = solver.net.layer_dict["fc1"]
+    forward = layer.forward
+    layer.forward = lambda bottoms: [top * float(top.sum()) for top in forward(bottoms)]  # type: ignore[method-assign]
+    with pytest.raises(caffe.CaffeError, match=r"expected cuda_graph: false in the solver: layer 'fc1'"):
+        solver.step(WARM_UP + 1)

@@ -71,6 +71,11 @@ def test_solver_agrees_with_caffe(golden: Path, case: str) -> None:
     np.testing.assert_allclose(means["loss"][0], np.mean(values["test_loss"]), rtol=2e-3)
 
 
+@pytest.mark.parametrize("case", SOLVERS)
+def test_solver_on_a_gpu_agrees_with_caffe(golden: Path, case: str, on_gpu: None) -> None:
+    test_solver_agrees_with_caffe(golden, case)
+
+
 def test_snapshot_holds_what_caffes_does(golden: Path) -> None:
     solver = caffe.get_solver("solver/sgd_multistep/solver.prototxt")
     folder = golden / "solver" / "sgd_multistep"

@@ -14,7 +14,7 @@ import torch
 
 from . import context, hdf5, solver_state
 from . import glog as log
-from .averaging import make_average
+from .averaging import make_average, other_weights
 from .blob import Parameter
 from .errors import CaffeError
 from .io import (
@@ -27,6 +27,8 @@ from .replay import Replay, can_replay
 from .schedules import Progress, find_monitor, learning_rate, needs_monitor
 from .sharpness import SharpnessAware
 from .upgrade import upgrade_solver
+
+QUICK_SNAPSHOT = 0.05  # seconds that a snapshot may always take
 
 
 class Solver:
@@ -46,7 +48,10 @@ class Solver:
     progress: what the tests have said, where the rate or early stopping depends on it, else None.
     stopped_early: True where the last `step` or `solve` ended because of `early_stop`.
     on_test: called after each test with (solver, test net's number, its mean outputs by name).
+    before_snapshot: called with (solver) before each snapshot is written.
     on_snapshot: called after each snapshot with (solver, path of the .solverstate).
+    snapshot_share: share of a training's time that the snapshots on every `snapshot`-th iteration may take, of 0..1:
+        one that would come too early after a slow one is left out; 1, the default: none is.
     requested: set to `stop` or `snapshot` (by a signal's handler, say) to be obeyed after the running iteration.
 
     Raises
@@ -65,7 +70,10 @@ class Solver:
         log.info("solver.cpp:45", f"Initializing solver from parameters: \n{self.param}")
         self.iter = 0
         self.requested: str | None = None
+        self.snapshot_share = 1.0
+        self._snapshot_seconds, self._snapshot_end, self._left_out = 0.0, 0.0, -1
         self.on_test: list[Callable[[Solver, int, dict[str, float]], None]] = []
+        self.before_snapshot: list[Callable[[Solver], None]] = []
         self.on_snapshot: list[Callable[[Solver, str], None]] = []
         self._callbacks: list[tuple[Callable[[], None], Callable[[], None]]] = []
         self._losses: deque[torch.Tensor] = deque(maxlen=max(self.param.average_loss, 1))
@@ -209,8 +217,11 @@ class Solver:
             if self.average is not None:
                 self.average.update(self.iter)
             request, self.requested = self.requested, None
-            if (p.snapshot and self.iter % p.snapshot == 0) or request == "snapshot":
+            periodic = bool(p.snapshot) and self.iter % p.snapshot == 0
+            if request == "snapshot" or (periodic and self._time_for_snapshot()):
                 self.snapshot()
+            elif periodic:
+                self._left_out = self.iter
             if request == "stop":
                 self.requested = "stop"
                 break
@@ -342,7 +353,7 @@ class Solver:
             self.restore(resume_file)
         self.requested = None
         self.step(max(p.max_iter - self.iter, 0))
-        if p.snapshot_after_train and (not p.snapshot or self.iter % p.snapshot):
+        if p.snapshot_after_train and (not p.snapshot or self.iter % p.snapshot or self._left_out == self.iter):
             self.snapshot()
         if self.requested == "stop":
             log.info("solver.cpp:315", "Optimization stopped early.")
@@ -414,15 +425,27 @@ class Solver:
 
     # Snapshots
 
-    def save_weights(self, path: str | os.PathLike[str]) -> None:
-        """Write the weights that tests use, all or nothing: the average where there is one, else the net's.
+    def weights(self) -> list[torch.Tensor]:
+        """A copy of the weights that tests use: the average where there is one, else the net's own.
+
+        On the net's device, in the order of `net.learnable_params`.
+        """
+        own = [parameter.tensor().detach() for parameter in self.net.learnable_params]
+        return [tensor.clone() for tensor in (own if self.average is None else self.average.weights())]
+
+    def save_weights(self, path: str | os.PathLike[str], weights: list[torch.Tensor] | None = None) -> None:
+        """Write weights, all or nothing: those that `weights` gave earlier, or gives now.
 
         A path that ends in `.h5` becomes a .caffemodel.h5, any other a .caffemodel.
         """
-        if self.average is not None:
-            self.average.save(path)
-        else:
+        with other_weights(self.net, self.weights() if weights is None else weights):
             (self.net.save_hdf5 if str(path).endswith(".h5") else self.net.save)(path)
+
+    def _time_for_snapshot(self) -> bool:
+        """Whether a snapshot takes no more than its share of the time since the last one."""
+        if self._snapshot_seconds < QUICK_SNAPSHOT:
+            return True
+        return time.perf_counter() - self._snapshot_end >= self._snapshot_seconds * (1 / self.snapshot_share - 1)
 
     def snapshot(self) -> str:
         """Write PREFIX_iter_N.caffemodel and then PREFIX_iter_N.solverstate; returns the latter's path.
@@ -431,6 +454,9 @@ class Solver:
         PREFIX_iter_N_averaged.caffemodel stands beside them; training goes on from the weights in the first.
         """
         self._check_replay()
+        start = time.perf_counter()
+        for before in self.before_snapshot:
+            before(self)
         prefix = f"{self.param.snapshot_prefix}_iter_{self.iter}"
         Path(prefix).parent.mkdir(parents=True, exist_ok=True)
         hdf5_format = self.param.snapshot_format == SolverParameter.HDF5
@@ -462,6 +488,8 @@ class Solver:
         (hdf5.write_state if hdf5_format else solver_state.write_state)(state_file, state)
         for callback in self.on_snapshot:
             callback(self, state_file)
+        self._snapshot_end = time.perf_counter()
+        self._snapshot_seconds = self._snapshot_end - start
         return state_file
 
     def _current_step(self) -> int:

@@ -48,7 +48,7 @@ STRONG = """random_rotation: 10 random_scale: 0.1 random_shift: 0.05
 # stages that solver prototxts written by hand ask for: `light` where epochs are few, `mixup` where others teach
 LIGHT = "random_rotation: 8 random_scale: 0.08"
 STAGES = {"light": LIGHT, "mixup": f"{LIGHT} mixup_alpha: 0.4"}
-WITH_STAGES = ("face_resnet",)
+WITH_STAGES = ("face_resnet", "face_resnet16")
 TEST_DATA = """\
 layer {
   name: "data"

@@ -343,6 +343,21 @@ def face_resnet(n: NetSpec) -> None:
     classify(n, x, dropout_ratio=0.4)
 
 
+def face_resnet16(n: NetSpec) -> None:
+    """A network of this project's own design, the larger face_resnet: a ResNet of seven basic blocks (He et al.,
+    arXiv 1512.03385) behind a 3×3 convolution of 32, one of 32 channels at the full side, two each of 64, 128 and 256,
+    and one of 360.
+
+    Nothing is pooled before the end: the first block sees every pixel, where wrinkles and corners of mouths are.
+    """
+    x = basic_block(n, "stage1_block1", conv_bn(n, "stem", n.data, 32), 32, stride=1, project=False)
+    for stage, (outputs, blocks) in enumerate(((64, 2), (128, 2), (256, 2), (360, 1)), start=2):
+        x = basic_block(n, f"stage{stage}_block1", x, outputs, stride=2, project=True)
+        for i in range(2, blocks + 1):
+            x = basic_block(n, f"stage{stage}_block{i}", x, outputs, stride=1, project=False)
+    classify(n, x, dropout_ratio=0.4)
+
+
 # Inception
 
 # One branch of a module: channels and kernel of each convolution after the other, and the stride of the last.
@@ -517,6 +532,7 @@ NETWORKS: dict[str, Callable[[NetSpec], None]] = {
         resnet18,
         resnet34,
         face_resnet,
+        face_resnet16,
         vgg_fer,
     )
 }

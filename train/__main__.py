@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from google.protobuf import text_format
 from tqdm import tqdm
 
@@ -47,6 +48,7 @@ from train.distill import SHARE, TEMPERATURE, Teachers
 
 LARGEST_TEST_BATCH = 512
 KEPT_SNAPSHOTS = 2
+SNAPSHOT_SHARE = 0.05  # of a training's time: where an epoch takes a second, one in many ends in a snapshot
 INIT = "init.caffemodel"  # in a run's folder: of the weights to start from, the layers that are taken
 
 
@@ -318,10 +320,14 @@ class Run:
                     )
                 best_file = self.folder / "best.json"
                 self.best: dict[str, Any] = json.loads(best_file.read_text()) if states and best_file.is_file() else {}
+                self.best_weights: list[torch.Tensor] | None = None
                 solver.on_test.append(self._keep_best)
                 with Display(self, solver):
+                    solver.before_snapshot.append(self._write_best)
                     solver.on_snapshot.append(self._prune)
+                    solver.snapshot_share = SNAPSHOT_SHARE
                     solver.solve(states[-1] if states else None)
+                    self._write_best(solver)
                 self.solver = solver
             finally:
                 log.stop_logging(handler)
@@ -339,8 +345,15 @@ class Run:
         name = solver.monitor.name
         if solver.iter and solver.monitor.better(outputs[name], self.best.get(name)):
             self.best = {"iteration": solver.iter, "epoch": solver.iter / self.epoch, **outputs}
-            solver.save_weights(self.folder / "best.caffemodel")
-            replace_bytes(self.folder / "best.json", json.dumps(self.best).encode())
+            self.best_weights = solver.weights()
+
+    def _write_best(self, solver: caffe.Solver) -> None:
+        """Write the best weights so far, where they are not yet: a resumed run goes on from the last snapshot."""
+        if self.best_weights is None:
+            return
+        solver.save_weights(self.folder / "best.caffemodel", self.best_weights)
+        replace_bytes(self.folder / "best.json", json.dumps(self.best).encode())
+        self.best_weights = None
 
     def _prune(self, solver: caffe.Solver, state_file: str) -> None:
         for old in self.snapshots()[:-KEPT_SNAPSHOTS]:

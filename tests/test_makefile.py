@@ -73,6 +73,7 @@ def trained(
         (["SOLVER=modern"], "runs/small_modern", ["--solver modern"]),
         (["SOLVER=modern", "SEED=7", "TRAIN_ON=train+val"], "runs/small_modern_seed7_train+val", ["--solver modern"]),
         (["INIT=start.caffemodel", "EPOCHS=9"], "runs/small", ['--init "start.caffemodel"', "--epochs 9"]),
+        (["BATCH=128", "LR=0.1"], "runs/small", ["--lr 0.1 --batch 128"]),
         (["INIT=start.caffemodel", "FREEZE=conv, fc1", "LR=0.001"], "runs/small", ['--freeze "conv, fc1" --lr 0.001']),
     ],
 )
@@ -103,7 +104,7 @@ def test_what_is_fine_tuned_is_trained_again_when_its_settings_change(tree: Path
     stamp = "EPOCHS=_SEED=1_TRAIN_ON=train_PRECISION=_INIT=start.caffemodel_FREEZE=conv_LR=0.001"
     trained(tree, "small", stamp=stamp)
     assert commands(tree, "train", *settings) == []
-    for others in (["FREEZE=conv1"], ["LR=0.01"], ["FREEZE="], ["LR="], ["INIT="]):
+    for others in (["FREEZE=conv1"], ["LR=0.01"], ["FREEZE="], ["LR="], ["INIT="], ["BATCH=32"]):
         assert len(commands(tree, "train", *settings, *others)) == 1
 
 

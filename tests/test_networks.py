@@ -95,6 +95,15 @@ def face_resnet() -> int:
     return total + 7 * (inputs + 1)
 
 
+def face_resnet16() -> int:
+    total, inputs = norm_conv(1, 32, 3) + 2 * norm_conv(32, 32, 3), 32
+    for width, blocks in ((64, 2), (128, 2), (256, 2), (360, 1)):
+        total += norm_conv(inputs, width, 3) + norm_conv(inputs, width, 1)
+        total += (2 * blocks - 1) * norm_conv(width, width, 3)
+        inputs = width
+    return total + 7 * (inputs + 1)
+
+
 # The published numbers are those of torchvision and Keras, of the parameters that are learned: without auxiliary
 # classifiers, gamma and beta of each batch norm among them.
 PARAMETERS = {
@@ -116,6 +125,7 @@ PARAMETERS = {
     "resnet18": adapted(11_689_512, 512, kernel=7, filters=64),
     "resnet34": adapted(21_797_672, 512, kernel=7, filters=64),
     "face_resnet": face_resnet(),
+    "face_resnet16": face_resnet16(),
     "vgg_fer": vgg(),
 }
 

@@ -95,6 +95,9 @@ def read_curves(log: Log, accuracy: str | None = None) -> Curves:
         raise StageError(f"--accuracy is {accuracy!r}; the log's outputs are {', '.join(_outputs(rows)) or 'none'}")
     chosen = accuracy or (names[0] if names else None)
     val_loss = {int(row["NumIters"]): _weighted_loss(row, log.weights) for row in log.test}
+    # scores that are no numbers, as deep nets have before the training, all count as right in Caffe's Accuracy
+    no_numbers = {i for i, loss in val_loss.items() if loss is not None and math.isnan(loss)}
+    tested = [row for row in log.test if int(row["NumIters"]) not in no_numbers]
     return Curves(
         name=log.name,
         last_iteration=max([*log.loss, *(int(row["NumIters"]) for row in rows)], default=0),
@@ -103,7 +106,7 @@ def read_curves(log: Log, accuracy: str | None = None) -> Curves:
         val_loss={i: loss for i, loss in val_loss.items() if loss is not None},
         accuracy_name=chosen,
         train_accuracy={int(row["NumIters"]): row[chosen] for row in log.train if chosen in row} if chosen else {},
-        val_accuracy={int(row["NumIters"]): row[chosen] for row in log.test if chosen in row} if chosen else {},
+        val_accuracy={int(row["NumIters"]): row[chosen] for row in tested if chosen in row} if chosen else {},
         other_accuracies=[name for name in names if name != chosen],
     )
 

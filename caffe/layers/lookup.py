@@ -22,7 +22,7 @@ class Checks:
 
     def __init__(self, device: torch.device) -> None:
         # made outside of the recording, so that each replay goes on from them: the least and the greatest number
-        self._free = list(torch.zeros((32, 2), dtype=torch.int64, device=device))
+        self._free = list(torch.zeros((256, 2), dtype=torch.int64, device=device))
         self._checks: list[tuple[torch.Tensor, Callable[[int, int], None]]] = []
 
     def add(self, numbers: torch.Tensor, check: Callable[[int, int], None]) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from google.protobuf import text_format
 from small_nets import input_layer, normal
-from small_training import write_problem
+from small_training import blobs, write_problem
 from tiny_model import write_database
 
 import caffe
@@ -211,6 +211,49 @@ def test_snapshots_on_an_interval_and_at_the_end(problem: Path) -> None:
 def test_without_a_snapshot_after_training(problem: Path) -> None:
     solver_of(problem, "snapshot_after_train: false max_iter: 2").solve()
     assert not list(problem.parent.glob("snap*"))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "share", "expected"),
+    [
+        (10, 1.0, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]),
+        (10, 0.25, [1, 4, 7, 10, 12]),  # 3 times as long as a snapshot from one to the next, and one at the end
+        (0.01, 0.25, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]),  # no time worth to speak of
+    ],
+)
+def test_snapshots_take_no_more_than_their_share_of_the_time(
+    problem: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, share: float, expected: list[int]
+) -> None:
+    now = [0.0]
+
+    def pass_time(duration: float) -> None:
+        now[0] += duration
+
+    monkeypatch.setattr("caffe.solver.time.perf_counter", lambda: now[0])
+    param = read_solver_parameter(problem)
+    param.snapshot = 1
+    solver = caffe.get_solver(param)
+    solver.snapshot_share = share
+    solver.add_callback(lambda: pass_time(10), lambda: None)  # an iteration
+    solver.before_snapshot.append(lambda _: pass_time(seconds))
+    found: list[int] = []
+    solver.on_snapshot.append(lambda solver, path: found.append(solver.iter))
+    solver.solve()
+    assert found == expected
+
+
+def test_weights_that_were_kept_are_written_later(problem: Path, tmp_path: Path) -> None:
+    solver = caffe.get_solver(str(problem))
+    solver.step(3)
+    kept, then = solver.weights(), solver.net.params["fc1"][0].data.copy()
+    solver.step(3)
+    now = solver.net.params["fc1"][0].data.copy()
+    solver.save_weights(tmp_path / "kept.caffemodel", kept)
+    solver.save_weights(tmp_path / "now.caffemodel")
+    for name, expected in (("kept", then), ("now", now)):
+        np.testing.assert_array_equal(blobs(tmp_path / f"{name}.caffemodel")["fc1"][0], expected)
+    np.testing.assert_array_equal(solver.net.params["fc1"][0].data, now)
+    assert (then != now).any()
 
 
 def test_snapshots_with_gradients(problem: Path) -> None:

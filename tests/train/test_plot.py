@@ -170,6 +170,11 @@ def test_a_loss_that_is_no_number_is_said(tmp_path: Path) -> None:
     assert table(tmp_path / "metrics.csv")[1]["val_loss"] == "nan"
 
 
+def test_an_accuracy_of_scores_that_are_no_numbers_is_none(tmp_path: Path) -> None:
+    log = make_log(tmp_path / "train.log", {0: "2", 10: "1"}, {0: ("1", "nan"), 10: ("0.5", "1.2")})
+    assert read_curves(read_log(log)).val_accuracy == {10: 0.5}
+
+
 def test_all_losses_nan_still_makes_a_picture(tmp_path: Path) -> None:
     plot_log(make_log(tmp_path / "train.log", {0: "nan", 10: "nan"}))
     assert cv2.imread(str(tmp_path / "loss.png")) is not None

@@ -571,9 +571,21 @@ def test_errors(
         assert not list(project.glob("run/*.solverstate")), "it trained before it looked"
 
 
-def test_epochs_below_one(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train(monkeypatch, project, "run", "--epochs", "0") == 1
-    assert "--epochs is 0; expected 1 or more" in capsys.readouterr().err
+def test_a_batch_of_another_size(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert train(monkeypatch, project, "run", "--epochs", "2", "--batch", "11") == 0
+    manifest = json.loads((project / "run/manifest.json").read_text())
+    assert manifest["counts"]["iterations_per_epoch"] == 2  # of 22 images
+    assert manifest["counts"]["iterations"] == 4
+    layers = caffe.io.read_net_parameter(project / "run/train_val.prototxt").layer
+    assert [layer.data_param.batch_size for layer in layers if layer.type == "Data"] == [11, 12]
+
+
+@pytest.mark.parametrize("option", ["--epochs", "--batch"])
+def test_epochs_and_batches_below_one(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    assert train(monkeypatch, project, "run", option, "0") == 1
+    assert f"{option} is 0; expected 1 or more" in capsys.readouterr().err
 
 
 def test_the_command_shows_no_traceback(project: Path) -> None:

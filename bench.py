@@ -155,8 +155,9 @@ def alternate(rounds: int, repeats: int, *works: Callable[[], object]) -> list[f
 
     A GPU is given several in a row, as a training gives them, and waited for at their end.
     """
-    on_gpu = caffe.current_device().type == "cuda"
-    in_a_row, finish = (IN_A_ROW, torch.cuda.synchronize) if on_gpu else (1, lambda: None)
+    device = caffe.current_device()
+    in_a_row = IN_A_ROW if device.type == "cuda" else 1
+    finish = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
     times: list[list[float]] = [[] for _ in works]
     for work in works:
         for _ in range(in_a_row):
@@ -441,7 +442,7 @@ def main() -> None:
         end="",
     )
     if on_gpu:
-        print(f"{torch.cuda.get_device_name()}; ", end="")
+        print(f"{torch.cuda.get_device_name(caffe.current_device())}; ", end="")
     print(f"Python {platform.python_version()}, torch {torch.__version__}, OpenCV {cv2.__version__}; load {load:.1f}")
     if load > 0.5:
         print("warning: other work runs on this machine; the times are too long, the ratios less so")

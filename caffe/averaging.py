@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
@@ -88,11 +87,6 @@ class WeightAverage:
         """Let a test net use a copy of the average of now, by layer name."""
         torch._foreach_copy_([parameter.tensor().detach() for parameter in self._copies], self.weights())
         net.share_with(cast(Net, self))  # of another net it looks at `params` alone
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the average as a .caffemodel, or as a .caffemodel.h5 where the path ends so, all or nothing."""
-        with other_weights(self.net, self.weights()):
-            (self.net.save_hdf5 if str(path).endswith(".h5") else self.net.save)(path)
 
     def set_state(self, values: list[torch.Tensor], count: int) -> None:
         """Go on from an average of `count` sets of weights, or with none from the beginning."""

@@ -19,12 +19,14 @@ WARM_UP = 3  # passes in the usual way first, in which cuDNN chooses its kernels
 def can_replay(net: Net) -> bool:
     """Whether a net's passes are the same launches for every batch, as far as its layers' types tell.
 
-    That needs a GPU, the data layers at the net's beginning, and no layer whose work is done by the processor.
+    That needs a GPU, the data layers at the net's beginning, no gradient for them (`force_backward`), and no layer that
+    cannot be recorded.
     """
     count = data_layers(net)
     rest = net.layers[count:]
     return (
         net.device.type == "cuda"
+        and not net.force_backward
         and 0 < count < len(net.layers)
         and all(layer.recordable and not layer.reads_data and layer.type != "Input" for layer in rest)
     )
@@ -58,7 +60,7 @@ def record(
         graph.register_generator_state(generator)
     failed: RuntimeError | None = None
     try:
-        # threads that read batches ahead may use the GPU meanwhile
+        # a user's other threads may use the GPU meanwhile
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             try:
                 function()
@@ -83,11 +85,10 @@ class Replay:
     Parameters
     ----------
     net: one that `can_replay`.
-    several: whether gradients of several batches are added up before they are used.
     """
 
-    def __init__(self, net: Net, several: bool = False) -> None:
-        self.net, self.several = net, several
+    def __init__(self, net: Net) -> None:
+        self.net = net
         self.first = data_layers(net)
         self.names = list(dict.fromkeys(top for layer in net.layers[: self.first] for top in layer.param.top))
         self.generators = [
@@ -100,8 +101,12 @@ class Replay:
         self._passes = 0
         self._graph: torch.cuda.CUDAGraph | None = None
 
-    def compute(self) -> torch.Tensor:
+    def compute(self, several: bool = False) -> torch.Tensor:
         """Read a batch and add its gradient to the parameters' diffs; returns the loss.
+
+        Parameters
+        ----------
+        several: whether gradients of several batches are added up before they are used.
 
         Raises CaffeError for passes that cannot be recorded.
         """
@@ -110,6 +115,7 @@ class Replay:
         batch = {name: net.blobs[name].tensor() for name in self.names}
         known = self._key(batch)
         if known != self._known:
+            self.check()
             self._known, self._passes, self._graph = known, 0, None
         begins = not any(parameter.has_diff for parameter in net.learnable_params)
         if self._graph is None and self._passes >= WARM_UP and begins:
@@ -120,13 +126,14 @@ class Replay:
             return loss + self._loss
         torch._foreach_copy_([self._inputs[name] for name in self.names], list(batch.values()))
         self._graph.replay()
+        torch.autograd.graph.increment_version(self._sums)
         net.forget()
         for blob, tensor in self._values:
             blob.set_tensor(tensor)
         for blob, tensor in self._diffs:
             blob.set_diff(tensor)
         for parameter, gradient in self._gradients:
-            parameter.accumulate(gradient.clone() if self.several else gradient)
+            parameter.accumulate(gradient.clone() if several else gradient)
         return loss + self._loss
 
     def check(self) -> None:
@@ -182,4 +189,6 @@ class Replay:
         self._gradients: list[tuple[Parameter, torch.Tensor]] = [
             (parameter, parameter.diff_tensor()) for parameter in net.learnable_params if parameter.has_diff
         ]
+        # what the passes change in place: BatchNorm's running sums
+        self._sums = [blob.tensor() for layer in net.layers for blob in layer.blobs if not blob.owner.lr_mult]
         net.clear_param_diffs()

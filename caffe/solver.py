@@ -7,6 +7,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import ClassVar
 
@@ -29,6 +30,7 @@ from .sharpness import SharpnessAware
 from .upgrade import upgrade_solver
 
 QUICK_SNAPSHOT = 0.05  # seconds that a snapshot may always take
+CHECK_INTERVAL = 100  # iterations after which replayed passes are asked for wrong numbers, at the latest
 
 
 class Solver:
@@ -50,8 +52,8 @@ class Solver:
     on_test: called after each test with (solver, test net's number, its mean outputs by name).
     before_snapshot: called with (solver) before each snapshot is written.
     on_snapshot: called after each snapshot with (solver, path of the .solverstate).
-    snapshot_share: share of a training's time that the snapshots on every `snapshot`-th iteration may take, of 0..1:
-        one that would come too early after a slow one is left out; 1, the default: none is.
+    snapshot_share: share of a training's time that the snapshots on every `snapshot`-th iteration may take, above 0
+        to 1: one that would come too early after a slow one is left out; 1, the default: none is.
     requested: set to `stop` or `snapshot` (by a signal's handler, say) to be obeyed after the running iteration.
 
     Raises
@@ -91,8 +93,7 @@ class Solver:
         self.stopped_early = False
         self.average = make_average(self.param, self.net)
         self._sharpness = SharpnessAware(self.net, self.param.sam_rho) if self.param.sam_rho else None
-        replays = self.param.cuda_graph and can_replay(self.net)
-        self._replay = Replay(self.net, self.param.iter_size > 1) if replays else None
+        self._replay = Replay(self.net) if self.param.cuda_graph and can_replay(self.net) else None
         self.history: list[torch.Tensor] = []
         for _ in range(self.histories):
             self.history += [torch.zeros_like(p.tensor(), requires_grad=False) for p in self.net.learnable_params]
@@ -214,6 +215,8 @@ class Solver:
                 on_gradients()
             self.apply_update(display)
             self.iter += 1
+            if self.iter % CHECK_INTERVAL == 0:
+                self._check_replay()
             if self.average is not None:
                 self.average.update(self.iter)
             request, self.requested = self.requested, None
@@ -231,7 +234,7 @@ class Solver:
         if self._sharpness is not None:
             return self._sharpness.compute()
         if self._replay is not None and not self.net.observed:
-            return self._replay.compute()
+            return self._replay.compute(several=self.param.iter_size > 1)
         loss = self.net.compute(gradient=True).detach()
         self.net.propagate(keep=False)
         return loss
@@ -438,7 +441,9 @@ class Solver:
 
         A path that ends in `.h5` becomes a .caffemodel.h5, any other a .caffemodel.
         """
-        with other_weights(self.net, self.weights() if weights is None else weights):
+        if weights is None and self.average is not None:
+            weights = self.average.weights()
+        with nullcontext() if weights is None else other_weights(self.net, weights):
             (self.net.save_hdf5 if str(path).endswith(".h5") else self.net.save)(path)
 
     def _time_for_snapshot(self) -> bool:

@@ -35,13 +35,15 @@ class SGDSolver(Solver):
 
         for (own_rate, decay), group in groupby(sorted(learned, key=settings), settings):
             entries = list(group)
-            if not (own_rate and p.iter_size == 1 and p.momentum and (p.regularization_type == "L2" or not decay)):
+            decays = p.regularization_type == "L2" or not decay
+            if not (own_rate and p.iter_size == 1 and p.momentum and decays and not p.snapshot_diff):
                 for i, parameter in entries:
                     self._update(i, parameter, own_rate)
                 continue
             # one pass over the memory: torch's momentum buffer takes the gradient times the rate, then a step of 1
+            values = [parameter.tensor().detach() for _, parameter in entries]
             torch._fused_sgd_(
-                [parameter.tensor().detach() for _, parameter in entries],
+                values,
                 [parameter.diff_tensor() for _, parameter in entries],
                 [self.history[i] for i, _ in entries],
                 weight_decay=own_rate * decay,
@@ -53,6 +55,8 @@ class SGDSolver(Solver):
                 is_first_step=False,
                 grad_scale=torch.full((), 1 / own_rate, device=self.net.device),
             )
+            # which it does not do itself: nets that share the weights would answer with those that they folded before
+            torch.autograd.graph.increment_version(values)
 
     def compute_update(self, diff: torch.Tensor, history: list[torch.Tensor], rate: float) -> None:
         (velocity,) = history

@@ -326,7 +326,11 @@ class Run:
                     solver.before_snapshot.append(self._write_best)
                     solver.on_snapshot.append(self._prune)
                     solver.snapshot_share = SNAPSHOT_SHARE
-                    solver.solve(states[-1] if states else None)
+                    try:
+                        solver.solve(states[-1] if states else None)
+                    except (StageError, caffe.CaffeError):  # a training that diverges, say: the best stays
+                        self._write_best(solver)
+                        raise
                     self._write_best(solver)
                 self.solver = solver
             finally:

@@ -51,7 +51,8 @@ class Layer:
     bottoms, tops: how many are allowed, as (fewest, most); None is unbounded.
     default_loss_weight: of the first top, where the prototxt gives none.
     differentiable: False for a layer through which no gradient passes.
-    recordable: False for a layer whose work no CUDA graph can hold: it waits for the device, or computes elsewhere.
+    recordable: False for a layer whose work no CUDA graph can hold: it waits for the device, computes elsewhere, or
+        keeps values from one batch to the next.
     """
 
     bottoms: ClassVar[tuple[int, int | None]] = (1, 1)

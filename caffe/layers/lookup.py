@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 import torch.nn.functional as F
@@ -32,24 +33,25 @@ class Checks:
         self._checks.append((seen, check))
 
     def ask(self) -> None:
-        """Wait for the device, and raise the CaffeError of a check that fails."""
+        """Wait for the device, and raise the CaffeError of a check that fails, for numbers since it was last asked."""
         for seen, check in self._checks:
             least, most = seen.tolist()
+            seen.zero_()
             check(least, most)
 
 
-_deferred: Checks | None = None  # set while a pass is recorded
+_deferred: ContextVar[Checks | None] = ContextVar("deferred", default=None)
 
 
 @contextmanager
 def deferred_checks(device: torch.device) -> Iterator[Checks]:
     """Within it, `whole_numbers` leaves its check to the Checks, and takes the nearest for a number out of range."""
-    global _deferred
-    _deferred = Checks(device)
+    checks = Checks(device)
+    token = _deferred.set(checks)
     try:
-        yield _deferred
+        yield checks
     finally:
-        _deferred = None
+        _deferred.reset(token)
 
 
 def whole_numbers(layer: Layer, bottom: int, values: torch.Tensor, count: int, what: str) -> torch.Tensor:
@@ -61,11 +63,13 @@ def whole_numbers(layer: Layer, bottom: int, values: torch.Tensor, count: int, w
             wrong = least if least < 0 else most
             layer.error(f"{what} in {layer.param.bottom[bottom]!r} is outside 0..{count - 1}: {wrong}")
 
-    if _deferred is not None:
-        _deferred.add(numbers, check)
+    if not numbers.numel():
+        return numbers
+    checks = _deferred.get()
+    if checks is not None:
+        checks.add(numbers, check)
         return numbers.clamp(0, count - 1)
-    if numbers.numel():
-        check(*(int(number) for number in numbers.aminmax()))
+    check(*(int(number) for number in numbers.aminmax()))
     return numbers
 
 

@@ -143,6 +143,7 @@ class _Recurrent(Layer):
             log.info("recurrent_layer.cpp:150", f"Adding parameter {i}: {name}")
             self.add_blob(shape, filler)
         self.kept: list[torch.Tensor] = []
+        self.recordable = bool(self.exposed)  # else each pass begins with what the one before has kept here
 
     def parameters(self, inputs: int, statics: int) -> list[tuple[str, Shape, FillerParameter]]:
         """Name, shape and filler of each parameter, in Caffe's order; `statics` is 0 without x_static."""

@@ -15,6 +15,7 @@ from small_training import write_problem
 import caffe
 from caffe import replay
 from caffe.io import read_solver_parameter
+from caffe.layers.lookup import deferred_checks, whole_numbers
 from caffe.proto.caffe_pb2 import NetParameter
 from caffe.replay import WARM_UP, Replay, can_replay
 
@@ -41,7 +42,15 @@ class Rerun:
         net.clear_param_diffs()
         for name, tensor in owner._inputs.items():
             net.blobs[name].set_tensor(tensor)
+        states = [(layer, dict(vars(layer))) for layer in net.layers]
+        diffs = [(blob, blob.diff_tensor().clone()) for blob in net.blobs.values() if blob.has_diff]
         self.function()
+        for layer, state in states:  # a graph knows nothing of what Python keeps
+            vars(layer).update(state)
+        known = [blob for blob, _ in owner._diffs]
+        for blob, diff in diffs:
+            if not any(blob is other for other in known):
+                blob.set_diff(diff)
         with torch.no_grad():
             loss.copy_(owner._loss)
             for blob, tensor in owner._values:
@@ -144,14 +153,38 @@ def test_which_nets_are_replayed(problem: Path) -> None:
         'type: "Accuracy" bottom: "fc2" bottom: "label" top: "accuracy" accuracy_param { ignore_label: 1 }',
         'type: "Accuracy" bottom: "fc2" bottom: "label" top: "accuracy" top: "of each class"',
         'type: "Filter" bottom: "fc2" bottom: "label" top: "chosen"',
+        'type: "RNN" bottom: "steps" bottom: "begin" top: "states" recurrent_param { num_output: 2 }',
         'type: "DummyData" top: "other" dummy_data_param { shape { dim: 1 } }',  # data behind the net's beginning
     ):
         param = NetParameter()
         param.CopyFrom(net.param)
+        steps = 'type: "Reshape" bottom: "fc2" top: "steps" reshape_param { shape { dim: 5 dim: 1 dim: 3 } }'
+        begin = 'type: "Reshape" bottom: "label" top: "begin" reshape_param { shape { dim: 5 dim: 1 } }'
+        text_format.Parse(f"name: 'steps' {steps}", param.layer.add())
+        text_format.Parse(f"name: 'begin' {begin}", param.layer.add())
         text_format.Parse(f"name: 'more' {text}", param.layer.add())
         other = caffe.Net(param, caffe.TRAIN)
         other.device = torch.device("cuda")
         assert not can_replay(other), text
+    net.force_backward = True
+    assert not can_replay(net)
+
+
+def test_checks_are_asked_afterwards() -> None:
+    layer = caffe.Net(
+        text_format.Parse(
+            'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 3 } } }'
+            'layer { name: "rows" type: "Embed" bottom: "x" top: "y" embed_param { input_dim: 4 num_output: 2 } }',
+            NetParameter(),
+        ),
+        caffe.TEST,
+    ).layer_dict["rows"]
+    with deferred_checks(torch.device("cpu")) as checks:
+        assert whole_numbers(layer, 0, torch.tensor([1.0, 9.0, -2.0]), 4, "a number").tolist() == [1, 3, 0]
+        assert whole_numbers(layer, 0, torch.tensor([]), 4, "a number").tolist() == []
+    with pytest.raises(caffe.CaffeError, match=r"layer 'rows' \(Embed\): a number in 'x' is outside 0\.\.3: -2"):
+        checks.ask()
+    checks.ask()  # none since then
 
 
 # On a GPU

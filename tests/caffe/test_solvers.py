@@ -12,7 +12,7 @@ import torch
 from google.protobuf import text_format
 
 import caffe
-from caffe.proto.caffe_pb2 import SolverParameter
+from caffe.proto.caffe_pb2 import NetParameter, SolverParameter
 
 NET = """
   layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 3 dim: 4 } } }
@@ -28,6 +28,20 @@ def solver_of(settings: str, seed: int = 3) -> caffe.Solver:
     solver = caffe.get_solver(text_format.Parse(text, SolverParameter()))
     solver.net.blobs["x"].data[...] = np.random.default_rng(0).normal(size=(3, 4))
     return solver
+
+
+@pytest.mark.parametrize("kind", ["SGD", "Nesterov", "Adam"])
+def test_a_net_that_shares_the_weights_answers_with_those_of_now(kind: str) -> None:
+    solver = solver_of(f'type: "{kind}" momentum: 0.9')
+    deploy = caffe.Net(text_format.Parse(NET.split('layer { name: "power"')[0], NetParameter()), caffe.TEST)
+    deploy.share_with(solver.net)
+    deploy.blobs["x"].data[...] = solver.net.blobs["x"].data
+    for _ in range(3):
+        weight, bias = (blob.data.copy() for blob in solver.net.params["fc"])
+        expected = deploy.blobs["x"].data @ weight.T + bias
+        del weight, bias
+        np.testing.assert_allclose(deploy.forward()["y"], expected, rtol=1e-5)
+        solver.step(2)
 
 
 class ByHand:

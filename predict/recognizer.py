@@ -18,7 +18,7 @@ from preprocessing.stage import StageError
 from .images import check_image, read_image
 
 MODELS = Path(__file__).resolve().parent.parent / "prototxt"
-DEFAULT_MODEL = "face_resnet"  # the most accurate one that ships
+DEFAULT_MODEL = "face_resnet16"  # the most accurate one that ships
 FACES = ("detect", "one", "none")  # how many faces an image shows
 DEFAULT_VIEWS = "mirror"  # its most accurate ones on PublicTest
 

@@ -48,7 +48,7 @@ STRONG = """random_rotation: 10 random_scale: 0.1 random_shift: 0.05
 # stages that solver prototxts written by hand ask for: `light` where epochs are few, `mixup` where others teach
 LIGHT = "random_rotation: 8 random_scale: 0.08"
 STAGES = {"light": LIGHT, "mixup": f"{LIGHT} mixup_alpha: 0.4"}
-WITH_STAGES = ("face_resnet", "face_resnet16")
+STAGES_OF = {"face_resnet": ("light", "mixup"), "face_resnet16": ("mixup",)}
 TEST_DATA = """\
 layer {
   name: "data"
@@ -134,9 +134,9 @@ def layer_lines(layers: list[LayerParameter]) -> str:
 def data_layers(name: str) -> str:
     """The training net's Data layers: for TRAIN, for those of its STAGES where the network has them, for TEST."""
     recipes = {"": STRONG}
-    if name in WITH_STAGES:
-        recipes = {"".join(f' not_stage: "{stage}"' for stage in STAGES): STRONG}
-        recipes |= {f' stage: "{stage}"': augmentation for stage, augmentation in STAGES.items()}
+    if name in STAGES_OF:
+        recipes = {"".join(f' not_stage: "{stage}"' for stage in STAGES_OF[name]): STRONG}
+        recipes |= {f' stage: "{stage}"': STAGES[stage] for stage in STAGES_OF[name]}
     train = [
         TRAIN_DATA.replace("STAGE", rule)
         .replace("AUGMENTATION", augmentation)

@@ -258,15 +258,19 @@ def test_recipe(name: str) -> None:
     assert (solver.type, solver.lr_policy, solver.max_iter, solver.warmup_iter) == ("Nesterov", "cosine", 44900, 449)
     net = read_net_parameter(FOLDER / name / "train_val.prototxt")
     data = [layer for layer in net.layer if layer.type == "Data"]
-    train, *lighter, test = [layer.transform_param for layer in data]
+    first, *others, last = data
+    train, test = first.transform_param, last.transform_param
     assert train.crop_size == test.crop_size == CROP.get(name, 44)
     assert (train.mirror, train.random_rotation, train.random_erasing) == (True, 10, 0.25)
     assert (test.mirror, test.random_rotation, test.random_erasing) == (False, 0, 0)
-    assert bool(lighter) == (FOLDER / name / "solver_light.prototxt").is_file()
-    for light, mixup, classes in zip(lighter, (0, pytest.approx(0.4)), (0, 7), strict=bool(lighter)):
+    solvers = [read_solver_parameter(path) for path in sorted((FOLDER / name).glob("solver_*.prototxt"))]
+    asked = {stage for solver in solvers for stage in solver.train_state.stage}
+    assert {stage for layer in others for stage in layer.include[0].stage} == asked
+    for layer in others:
+        light, mixes = layer.transform_param, list(layer.include[0].stage) == ["mixup"]
         assert (light.crop_size, light.mirror, light.random_rotation, light.random_erasing) == (44, True, 8, 0)
-        assert light.mixup_alpha == mixup
-        assert data[1 + lighter.index(light)].data_param.classes == classes
+        assert light.mixup_alpha == pytest.approx(0.4 if mixes else 0)
+        assert layer.data_param.classes == (7 if mixes else 0)
     loss = next(layer for layer in net.layer if layer.type == "SoftmaxWithLoss")
     assert loss.loss_param.label_smoothing == pytest.approx(0.1)
     normalised = {layer.bottom[0] for layer in net.layer if layer.type == "BatchNorm"}

@@ -69,7 +69,7 @@ def record(
                 raise
     except RuntimeError as error:
         raise CaffeError(
-            f"the net's passes cannot be recorded as a CUDA graph, expected cuda_graph: false in the solver: "
+            "the net's passes cannot be recorded as a CUDA graph, expected cuda_graph: false in the solver: "
             f"{failed or error}"
         ) from (failed or error)
     return graph

@@ -64,9 +64,9 @@ class SGDSolver(Solver):
 
 
 class NesterovSolver(SGDSolver):
-    """Nesterov's accelerated gradient (1983): V' ← momentum · V + r · g; the update is V' + momentum · (V' − V),
+    """Nesterov's accelerated gradient (1983): V' ← momentum · V + r · g; the update is V' + momentum · (V' − V).
 
-    which is r · g + momentum · V', as PyTorch has it.
+    That is r · g + momentum · V', PyTorch's form of it.
     """
 
     type = "Nesterov"

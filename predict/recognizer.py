@@ -20,7 +20,7 @@ from .images import check_image, read_image
 MODELS = Path(__file__).resolve().parent.parent / "prototxt"
 DEFAULT_MODEL = "face_resnet16"  # the most accurate one that ships
 FACES = ("detect", "one", "none")  # how many faces an image shows
-DEFAULT_VIEWS = "mirror"  # its most accurate ones on PublicTest
+DEFAULT_VIEWS = "mirror"  # by which its probabilities are best on PublicTest
 
 StrPath = str | os.PathLike[str]
 

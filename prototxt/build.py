@@ -132,7 +132,7 @@ def layer_lines(layers: list[LayerParameter]) -> str:
 
 
 def data_layers(name: str) -> str:
-    """The training net's Data layers: for TRAIN, for those of its STAGES where the network has them, for TEST."""
+    """The training net's Data layers: for TRAIN, for the stages that it has by STAGES_OF, for TEST."""
     recipes = {"": STRONG}
     if name in STAGES_OF:
         recipes = {"".join(f' not_stage: "{stage}"' for stage in STAGES_OF[name]): STRONG}

@@ -11,10 +11,12 @@ import pytest
 import torch
 from google.protobuf import text_format
 from small_training import write_problem
+from test_layers_golden import CASES
 
 import caffe
 from caffe import replay
-from caffe.io import read_solver_parameter
+from caffe.io import read_net_parameter, read_solver_parameter
+from caffe.layers.data import Input
 from caffe.layers.lookup import deferred_checks, whole_numbers
 from caffe.proto.caffe_pb2 import NetParameter
 from caffe.replay import WARM_UP, Replay, can_replay
@@ -187,7 +189,71 @@ def test_checks_are_asked_afterwards() -> None:
     checks.ask()  # none since then
 
 
+# without what gives no gradient or takes no batch, and the layers that are not recorded
+RECORDED = [case for case in CASES if case not in ("accuracy", "parameter", "infogainloss", "rnn")]
+
+
+def passes_of(folder: Path, replayed: bool) -> list[dict[str, np.ndarray]]:
+    """What is seen behind each of several passes of a reference net, every pass with its inputs' images in another
+    order, and with the sum of squares of what it gives as its loss."""
+    values = np.load(folder / "values.npz")
+    param = read_net_parameter(folder / "net.prototxt")
+    param.force_backward = False
+    if (folder / "phase").exists():
+        param.state.phase = caffe.TRAIN if (folder / "phase").read_text().strip() == "TRAIN" else caffe.TEST
+    net = caffe.Net(param, param.state.phase)
+    for name in net.outputs:
+        if not any(layer.type.endswith("Loss") and name in layer.param.top for layer in net.layers):
+            loss = f'name: "{name} loss" type: "Reduction" bottom: "{name}" top: "{name} loss" loss_weight: 1'
+            text_format.Parse(f"{loss} reduction_param {{ operation: SUMSQ }}", param.layer.add())
+    net = caffe.Net(param, param.state.phase)
+    for key in values.files:
+        if key.startswith("param/"):
+            _, layer, i = key.split("/")
+            net.params[layer][int(i)].data[...] = values[key]
+    assert net.device.type != "cuda" or can_replay(net)
+    replay = Replay(net)
+    seen = []
+    for turn in range(WARM_UP + 3):
+        for name in net.inputs:
+            net.blobs[name].data[...] = np.roll(values[f"in/{name}"], turn, axis=0)
+        net.clear_param_diffs()
+        loss = replay.compute() if replayed else net.compute(gradient=True).detach()
+        if not replayed:
+            net.propagate(keep=False)
+        seen.append({f"{name} data": blob.data.copy() for name, blob in net.blobs.items()})
+        for name, blobs in net.params.items():
+            for i, blob in enumerate(blobs):
+                seen[-1] |= {f"{name} {i}": blob.data.copy(), f"{name} {i} diff": blob.diff.copy()}
+        seen[-1]["loss"] = loss.cpu().numpy()
+    assert not replayed or replay._graph is not None
+    return seen
+
+
+@pytest.fixture
+def inputs_are_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Input layers count as those that the batch comes from."""
+    monkeypatch.setattr(Input, "reads_data", True)
+
+
+def assert_replayed(folder: Path) -> None:
+    ours, theirs = passes_of(folder, replayed=True), passes_of(folder, replayed=False)
+    for one, other in zip(ours, theirs, strict=True):
+        assert_alike(one, other, 1e-4)
+
+
+@pytest.mark.parametrize("case", RECORDED)
+def test_every_layer_is_replayed(shared: Path, recordings: list[Rerun], inputs_are_data: None, case: str) -> None:
+    assert_replayed(shared / "caffe_golden" / "layers" / case)
+    assert len(recordings) == 1
+
+
 # On a GPU
+
+
+@pytest.mark.parametrize("case", RECORDED)
+def test_every_layer_is_replayed_on_a_gpu(shared: Path, case: str, inputs_are_data: None, on_gpu: None) -> None:
+    assert_replayed(shared / "caffe_golden" / "layers" / case)
 
 
 @pytest.mark.parametrize("changes", ["", "iter_size: 2", 'type: "Nesterov" ema_decay: 0.9', "precision: BF16"])

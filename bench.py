@@ -433,7 +433,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.csv and "stages" not in arguments.only:
         parser.error("--csv is for the part stages, which --only leaves out")
-    on_gpu = caffe.use_device(arguments.device).type == "cuda"
+    try:
+        on_gpu = caffe.use_device(arguments.device).type == "cuda"
+    except caffe.CaffeError as error:
+        parser.error(f"--device {arguments.device}: {error}")
     if on_gpu and arguments.only != ["training"]:
         parser.error("--device cuda is for --only training: the peers of the other parts compute on the processor")
     load = os.getloadavg()[0]

@@ -45,12 +45,17 @@ layer {
 """
 STRONG = """random_rotation: 10 random_scale: 0.1 random_shift: 0.05
     random_contrast: 0.2 random_brightness: 0.1 random_erasing: 0.25"""
-# stages that solver prototxts written by hand ask for: `light` where epochs are few, `mixup` where others teach
+# stages that solver prototxts ask for: written by hand, `light` where epochs are few and `mixup` where others teach;
+# written here, `mixed`
 LIGHT = "random_rotation: 8 random_scale: 0.08"
-STAGES = {"light": LIGHT, "mixup": f"{LIGHT} mixup_alpha: 0.4"}
-STAGES_OF = {"face_resnet": ("light", "mixup"), "face_resnet16": ("mixup",)}
-# those that else learn the faces by heart: without, resnet18's validation loss rises again in its last 12 of 70 epochs
-MIXED = ("resnet18", "resnet34")
+MIXED = "mixed"
+STAGES = {"light": LIGHT, "mixup": f"{LIGHT} mixup_alpha: 0.4", MIXED: f"{STRONG} mixup_alpha: 0.4"}
+STAGES_OF = {
+    "face_resnet": ("light", "mixup"),
+    "face_resnet16": ("mixup",),
+    "resnet18": (MIXED,),
+    "resnet34": (MIXED,),
+}
 TEST_DATA = """\
 layer {
   name: "data"
@@ -88,7 +93,7 @@ SOLVER = """\
 # the intervals to EPOCHS and to the data set. Caffe itself knows no warmup_iter, ema_decay, precision and cosine.
 # {written}
 net: "prototxt/{name}/train_val.prototxt"
-test_iter: 37
+{state}test_iter: 37
 test_interval: 449
 type: "Nesterov"
 base_lr: {base_lr}
@@ -101,7 +106,7 @@ ema_decay: 0.999
 display: 100
 average_loss: 100
 snapshot: 449
-snapshot_prefix: "data/fer2013/runs/{name}/{name}"
+snapshot_prefix: "data/fer2013/runs/{run}/{name}"
 random_seed: 1
 solver_mode: CPU
 precision: AUTO    # bfloat16 where the processor multiplies it in hardware, else float32
@@ -135,15 +140,14 @@ def layer_lines(layers: list[LayerParameter]) -> str:
 
 def data_layers(name: str) -> str:
     """The training net's Data layers: for TRAIN, for the stages that it has by STAGES_OF, for TEST."""
-    own = f"{STRONG} mixup_alpha: 0.4" if name in MIXED else STRONG
-    recipes = {"": own}
+    recipes = {"": STRONG}
     if name in STAGES_OF:
-        recipes = {"".join(f' not_stage: "{stage}"' for stage in STAGES_OF[name]): own}
+        recipes = {"".join(f' not_stage: "{stage}"' for stage in STAGES_OF[name]): STRONG}
         recipes |= {f' stage: "{stage}"': STAGES[stage] for stage in STAGES_OF[name]}
     train = [
         TRAIN_DATA.replace("STAGE", rule)
         .replace("AUGMENTATION", augmentation)
-        .replace("LABELS", " classes: 7" if "mixup" in augmentation else "")
+        .replace("LABELS", " classes: 7" if "mixup_alpha" in augmentation else "")
         for rule, augmentation in recipes.items()
     ]
     return (PATHS + "".join(train) + TEST_DATA).replace("CROP", str(CROP.get(name, DEFAULT_CROP)))
@@ -159,17 +163,21 @@ def head(name: str, deploy: str) -> str:
 
 
 def prototxts(name: str) -> dict[str, str]:
-    """The text of a network's three files, by file name."""
+    """The text of a network's files, by file name."""
     layers, crop = body(name), str(CROP.get(name, DEFAULT_CROP))
     deployed = layer_lines([for_deploy(layer) for layer in layers if layer.type != "Dropout"])
     deploy = INPUT.replace("CROP", crop) + deployed + PROB
     comment = head(name, deploy)
-    base_lr = BASE_LR.get(name, DEFAULT_BASE_LR)
-    return {
+    solver = {"name": name, "base_lr": BASE_LR.get(name, DEFAULT_BASE_LR), "written": WRITTEN}
+    files = {
         "train_val.prototxt": comment + data_layers(name) + layer_lines(layers) + LOSS,
-        "solver.prototxt": SOLVER.format(name=name, base_lr=base_lr, written=WRITTEN),
+        "solver.prototxt": SOLVER.format(**solver, run=name, state=""),
         "deploy.prototxt": comment + deploy,
     }
+    if MIXED in STAGES_OF.get(name, ()):
+        state = f'train_state {{ stage: "{MIXED}" }}  # faces mixed two by two as well\n'
+        files[f"solver_{MIXED}.prototxt"] = SOLVER.format(**solver, run=f"{name}_{MIXED}", state=state)
+    return files
 
 
 def table() -> str:

@@ -164,6 +164,7 @@ def test_command_runs_one_part_and_writes_its_rows(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--only", "inference,speed"], "'speed' is no part; expected stages, training, inference, prediction, zoo"),
+        (["--device", "gpu"], "--device gpu: device 'gpu' is not known; expected auto, cpu, cuda or cuda:N"),
         (["--only", "zoo", "--csv", "faces.csv"], "--csv is for the part stages, which --only leaves out"),
     ],
 )

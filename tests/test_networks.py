@@ -267,9 +267,11 @@ def test_recipe(name: str) -> None:
     asked = {stage for solver in solvers for stage in solver.train_state.stage}
     assert {stage for layer in others for stage in layer.include[0].stage} == asked
     for layer in others:
-        light, mixes = layer.transform_param, list(layer.include[0].stage) == ["mixup"]
-        assert (light.crop_size, light.mirror, light.random_rotation, light.random_erasing) == (44, True, 8, 0)
-        assert light.mixup_alpha == pytest.approx(0.4 if mixes else 0)
+        (stage,), other = layer.include[0].stage, layer.transform_param
+        mixes, strong = stage in ("mixup", "mixed"), stage == "mixed"
+        augmentation = other.crop_size, other.mirror, other.random_rotation, other.random_erasing
+        assert augmentation == ((44, True, 10, 0.25) if strong else (44, True, 8, 0))
+        assert other.mixup_alpha == pytest.approx(0.4 if mixes else 0)
         assert layer.data_param.classes == (7 if mixes else 0)
     loss = next(layer for layer in net.layer if layer.type == "SoftmaxWithLoss")
     assert loss.loss_param.label_smoothing == pytest.approx(0.1)

@@ -31,13 +31,18 @@ def close(ours: np.ndarray, theirs: np.ndarray, what: str) -> None:
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5, err_msg=what)
 
 
+def phase_of(folder: Path) -> int:
+    """The phase that a case was run in."""
+    phase_file = folder / "phase"
+    if phase_file.exists():
+        return caffe.TRAIN if phase_file.read_text().strip() == "TRAIN" else caffe.TEST
+    return read_net_parameter(folder / "net.prototxt").state.phase
+
+
 def run_case(folder: Path) -> int:
     """Run one case and compare every value that Caffe recorded; returns how many arrays were compared."""
     values = np.load(folder / "values.npz")
-    phase = read_net_parameter(folder / "net.prototxt").state.phase
-    phase_file = folder / "phase"
-    if phase_file.exists():
-        phase = caffe.TRAIN if phase_file.read_text().strip() == "TRAIN" else caffe.TEST
+    phase = phase_of(folder)
     weights = folder / "weights.caffemodel"
     net = (
         caffe.Net(str(folder / "net.prototxt"), str(weights), phase)

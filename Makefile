@@ -56,7 +56,7 @@ PRECISION ?=
 DEVICE ?= auto
 #: threads of the data stages (default: one a core)
 WORKERS ?=
-#: what `make ensemble` averages: networks, names of runs (MODEL_SOLVER_seedN), folders of trained ones, in quotes
+#: what `make ensemble` averages: networks, names of runs (MODEL_SOLVER_seedN; with @none trained by ALIGN=none), folders of trained ones, in quotes
 MODELS ?=
 #: a photo for `make predict`, `make features`, `make explain`, and for `make report` (default: a test face); for `make predict` also a folder, or a quoted pattern
 IMG ?= images/astronaut.png
@@ -105,20 +105,17 @@ $(error LAYOUT is $(LAYOUT); expected one of $(LAYOUTS))
 endif
 # the folder of CK+ tells who the persons are, so that there are folds; its CSV form does not
 FOLDED := $(if $(filter ckplus,$(LAYOUT)),$(shell test -d "$(CSV)" && echo yes))
-ifeq ($(ALIGN),mtcnn)
-W := $(D)
-FACES := $(D)/aligned
-else ifeq ($(ALIGN),none)
-W := $(D)/unaligned
-FACES := $(D)/images
-else
+ALIGNMENTS := mtcnn none
+ifneq ($(words $(ALIGN))$(filter-out $(ALIGNMENTS),$(ALIGN)),1)
 $(error ALIGN is $(ALIGN); expected mtcnn or none)
 endif
+FACES := $(D)/$(if $(filter none,$(ALIGN)),images,aligned)
+VERSION :=
 ifneq ($(FERPLUS),)
 ifneq ($(LAYOUT),fer2013)
 $(error FERPLUS is given, but LAYOUT is $(LAYOUT); FER+ labels the faces of FER2013 alone)
 endif
-W := $(W)/ferplus
+VERSION := /ferplus
 endif
 ifneq ($(FOLD),)
 ifeq ($(FOLDED),)
@@ -127,8 +124,11 @@ endif
 ifneq ($(words $(FOLD))$(filter-out 1 2 3 4 5 6 7 8 9 10,$(FOLD)),1)
 $(error FOLD is $(FOLD); expected 1 to 10)
 endif
-W := $(W)/fold$(FOLD)
+VERSION := $(VERSION)/fold$(FOLD)
 endif
+# $(call work,ALIGN): where LMDBs, mean and runs lie
+work = $(D)$(if $(filter none,$(1)),/unaligned)$(VERSION)
+W := $(call work,$(ALIGN))
 ifeq ($(wildcard prototxt/$(MODEL)/solver.prototxt),)
 $(error MODEL is $(MODEL); expected one of $(patsubst prototxt/%/solver.prototxt,%,$(wildcard prototxt/*/solver.prototxt)))
 endif
@@ -171,8 +171,10 @@ SET_TRAIN := $(call joined,EPOCHS=$(EPOCHS) SEED=$(SEED) TRAIN_ON=$(TRAIN_ON) PR
 	$(if $(TEACHERS), TEACHERS=$(TEACHERS) TEMPERATURE=$(TEMPERATURE) TEACHER_SHARE=$(TEACHER_SHARE)))
 workers = $(if $(WORKERS),--workers $(WORKERS))
 DATABASES := $(foreach s,train val test,$(W)/lmdb/$(s)_lmdb)
-# trained nets by name: with a / a folder, else the name of a run
-folders = $(foreach m,$(1),$(if $(findstring /,$(m)),$(m:%/=%),$(W)/runs/$(m)))
+# trained nets by name: with a / a folder, else the name of a run, with @ALIGN one on faces aligned otherwise
+run = $(firstword $(subst @, ,$(1)))
+align = $(or $(word 2,$(subst @, ,$(1))),$(ALIGN))
+folders = $(foreach m,$(1),$(if $(findstring /,$(m)),$(m:%/=%),$(call work,$(call align,$(m)))/runs/$(call run,$(m))))
 TAUGHT := $(call folders,$(TEACHERS))
 $(foreach t,$(TAUGHT),$(if $(wildcard $(t)/*.caffemodel),,$(error TEACHERS names $(t), which has no trained net; expected names of trained \
 runs or paths of folders with a trained net)))
@@ -186,7 +188,8 @@ REPORT_SET := $(dir $(REPORT)).$(basename $(notdir $(REPORT)))
 REPORT_IMG := $(if $(filter-out file,$(origin IMG)),$(IMG))
 SET_REPORT := $(call joined,IMG=$(REPORT_IMG)$(if $(REPORT_IMG), FACE=$(FACE)))
 
-# the members of an ensemble: with a / a folder, else the name of a run, MODEL[_SOLVER][_seedN][_train+val]
+# the members of an ensemble: with a / a folder, else the name of a run, MODEL[_SOLVER][_seedN][_train+val][@ALIGN]; one of the
+# other alignment's runs sees those faces
 RECIPES := $(wildcard prototxt/*/solver.prototxt prototxt/*/solver_*.prototxt)
 base = $(shell sed -E 's/_train[+]val$$//; s/_seed[0-9]+$$//' <<< '$(1)')
 find = $(strip $(foreach r,$(RECIPES),$(if $(filter $(1),$(subst /solver,,$(r:prototxt/%.prototxt=%))),$(r))))
@@ -194,11 +197,16 @@ recipe = $(call find,$(call base,$(1)))
 model = $(word 2,$(subst /, ,$(call recipe,$(1))))
 solver = $(patsubst solver_%,%,$(filter solver_%,$(basename $(notdir $(call recipe,$(1))))))
 seed = $(or $(shell sed -nE 's/.*_seed([0-9]+)(_train[+]val)?$$/\1/p' <<< '$(1)'),1)
+$(foreach m,$(MODELS),$(if $(findstring /,$(m)),,$(if $(filter-out $(ALIGNMENTS),$(call align,$(m))),$(error MODELS names $(m); expected \
+@mtcnn or @none behind the name of a run))))
 MEMBERS := $(call folders,$(MODELS))
-UNTRAINED := $(foreach m,$(filter $(W)/runs/%,$(MEMBERS)),$(if $(wildcard $(m)/$(call model,$(notdir $(m))).caffemodel),,$(notdir $(m))))
-$(foreach m,$(UNTRAINED),$(if $(call recipe,$(m)),,$(error MODELS names $(m), which is not trained; expected names of runs \
-($(subst /solver,,$(RECIPES:prototxt/%.prototxt=%)); also with _seedN) or paths of folders with a trained net)))
-ENSEMBLE := $(W)/runs/ensemble_$(subst $() $(),+,$(notdir $(MEMBERS)))/evaluation/evaluation.json
+OTHER := $(filter-out $(ALIGN),$(ALIGNMENTS))
+OTHERS := $(filter $(call work,$(OTHER))/runs/%,$(MEMBERS))
+UNTRAINED := $(foreach m,$(filter $(W)/runs/%,$(MEMBERS)) $(OTHERS),$(if $(wildcard $(m)/$(call model,$(notdir $(m))).caffemodel),,$(notdir $(m))$(if \
+	$(filter $(m),$(OTHERS)),@$(OTHER))))
+$(foreach m,$(UNTRAINED),$(if $(call recipe,$(call run,$(m))),,$(error MODELS names $(m), which is not trained; expected names of runs \
+($(subst /solver,,$(RECIPES:prototxt/%.prototxt=%)); also with _seedN and @none) or paths of folders with a trained net)))
+ENSEMBLE := $(W)/runs/ensemble_$(subst $() $(),+,$(foreach m,$(MEMBERS),$(notdir $(m))$(if $(filter $(m),$(OTHERS)),@$(OTHER))))/evaluation/evaluation.json
 
 # ---- targets --------------------------------------------------------------------------------------------------------
 .PHONY: all env data extract align lmdb mean describe train plot evaluate report ensemble folds compare predict features explain test lint bench clean help FORCE
@@ -308,13 +316,17 @@ $(TRANSFER): $(call escape,$(WEIGHTS)) $(W)/lmdb/manifest.json $(call stale,$(W)
 endif
 
 # a trained member is taken as it is; one that is not is trained as `make train` does it
-$(ENSEMBLE): $(foreach m,$(MEMBERS),$(wildcard $(m)/*.caffemodel)) $(addprefix member-,$(UNTRAINED)) | $(READY)
-	$(PYTHON) -m train.ensemble $(MEMBERS) --output $(@D) $(call evaluate,$(MEMBERS))
+$(ENSEMBLE): $(foreach m,$(MEMBERS),$(wildcard $(m)/*.caffemodel)) $(addprefix member-,$(UNTRAINED)) | $(READY) $(if $(OTHERS),other-faces)
+	$(PYTHON) -m train.ensemble $(foreach m,$(MEMBERS),$(m)$(if $(filter $(m),$(OTHERS)),@$(call work,$(OTHER))/lmdb)) \
+		--output $(@D) $(call evaluate,$(MEMBERS))
 
-.PHONY: $(addprefix member-,$(UNTRAINED)) no-models
-$(addprefix member-,$(UNTRAINED)): member-%: $(W)/mean.binaryproto
-	$(MAKE) train MODEL=$(call model,$*) SOLVER=$(call solver,$*) SEED=$(call seed,$*) \
-		TRAIN_ON=$(if $(filter %_train+val,$*),train+val,train)
+.PHONY: $(addprefix member-,$(UNTRAINED)) no-models other-faces
+$(addprefix member-,$(UNTRAINED)): member-%: $(W)/mean.binaryproto | $(if $(OTHERS),other-faces)
+	$(MAKE) train MODEL=$(call model,$(call run,$*)) SOLVER=$(call solver,$(call run,$*)) SEED=$(call seed,$(call run,$*)) \
+		TRAIN_ON=$(if $(findstring _train+val,$*),train+val,train) ALIGN=$(call align,$*) MODELS=
+
+other-faces: $(W)/mean.binaryproto
+	@$(MAKE) --no-print-directory mean ALIGN=$(OTHER) MODELS=
 
 no-models:
 	@echo 'error: MODELS is empty; expected networks, as in: make ensemble MODELS="face_emotion_net mini_xception"' >&2

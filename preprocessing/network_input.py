@@ -97,8 +97,6 @@ class Classifier(Protocol):
     face_shape: tuple[int, int, int]
     classes: tuple[str, ...]
 
-    def probabilities(self, faces: np.ndarray, views: str = "centre") -> np.ndarray: ...
-
 
 class FaceNetwork:
     """A trained net with its mean: aligned faces in, probabilities out.

@@ -227,6 +227,30 @@ def test_an_ensemble_trains_the_members_that_are_not_trained(tree: Path) -> None
     assert f"--output {runs}ensemble_small_modern_seed3+small_wide+small_seed2+shipped/evaluation " in ensemble
 
 
+def test_members_that_see_the_faces_unaligned(tree: Path) -> None:
+    for file in ("lmdb/manifest.json", "mean.binaryproto"):
+        (tree / "data/toy/unaligned" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tree / "data/toy/unaligned" / file).touch()
+    (tree / "data/toy/unaligned/.lmdb").write_text("SEED=1\n")
+    members = "small small_modern_seed2@none data/toy/unaligned/runs/small_wide"
+    *training, ensemble = commands(tree, "ensemble", f"MODELS={members}")
+    other, runs = "data/toy/unaligned/runs/", "data/toy/runs/"
+    assert [re.findall(r"--train (\S+) .*--output (\S+)", line)[0] for line in training] == [
+        ("data/toy/lmdb/train_lmdb", f"{runs}small"),
+        ("data/toy/unaligned/lmdb/train_lmdb", f"{other}small_modern_seed2"),
+        ("data/toy/unaligned/lmdb/train_lmdb", f"{other}small_wide"),
+    ]
+    assert "--solver modern" in training[1]
+    lmdbs = "@data/toy/unaligned/lmdb"
+    assert f"{runs}small {other}small_modern_seed2{lmdbs} {other}small_wide{lmdbs} --output" in ensemble
+    assert f"--output {runs}ensemble_small+small_modern_seed2@none+small_wide@none/evaluation " in ensemble
+    assert "--lmdb val=data/toy/lmdb/val_lmdb " in ensemble
+
+    ensemble = commands(tree, "ensemble", "ALIGN=none", "MODELS=small@mtcnn small small_wide@none")[-1]
+    assert f"{runs}small@data/toy/lmdb {other}small {other}small_wide --output" in ensemble
+    assert "--lmdb val=data/toy/unaligned/lmdb/val_lmdb " in ensemble
+
+
 def test_an_ensemble_is_evaluated_again_when_a_member_is_newer(tree: Path) -> None:
     trained(tree, "small")
     trained(tree, "small_wide", "small_wide")
@@ -243,6 +267,8 @@ def test_ensembles_of_what_is_not_there(tree: Path) -> None:
     done = make(tree, "ensemble", "MODELS=small_fast small")
     assert done.returncode == 2
     assert "MODELS names small_fast, which is not trained; expected names of runs (small small_wide" in done.stderr
+    done = make(tree, "ensemble", "MODELS=small small@all")
+    assert (done.returncode, "MODELS names small@all; expected @mtcnn or @none" in done.stderr) == (2, True)
     done = make(tree, "ensemble")
     assert done.returncode == 2
     assert "error: MODELS is empty" in done.stderr

@@ -3,20 +3,31 @@
     python -m train.ensemble data/fer2013/runs/face_emotion_net data/fer2013/runs/mini_xception \\
         --lmdb val=data/fer2013/lmdb/val_lmdb --lmdb test=data/fer2013/lmdb/test_lmdb --output DIR
 
-All nets weigh alike. `make ensemble MODELS="a b"` trains those that are not trained yet, and runs this.
+All nets weigh alike. `make ensemble MODELS="a b"` trains those that are not trained yet, and runs this. A net that was
+trained on faces aligned otherwise sees those, where it stands as FOLDER@LMDBS, the folder of databases called alike:
+
+    python -m train.ensemble data/fer2013/runs/face_emotion_net \\
+        data/fer2013/unaligned/runs/face_emotion_net@data/fer2013/unaligned/lmdb --lmdb …
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from preprocessing.network_input import FaceNetwork
 from preprocessing.stage import StageError, run_main
-from train.evaluate import add_evaluation_arguments, check_evaluation_arguments, write_evaluation
+from train.evaluate import (
+    Answers,
+    add_evaluation_arguments,
+    check_evaluation_arguments,
+    read_database,
+    unseen,
+    write_evaluation,
+)
 
 
 def model_files(folder: Path) -> tuple[Path, Path, Path]:
@@ -43,21 +54,24 @@ def model_files(folder: Path) -> tuple[Path, Path, Path]:
 
 
 class Ensemble:
-    """Several nets as one: the mean of their probabilities.
+    """Several nets as one: the mean of their probabilities, all of the same faces.
 
     Parameters
     ----------
     networks: at least two, for faces of one size and with the same classes.
+    lmdbs: for each net None, or the folder of the databases that it sees in place of those that are named: they have
+        the same names, and hold the same faces in the same order, aligned otherwise. Default: None for all.
 
-    Attributes: as a FaceNetwork's.
+    Attributes: as a FaceNetwork's; `files` says each net's `lmdbs` too, where it has its own.
 
     Raises StageError where faces or classes differ, naming both nets.
     """
 
-    def __init__(self, networks: Sequence[FaceNetwork]) -> None:
+    def __init__(self, networks: Sequence[FaceNetwork], lmdbs: Sequence[Path | None] | None = None) -> None:
         if len(networks) < 2:
             raise StageError(f"an ensemble of {len(networks)}; expected two nets or more")
         self.networks = list(networks)
+        self.lmdbs = [None] * len(networks) if lmdbs is None else list(lmdbs)
         first = self.networks[0]
         self.face_shape, self.classes = first.face_shape, first.classes
         for network in self.networks[1:]:
@@ -66,27 +80,66 @@ class Ensemble:
                 if mine != others:
                     raise StageError(f"{network.weights}: {what} is {mine}; expected {others}, as {first.weights} has")
         self.name = "+".join(network.name for network in self.networks)
-        self.files = [files for network in self.networks for files in network.files]
+        self.files = [
+            files | ({} if folder is None else {"lmdbs": str(folder)})
+            for network, folder in zip(self.networks, self.lmdbs, strict=True)
+            for files in network.files
+        ]
 
-    def probabilities(self, faces: np.ndarray, views: str = "centre") -> np.ndarray:
-        """The mean of the nets' probabilities, float64, N×classes; arguments and errors as FaceNetwork's."""
-        return np.mean([network.probabilities(faces, views) for network in self.networks], axis=0)
+    def answer(self, path: Path, views: Sequence[str], training: Collection[bytes] | None = None) -> Answers:
+        """The mean of what the nets say of the faces in an LMDB; arguments as those of `train.evaluate.answer`.
+
+        Which of the faces stand in the training set, and which are left out, is told by the LMDB at `path`.
+
+        Raises StageError as `train.evaluate.read_database` does, and for a net's own LMDB with other faces.
+        """
+        faces = read_database(path, self)
+        answers = []
+        for network, folder in zip(self.networks, self.lmdbs, strict=True):
+            own = faces if folder is None else read_database(folder / path.name, network)
+            if not np.array_equal(own.labels, faces.labels):
+                raise StageError(
+                    f"{folder}/{path.name}: its {len(own.labels):,} faces are not those of {path} "
+                    f"({len(faces.labels):,}), or in another order; expected the same data set, aligned otherwise"
+                )
+            answers.append([network.probabilities(own.images, view) for view in views])
+        probabilities = {view: np.mean(of_view, axis=0) for view, *of_view in zip(views, *answers, strict=True)}
+        return Answers(faces.labels, probabilities, unseen(faces.images, training), faces.foreign)
+
+
+def member(text: str) -> tuple[Path, Path | None]:
+    """A member's folder, and the folder of its databases where it stands as FOLDER@LMDBS; else None.
+
+    Paths may hold an @ themselves: the first one behind an existing folder parts the two.
+    """
+    parts = text.split("@")
+    for i in range(1, len(parts)):
+        if not Path(text).is_dir() and Path("@".join(parts[:i])).is_dir():
+            return Path("@".join(parts[:i])), Path("@".join(parts[i:]))
+    return Path(text), None
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m train.ensemble", description=(__doc__ or "").split("\n")[0])
     parser.add_argument(
-        "folders", type=Path, nargs="+", metavar="FOLDER", help="a finished run's folder, or a shipped model's"
+        "members",
+        type=member,
+        nargs="+",
+        metavar="FOLDER[@LMDBS]",
+        help="a finished run's folder, or a shipped model's; behind @ the folder of the databases that it sees in place "
+        "of those of --lmdb, the same faces aligned otherwise",
     )
     add_evaluation_arguments(parser)
     args = parser.parse_args()
     databases = check_evaluation_arguments(parser, args)
-    members = [FaceNetwork(*model_files(folder), args.device, calibrated=False) for folder in args.folders]
-    for member, folder in zip(members, args.folders, strict=True):
-        member.name = folder.name  # a run's name says the recipe and the seed as well
+    networks = [FaceNetwork(*model_files(folder), args.device, calibrated=False) for folder, _ in args.members]
+    for network, (folder, lmdbs) in zip(networks, args.members, strict=True):
+        # a run's name says the recipe and the seed as well
+        network.name = folder.name if lmdbs is None else f"{folder.name}@{lmdbs.resolve().parent.name}"
+    ensemble = Ensemble(networks, [lmdbs for _, lmdbs in args.members])
     write_evaluation(
-        Ensemble(members), databases, args.output, args.views, args.exclude_duplicates_of, args.calibrate_on
+        ensemble, databases, args.output, args.views, args.exclude_duplicates_of, args.calibrate_on, ensemble.answer
     )
 
 

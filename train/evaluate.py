@@ -19,8 +19,9 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -235,7 +236,14 @@ class Answers(NamedTuple):
     foreign: dict[str, int]
 
 
-def answer(network: Classifier, path: Path, views: Sequence[str], training: set[bytes] | None = None) -> Answers:
+def unseen(images: np.ndarray, training: Collection[bytes] | None) -> np.ndarray | None:
+    """For each image whether it is none of the training images (their fingerprints); None where there are none."""
+    return None if training is None else np.array([print_ not in training for print_ in fingerprints(images)], bool)
+
+
+def answer(
+    network: FaceNetwork, path: Path, views: Sequence[str], training: Collection[bytes] | None = None
+) -> Answers:
     """Run every record of an LMDB through the net, once for each of `views`.
 
     Parameters
@@ -248,10 +256,8 @@ def answer(network: Classifier, path: Path, views: Sequence[str], training: set[
     Raises StageError as `read_database` does.
     """
     images, labels, foreign = read_database(path, network)
-    unseen = None
-    if training is not None:
-        unseen = np.array([print_ not in training for print_ in fingerprints(images)], bool)
-    return Answers(labels, {view: network.probabilities(images, view) for view in views}, unseen, foreign)
+    probabilities = {view: network.probabilities(images, view) for view in views}
+    return Answers(labels, probabilities, unseen(images, training), foreign)
 
 
 def count(name: str, classes: tuple[str, ...], answers: Mapping[Path, Answers]) -> Evaluation:
@@ -427,6 +433,7 @@ def write_evaluation(
     views: Sequence[str] = ("centre",),
     exclude_duplicates_of: Path | None = None,
     calibrate_on: str | None = None,
+    answer_by: Callable[[Path, Sequence[str], Collection[bytes] | None], Answers] | None = None,
 ) -> list[Evaluation]:
     """Evaluate on each database and write evaluation.json, evaluation.md, manifest.json and, for each database,
     confusion_NAME.png and .csv, with `calibrate_on` reliability.png, into the folder `output`, which is replaced as a
@@ -439,6 +446,7 @@ def write_evaluation(
     views: by what the faces are seen, names of VIEWS; the first is the one that confusion matrices are of.
     exclude_duplicates_of: LMDB of the training images, to count also without those.
     calibrate_on: the database on which the temperature is chosen (validation, not test).
+    answer_by: what answers for the faces in an LMDB; default: `answer` with the network, which is then one net.
 
     Raises StageError for a database that does not fit the net, and for an `output` that holds other files; ValueError
     for views and a `calibrate_on` that are not known.
@@ -451,13 +459,18 @@ def write_evaluation(
         raise StageError(f"{output}: exists and was not written by this stage; expected a new name")
     settings: dict[str, Any] = {"databases": {name: ",".join(map(str, paths)) for name, paths in databases.items()}}
     settings |= {"views": list(views), "calibrate_on": calibrate_on}
-    stage = Stage("evaluate", [Path(path) for files in network.files for path in files.values()], settings)
+    stage = Stage(
+        "evaluate", [Path(files[what]) for files in network.files for what in ("deploy", "weights", "mean")], settings
+    )
     training = None
     if exclude_duplicates_of is not None:
         stage.settings["exclude_duplicates_of"] = str(exclude_duplicates_of)
         training = set(fingerprints(read_database(exclude_duplicates_of, network).images))
+    if answer_by is None:
+        assert isinstance(network, FaceNetwork)
+        answer_by = partial(answer, network)
     distinct = dict.fromkeys(path for paths in databases.values() for path in paths)
-    answers = {path: answer(network, path, views, training) for path in distinct}
+    answers = {path: answer_by(path, views, training) for path in distinct}
     evaluations = [
         count(name, network.classes, {path: answers[path] for path in paths}) for name, paths in databases.items()
     ]

@@ -23,7 +23,15 @@ from preprocessing.network_input import FaceNetwork, faces_to_input, soften
 from preprocessing.stage import StageError
 from train.calibrate import find_temperature, negative_log_likelihood, reliability
 from train.ensemble import Ensemble, model_files
-from train.evaluate import class_metrics, confusion_matrix, draw_confusion, main, write_calibration, write_evaluation
+from train.evaluate import (
+    class_metrics,
+    confusion_matrix,
+    draw_confusion,
+    fingerprints,
+    main,
+    write_calibration,
+    write_evaluation,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -506,11 +514,40 @@ def test_an_ensemble_is_the_mean_of_its_members_with_their_own_means_and_crops(t
     second = make_model(tmp_path / "two", mean=0, size=48, name="other")
     networks = [FaceNetwork(*files, device="cpu") for files in (first, second)]
     ensemble = Ensemble(networks)
-    face = band_face(1, 100)
-    for views in ("centre", "mirror", "ten_crop"):
-        expected = sum(network.probabilities(face[None], views) for network in networks) / 2
-        assert np.allclose(ensemble.probabilities(face[None], views), expected)
+    faces = [band_face(1, 100), band_face(4, 20)]
+    views = ["centre", "mirror", "ten_crop"]
+    answers = ensemble.answer(write_database(tmp_path / "val_lmdb", faces, [1, 3]), views)
+    for view in views:
+        expected = sum(network.probabilities(np.stack(faces), view) for network in networks) / 2
+        assert np.allclose(answers.probabilities[view], expected)
+    assert answers.labels.tolist() == [1, 3]
+    assert answers.unseen is None
     assert (ensemble.name, len(ensemble.files)) == ("bands+other", 2)
+
+
+def test_a_member_sees_the_faces_that_are_aligned_as_it_was_trained(tmp_path: Path) -> None:
+    networks = [FaceNetwork(*make_model(tmp_path / name), device="cpu") for name in ("one", "two")]
+    path = write_database(tmp_path / "lmdb/val_lmdb", [band_face(1, 100), band_face(4)], [1, 3])
+    write_database(tmp_path / "other/val_lmdb", [band_face(2, 50), band_face(6)], [1, 3])
+    ensemble = Ensemble(networks, [None, tmp_path / "other"])
+    answers = ensemble.answer(path, ["centre"], set(fingerprints(band_face(4)[None, None])))
+    levels = [[[0.0] * 7 for _ in range(2)] for _ in range(2)]
+    levels[0][0][1], levels[0][1][4], levels[1][0][2], levels[1][1][6] = 100, 200, 50, 200
+    expected = np.mean([[band_probabilities(face) for face in member] for member in levels], axis=0)
+    assert np.allclose(answers.probabilities["centre"], expected)
+    assert answers.unseen is not None
+    assert answers.unseen.tolist() == [True, False]  # by the first faces
+    assert [files.get("lmdbs") for files in ensemble.files] == [None, str(tmp_path / "other")]
+
+    (path.parent / "test_lmdb").symlink_to(path)
+    with pytest.raises(StageError, match="other/test_lmdb: not an LMDB"):
+        ensemble.answer(path.parent / "test_lmdb", ["centre"])
+    for name, faces, labels in (("fewer", [band_face(1)], [1]), ("turned", [band_face(4), band_face(1)], [3, 1])):
+        write_database(tmp_path / name / "val_lmdb", faces, labels)
+        with pytest.raises(
+            StageError, match=rf"{name}/val_lmdb: its {len(faces)} faces are not those of .*lmdb/val_lm"
+        ):
+            Ensemble(networks, [None, tmp_path / name]).answer(path, ["centre"])
 
 
 def test_an_ensemble_of_nets_that_do_not_fit(tmp_path: Path) -> None:
@@ -523,7 +560,7 @@ def test_an_ensemble_of_nets_that_do_not_fit(tmp_path: Path) -> None:
 
 
 def test_the_ensemble_command(tmp_path: Path) -> None:
-    database, _ = known_database(tmp_path / "val_lmdb")
+    database, pairs = known_database(tmp_path / "val_lmdb")
     for name in ("one", "two"):
         make_model(tmp_path / name)
         for other in ("best", "bands_iter_5", "bands_iter_5_averaged"):  # what else a run's folder holds
@@ -539,6 +576,17 @@ def test_the_ensemble_command(tmp_path: Path) -> None:
     weights = [net["weights"] for net in result["model"]["nets"]]
     assert weights == [f"{tmp_path}/one/bands.caffemodel", f"{tmp_path}/two/bands.caffemodel"]
     assert not (tmp_path / "one" / "calibration.json").exists()
+
+    # a member's own faces, of which it is surer that they all are of class 0: so is the mean
+    labels = [true for true, _ in pairs]
+    write_database(tmp_path / "una@ligned/lmdb/val_lmdb", [band_face(0, 250)] * len(labels), labels)
+    (tmp_path / "two").rename(tmp_path / "t@wo")
+    members = [str(tmp_path / "one"), f"{tmp_path}/t@wo@{tmp_path}/una@ligned/lmdb"]
+    run = subprocess.run([*command, *members], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert f"val: accuracy {100 * labels.count(0) / len(labels):.2f}% of 300 images" in run.stdout
+    result = json.loads((tmp_path / "out/evaluation.json").read_text())
+    assert result["model"]["name"] == "one+t@wo@una@ligned"
+    assert [net.get("lmdbs") for net in result["model"]["nets"]] == [None, f"{tmp_path}/una@ligned/lmdb"]
 
 
 def test_folders_that_hold_no_trained_net_are_named(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def read_result(path: Path, root: Path) -> Result:
     """
     run = path.parent.parent
     place = run.relative_to(root).parts
-    faces = "none" if "unaligned" in place else "mtcnn"
+    faces = _alignment(place)
     if "ferplus" in place:
         faces += ", FER+"
     folds = [int(part.removeprefix("fold")) for part in place if re.fullmatch(r"fold\d+", part)]
@@ -153,6 +153,8 @@ def read_result(path: Path, root: Path) -> Result:
         models = [_files(run, net) for net in nets]
         if len(nets) > 1:
             name = f"ensemble: {evaluation['model']['name'].replace('+', ' + ')}"
+            others = {_alignment(Path(net["lmdbs"]).parts) for net in nets if "lmdbs" in net}
+            faces = ", ".join([faces, *sorted(others)])
             # its name says the members, whose seeds count; over folds it is one row as they are
             return Result(run, name, faces, None, fold, None, databases, f"{name}\n{faces}\n{fold is None}", models)
         manifest = json.loads((run / "manifest.json").read_text())
@@ -174,6 +176,11 @@ def read_result(path: Path, root: Path) -> Result:
         raise StageError(
             f"{path}: {type(error).__name__}: {error}; expected what `python -m train` and `train.evaluate` write"
         ) from error
+
+
+def _alignment(place: Sequence[str]) -> str:
+    """The ALIGN of a path by its parts."""
+    return "none" if "unaligned" in place else "mtcnn"
 
 
 def _files(run: Path, net: dict[str, str]) -> Files:

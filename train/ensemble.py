@@ -127,8 +127,8 @@ def main() -> None:
         type=member,
         nargs="+",
         metavar="FOLDER[@LMDBS]",
-        help="a finished run's folder, or a shipped model's; behind @ the folder of the databases that it sees in place "
-        "of those of --lmdb, the same faces aligned otherwise",
+        help="a finished run's folder, or a shipped model's; behind @ the folder of databases that it sees in place of "
+        "those of --lmdb, the same faces aligned otherwise",
     )
     add_evaluation_arguments(parser)
     args = parser.parse_args()

@@ -54,11 +54,13 @@ def write_run(
     return run
 
 
-def write_evaluation(run: Path, accuracy: float, members: list[Path]) -> None:
+def write_evaluation(run: Path, accuracy: float, members: list[Path], lmdbs: str | None = None) -> None:
     views = {name: {"accuracy": accuracy + more} for name, more in (("mirror", 0.01), ("ten_crop", 0.02))}
     test = {"accuracy": accuracy, "views": views, "without_training_duplicates": {"accuracy": accuracy - 0.03}}
     files = {"deploy": "deploy.prototxt", "weights": "small.caffemodel", "mean": "mean.binaryproto"}
     nets = [{kind: str(member / name) for kind, name in files.items()} for member in members]
+    if lmdbs is not None:  # the last member's own faces
+        nets[-1]["lmdbs"] = lmdbs
     result = {"model": {"name": "+".join(member.name for member in members), "nets": nets}}
     result |= {"databases": {"val": {"accuracy": 0.5}, "test": test}}
     (run / "evaluation").mkdir(parents=True, exist_ok=True)
@@ -117,16 +119,20 @@ def test_other_settings_are_other_rows_the_best_first(tmp_path: Path) -> None:
     write_run(tmp_path, "ferplus/runs/small", 0.80)
     write_run(tmp_path, "unaligned/ferplus/runs/small", 0.79)
     write_evaluation(tmp_path / "runs/ensemble_a+b", 0.70, [Path("a"), Path("b")])
+    write_evaluation(tmp_path / "runs/ensemble_a+b@none", 0.66, [Path("a"), Path("b")], "data/toy/unaligned/lmdb")
+    write_evaluation(tmp_path / "unaligned/runs/ensemble_a+b@mtcnn", 0.655, [Path("a"), Path("b")], "data/toy/lmdb")
     assert [(row[0], row[1], row[2], row[3], row[6]) for row in rows(tmp_path)] == [
         ("1", "small", "mtcnn, FER+", "1", "80.00%"),
         ("2", "small", "none, FER+", "1", "79.00%"),
         ("3", "ensemble: a + b", "mtcnn", "–", "70.00%"),
-        ("4", "small modern", "mtcnn", "1", "65.00%"),
-        ("5", "small (train+val)", "mtcnn", "1", "64.00%"),
-        ("6", "small", "none", "1", "62.00%"),
-        ("7", "small", "mtcnn", "2", "61.00%"),
-        ("8", "small", "mtcnn", "1", "60.00%"),
-        ("9", "small", "mtcnn", "3", "59.00%"),
+        ("4", "ensemble: a + b", "mtcnn, none", "–", "66.00%"),
+        ("5", "ensemble: a + b", "none, mtcnn", "–", "65.50%"),
+        ("6", "small modern", "mtcnn", "1", "65.00%"),
+        ("7", "small (train+val)", "mtcnn", "1", "64.00%"),
+        ("8", "small", "none", "1", "62.00%"),
+        ("9", "small", "mtcnn", "2", "61.00%"),
+        ("10", "small", "mtcnn", "1", "60.00%"),
+        ("11", "small", "mtcnn", "3", "59.00%"),
     ]
 
 

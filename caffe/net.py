@@ -20,6 +20,7 @@ from .errors import CaffeError
 from .folding import Folded, InferencePlan
 from .io import array_to_blobproto, blobproto_to_array, read_net_binary, read_net_parameter, replace_bytes
 from .layers import LAYERS, Layer, make_layer
+from .layers.activation import RectifyInPlace, ReLU
 from .layers.data import DummyData
 from .layers.normalization import BatchNorm, Scale
 from .memory import keep_freed_memory
@@ -30,7 +31,7 @@ Tensors = dict[str, torch.Tensor]
 # for each layer that was run, by its number: its bottoms and its tops
 Graph = dict[int, tuple[list[torch.Tensor], list[torch.Tensor]]]
 # what to run, in order: a layer or a fused pair, its first and its last layer's number
-Plan = list[tuple["Layer | _BatchNormScale | Folded", int, int]]
+Plan = list[tuple["Layer | _BatchNormScale | _InPlace | Folded", int, int]]
 
 
 # the name of a loss layer's top where its prototxt has none
@@ -119,6 +120,20 @@ class _BatchNormScale:
 
     def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
         return [self.norm.normalize(bottoms[0], *self.scale.gamma_beta())]
+
+
+class _InPlace:
+    """A ReLU that its prototxt has in place, behind a layer that does not need what it has made."""
+
+    def __init__(self, layer: ReLU) -> None:
+        self.layer = layer
+
+    def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
+        x = bottoms[0]
+        # of bfloat16 it is slower in place, on a CPU; a view would lose its place in the graph
+        if x.dtype is not torch.float32 or x._is_view():
+            return self.layer.forward(bottoms)
+        return [RectifyInPlace.apply(x)]
 
 
 class Net:
@@ -234,6 +249,7 @@ class Net:
             log.info("net.cpp:244", f"This network produces output {name}")
         self._plan: Plan = [(layer, i, i) for i, layer in enumerate(self.layers)]
         self._fused_plan = self._fuse()
+        self._training_plan = self._rectify_in_place(self._fused_plan)
         # for passes whose blobs can be looked at, and for those that only give the outputs
         self._inference_plans: dict[bool, InferencePlan] = {}
         self._values: Tensors = {}
@@ -391,6 +407,23 @@ class Net:
                 i += 1
         return plan
 
+    def _rectify_in_place(self, plan: Plan) -> Plan:
+        """The same with each ReLU in place that stands behind a layer whose top is its own, and of no use to it."""
+        result: Plan = []
+        makers = ("Convolution", "Deconvolution", "InnerProduct", "BatchNorm", "Scale", "Bias", "Eltwise")
+        for step, begin, last in plan:
+            layer = self.layers[begin]
+            if (
+                isinstance(layer, ReLU)
+                and not layer.param.relu_param.negative_slope
+                and begin > 0
+                and self.layers[begin - 1].type in makers
+                and [*layer.param.bottom] == [*layer.param.top] == [*self.layers[begin - 1].param.top]
+            ):
+                step = _InPlace(layer)
+            result.append((step, begin, last))
+        return result
+
     # Running
 
     def _autocast(self) -> AbstractContextManager[Any]:
@@ -401,7 +434,7 @@ class Net:
     def _choose_plan(self, gradient: bool, fuse: bool, outputs_only: bool = False) -> Plan:
         """What to run: groups of layers as far as nobody looks between them, and no backward pass will."""
         if gradient or self.phase != TEST:
-            return self._fused_plan if fuse else self._plan
+            return self._training_plan if fuse else self._plan
         plan = self._inference_plans.get(outputs_only)
         if plan is None or not plan.current:
             hidden = self._hidden_blobs() if outputs_only else set()
@@ -425,7 +458,12 @@ class Net:
                 self._run_layer(self.layers[number], number, number, values, graph)
 
     def _run_layer(
-        self, step: Layer | _BatchNormScale | Folded, begin: int, last: int, values: Tensors, graph: Graph | None
+        self,
+        step: Layer | _BatchNormScale | _InPlace | Folded,
+        begin: int,
+        last: int,
+        values: Tensors,
+        graph: Graph | None,
     ) -> None:
         """Run a layer, or a group: what the first of it reads becomes what the last makes."""
         read, made, propagate_down = self._ends[begin]
@@ -508,7 +546,8 @@ class Net:
         Parameters
         ----------
         gradient: whether `backward` can follow; default: whether the net needs one.
-        fuse: compute a BatchNorm and its Scale as one; then `backward` cannot begin or end between the two.
+        fuse: compute a BatchNorm and its Scale as one, between which `backward` then cannot begin or end, and ReLUs in
+            place.
         """
         end = len(self.layers) - 1 if end is None else end
         gradient = self.needs_backward if gradient is None else gradient

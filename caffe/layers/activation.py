@@ -21,6 +21,25 @@ class ReLU(Layer):
         return [F.leaky_relu(bottoms[0], slope) if slope else F.relu(bottoms[0])]
 
 
+class RectifyInPlace(torch.autograd.Function):
+    """y = max(x, 0), where x lay: it is lost, but its gradient is not.
+
+    PyTorch's own in-place functions leave no gradient of x to ask for, which a blob's diff is. A backward pass that
+    needs x itself, since what made it keeps it, is an error.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu_(x.detach())
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        (y,) = ctx.saved_tensors
+        return torch.ops.aten.threshold_backward(gradients[0], y, 0)
+
+
 @register("PReLU")
 class PReLU(Layer):
     """y = max(x, 0) + a · min(x, 0), with a learned: one a channel, or one for all with `channel_shared`.

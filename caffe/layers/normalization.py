@@ -87,7 +87,7 @@ class BatchNorm(Layer):
                     sums = [mean_sum, var_sum, total]
                     torch._foreach_mul_(sums, self.fraction)
                     torch._foreach_add_(sums, [mean, var, self._one])
-        return y.reshape(x.shape)
+        return y.reshape(-1) if x.dim() == 1 else y
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from small_nets import input_layer, net_of, normal, one_layer, run
 
 import caffe
 from caffe.io import blobproto_to_array, read_binary
+from caffe.layers.activation import RectifyInPlace
 from caffe.proto.caffe_pb2 import NetParameter
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -626,6 +627,80 @@ def test_batch_norm_and_scale_together_and_apart(shape: tuple[int, ...], phase: 
                 close(a.diff, b.diff, name)
         assert together.blobs["data"].diff.any()
         assert together.params["scale"][0].diff.any()
+
+
+# ReLU in place
+
+GAUSSIAN = 'weight_filler { type: "gaussian" } bias_filler { type: "gaussian" }'
+
+
+@pytest.mark.parametrize(
+    ("makes", "relu", "in_place"),
+    [
+        (f'type: "Convolution" convolution_param {{ num_output: 3 kernel_size: 1 {GAUSSIAN} }}', "", True),
+        (f'type: "InnerProduct" inner_product_param {{ num_output: 6 {GAUSSIAN} }}', "", True),
+        ('type: "BatchNorm"', "", True),
+        ('type: "Scale" scale_param { filler { type: "gaussian" } }', "", True),
+        ('type: "Eltwise" bottom: "x"', "", True),
+        ('type: "Eltwise" bottom: "x" bottom: "x" eltwise_param { operation: PROD }', "", True),
+        ('type: "TanH"', "", False),  # keeps its top for the way back
+        ('type: "Eltwise" bottom: "x"', "relu_param { negative_slope: 0.5 }", False),
+    ],
+)
+def test_relu_in_place_and_apart(makes: str, relu: str, in_place: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blobs and diffs, those of the blob in place too, are what they are when each layer runs alone."""
+    text = (
+        input_layer("x", 4, 3, 5, 5)
+        + 'layer { name: "first" type: "Power" bottom: "x" top: "a" power_param { scale: 2 } }'
+        + f'layer {{ name: "made" bottom: "a" top: "b" {makes} }}'
+        + f'layer {{ name: "relu" type: "ReLU" bottom: "b" top: "b" {relu} }}'
+        + 'layer { name: "out" type: "Power" bottom: "b" top: "out" power_param { power: 2 } }'
+    )
+    check_in_place(text, in_place, monkeypatch)
+
+
+def check_in_place(text: str, in_place: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
+    monkeypatch.setattr(RectifyInPlace, "apply", lambda x, apply=RectifyInPlace.apply: calls.append(x) or apply(x))
+    together, apart = (net_of(text, phase=caffe.TRAIN) for _ in range(2))
+    for net in (together, apart):
+        net.blobs["x"].data[...] = normal(4, 3, 5, 5)
+        net.compute(fuse=net is together)
+        assert len(calls) == in_place
+        net.blobs["out"].diff[...] = normal(*net.blobs["out"].shape, seed=9)
+        net.propagate()
+    assert together.blobs["b"].data.min() == 0 or not in_place
+    for name, blob in together.blobs.items():
+        close(blob.data, apart.blobs[name].data, name)
+        close(blob.diff, apart.blobs[name].diff, name)
+        assert blob.diff.any(), name
+    for name, blobs in together.params.items():
+        for ours, theirs in zip(blobs, apart.params[name], strict=True):
+            close(ours.diff, theirs.diff, name)
+
+
+def test_relu_is_not_in_place_where_another_layer_has_read_its_bottom(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (
+        input_layer("x", 4, 3, 5, 5)
+        + f'layer {{ name: "conv" type: "Convolution" bottom: "x" top: "b" convolution_param {{ num_output: 3 '
+        f"kernel_size: 1 {GAUSSIAN} }} }}"
+        + 'layer { name: "reads" type: "Power" bottom: "b" top: "c" power_param { power: 2 } }'
+        + 'layer { name: "relu" type: "ReLU" bottom: "b" top: "b" }'
+        + 'layer { name: "sum" type: "Eltwise" bottom: "b" bottom: "c" top: "out" }'
+    )
+    check_in_place(text, False, monkeypatch)
+
+
+def test_relu_behind_batch_norm_and_scale_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (
+        input_layer("x", 4, 3, 5, 5)
+        + 'layer { name: "first" type: "Power" bottom: "x" top: "b" power_param { scale: 2 } }'
+        + 'layer { name: "norm" type: "BatchNorm" bottom: "b" top: "b" }'
+        + 'layer { name: "scale" type: "Scale" bottom: "b" top: "b" scale_param { filler { type: "gaussian" } } }'
+        + 'layer { name: "relu" type: "ReLU" bottom: "b" top: "b" }'
+        + 'layer { name: "out" type: "Power" bottom: "b" top: "out" power_param { power: 2 } }'
+    )
+    check_in_place(text, True, monkeypatch)
 
 
 # infer

@@ -704,6 +704,10 @@ class Net:
         if not roots or not wanted:
             return
         border = [value for value in entered.values() if value.requires_grad and id(value) not in made]
+        if not keep:  # what all these are set to below takes the old ones' memory, which is in the cache
+            for name in names:
+                if id(entered[name]) not in partly:
+                    self.blobs[name].clear_diff()
         with _Border(border if end > 0 else []) as reached:
             try:
                 gradients = torch.autograd.grad(roots, wanted, seeds, retain_graph=keep, allow_unused=True)

@@ -56,7 +56,7 @@ PRECISION ?=
 DEVICE ?= auto
 #: threads of the data stages (default: one a core)
 WORKERS ?=
-#: what `make ensemble` averages: networks, names of runs (MODEL_SOLVER_seedN; with @none trained by ALIGN=none), folders of trained ones, in quotes
+#: what `make ensemble` averages: networks, names of runs (MODEL_SOLVER_seedN), folders of trained ones, in quotes; with @none (@mtcnn) one that sees the faces so
 MODELS ?=
 #: a photo for `make predict`, `make features`, `make explain`, and for `make report` (default: a test face); for `make predict` also a folder, or a quoted pattern
 IMG ?= images/astronaut.png
@@ -171,11 +171,9 @@ SET_TRAIN := $(call joined,EPOCHS=$(EPOCHS) SEED=$(SEED) TRAIN_ON=$(TRAIN_ON) PR
 	$(if $(TEACHERS), TEACHERS=$(TEACHERS) TEMPERATURE=$(TEMPERATURE) TEACHER_SHARE=$(TEACHER_SHARE)))
 workers = $(if $(WORKERS),--workers $(WORKERS))
 DATABASES := $(foreach s,train val test,$(W)/lmdb/$(s)_lmdb)
-# trained nets by name: with a / a folder, else the name of a run, with @ALIGN one on faces aligned otherwise
-run = $(firstword $(subst @, ,$(1)))
-align = $(or $(word 2,$(subst @, ,$(1))),$(ALIGN))
-folders = $(foreach m,$(1),$(if $(findstring /,$(m)),$(m:%/=%),$(call work,$(call align,$(m)))/runs/$(call run,$(m))))
-TAUGHT := $(call folders,$(TEACHERS))
+# a trained net by name: with a / a folder, else the name of a run on faces aligned by $(2)
+folder = $(if $(findstring /,$(1)),$(1:%/=%),$(call work,$(2))/runs/$(1))
+TAUGHT := $(foreach t,$(TEACHERS),$(call folder,$(t),$(ALIGN)))
 $(foreach t,$(TAUGHT),$(if $(wildcard $(t)/*.caffemodel),,$(error TEACHERS names $(t), which has no trained net; expected names of trained \
 runs or paths of folders with a trained net)))
 # $(call evaluate,train+val): on what and how a trained net, or several, are evaluated; calibrated only on unseen faces
@@ -188,8 +186,8 @@ REPORT_SET := $(dir $(REPORT)).$(basename $(notdir $(REPORT)))
 REPORT_IMG := $(if $(filter-out file,$(origin IMG)),$(IMG))
 SET_REPORT := $(call joined,IMG=$(REPORT_IMG)$(if $(REPORT_IMG), FACE=$(FACE)))
 
-# the members of an ensemble: with a / a folder, else the name of a run, MODEL[_SOLVER][_seedN][_train+val][@ALIGN]; one of the
-# other alignment's runs sees those faces
+# the members of an ensemble: with a / a folder, else the name of a run, MODEL[_SOLVER][_seedN][_train+val]; behind it may
+# stand which faces it sees, @mtcnn or @none, which else its folder tells, if it is one of runs, or ALIGN
 RECIPES := $(wildcard prototxt/*/solver.prototxt prototxt/*/solver_*.prototxt)
 base = $(shell sed -E 's/_train[+]val$$//; s/_seed[0-9]+$$//' <<< '$(1)')
 find = $(strip $(foreach r,$(RECIPES),$(if $(filter $(1),$(subst /solver,,$(r:prototxt/%.prototxt=%))),$(r))))
@@ -197,16 +195,21 @@ recipe = $(call find,$(call base,$(1)))
 model = $(word 2,$(subst /, ,$(call recipe,$(1))))
 solver = $(patsubst solver_%,%,$(filter solver_%,$(basename $(notdir $(call recipe,$(1))))))
 seed = $(or $(shell sed -nE 's/.*_seed([0-9]+)(_train[+]val)?$$/\1/p' <<< '$(1)'),1)
-$(foreach m,$(MODELS),$(if $(findstring /,$(m)),,$(if $(filter-out $(ALIGNMENTS),$(call align,$(m))),$(error MODELS names $(m); expected \
-@mtcnn or @none behind the name of a run))))
-MEMBERS := $(call folders,$(MODELS))
+bare = $(foreach m,$(1),$(if $(filter %@mtcnn,$(m)),$(m:%@mtcnn=%),$(m:%@none=%)))
+align = $(or $(patsubst @%,%,$(filter @none @mtcnn,$(1:$(call bare,$(1))%=%))),$(if $(findstring /runs/,$(1)),$(if $(findstring \
+	/unaligned/,/$(1)),none,mtcnn)),$(ALIGN))
+$(foreach m,$(MODELS),$(if $(findstring /,$(m)),,$(if $(findstring @,$(call bare,$(m)))$(if $(call bare,$(m)),,x),$(error MODELS names $(m); \
+expected @mtcnn or @none behind the name of a run, or nothing))))
+# each as FOLDER@ALIGN
+MEMBERS := $(foreach m,$(MODELS),$(call folder,$(call bare,$(m)),$(call align,$(m)))@$(call align,$(m)))
 OTHER := $(filter-out $(ALIGN),$(ALIGNMENTS))
-OTHERS := $(filter $(call work,$(OTHER))/runs/%,$(MEMBERS))
-UNTRAINED := $(foreach m,$(filter $(W)/runs/%,$(MEMBERS)) $(OTHERS),$(if $(wildcard $(m)/$(call model,$(notdir $(m))).caffemodel),,$(notdir $(m))$(if \
-	$(filter $(m),$(OTHERS)),@$(OTHER))))
-$(foreach m,$(UNTRAINED),$(if $(call recipe,$(call run,$(m))),,$(error MODELS names $(m), which is not trained; expected names of runs \
+OTHERS := $(filter %@$(OTHER),$(MEMBERS))
+run = $(notdir $(call bare,$(1)))
+weights = $(wildcard $(call bare,$(1))/$(or $(call model,$(call run,$(1))),*).caffemodel)
+UNTRAINED := $(foreach m,$(filter $(W)/runs/% $(call work,$(OTHER))/runs/%,$(MEMBERS)),$(if $(call weights,$(m)),,$(notdir $(m))))
+$(foreach m,$(UNTRAINED),$(if $(call recipe,$(call bare,$(m))),,$(error MODELS names $(call bare,$(m)), which is not trained; expected names of runs \
 ($(subst /solver,,$(RECIPES:prototxt/%.prototxt=%)); also with _seedN and @none) or paths of folders with a trained net)))
-ENSEMBLE := $(W)/runs/ensemble_$(subst $() $(),+,$(foreach m,$(MEMBERS),$(notdir $(m))$(if $(filter $(m),$(OTHERS)),@$(OTHER))))/evaluation/evaluation.json
+ENSEMBLE := $(W)/runs/ensemble_$(subst $() $(),+,$(patsubst %@$(ALIGN),%,$(notdir $(MEMBERS))))/evaluation/evaluation.json
 
 # ---- targets --------------------------------------------------------------------------------------------------------
 .PHONY: all env data extract align lmdb mean describe train plot evaluate report ensemble folds compare predict features explain test lint bench clean help FORCE
@@ -316,9 +319,9 @@ $(TRANSFER): $(call escape,$(WEIGHTS)) $(W)/lmdb/manifest.json $(call stale,$(W)
 endif
 
 # a trained member is taken as it is; one that is not is trained as `make train` does it
-$(ENSEMBLE): $(foreach m,$(MEMBERS),$(wildcard $(m)/*.caffemodel)) $(addprefix member-,$(UNTRAINED)) | $(READY) $(if $(OTHERS),other-faces)
-	$(PYTHON) -m train.ensemble $(foreach m,$(MEMBERS),$(m)$(if $(filter $(m),$(OTHERS)),@$(call work,$(OTHER))/lmdb)) \
-		--output $(@D) $(call evaluate,$(MEMBERS))
+$(ENSEMBLE): $(foreach m,$(MEMBERS),$(wildcard $(call bare,$(m))/*.caffemodel)) $(addprefix member-,$(UNTRAINED)) | $(READY) $(if $(OTHERS),other-faces)
+	$(PYTHON) -m train.ensemble $(patsubst %@$(OTHER),%@$(call work,$(OTHER))/lmdb,$(MEMBERS:%@$(ALIGN)=%)) \
+		--output $(@D) $(call evaluate,$(call bare,$(MEMBERS)))
 
 .PHONY: $(addprefix member-,$(UNTRAINED)) no-models other-faces
 $(addprefix member-,$(UNTRAINED)): member-%: $(W)/mean.binaryproto | $(if $(OTHERS),other-faces)
@@ -326,7 +329,7 @@ $(addprefix member-,$(UNTRAINED)): member-%: $(W)/mean.binaryproto | $(if $(OTHE
 		TRAIN_ON=$(if $(findstring _train+val,$*),train+val,train) ALIGN=$(call align,$*) MODELS=
 
 other-faces: $(W)/mean.binaryproto
-	@$(MAKE) --no-print-directory mean ALIGN=$(OTHER) MODELS=
+	@$(MAKE) --no-print-directory --silent mean ALIGN=$(OTHER) MODELS= TEACHERS=
 
 no-models:
 	@echo 'error: MODELS is empty; expected networks, as in: make ensemble MODELS="face_emotion_net mini_xception"' >&2

@@ -30,7 +30,7 @@ from .upgrade import upgrade_net
 Tensors = dict[str, torch.Tensor]
 # for each layer that was run, by its number: its bottoms and its tops
 Graph = dict[int, tuple[list[torch.Tensor], list[torch.Tensor]]]
-# what to run, in order: a layer or a fused pair, its first and its last layer's number
+# what to run, in order: a layer, one in place or a fused group, its first and its last layer's number
 Plan = list[tuple["Layer | _BatchNormScale | _InPlace | Folded", int, int]]
 
 
@@ -130,7 +130,7 @@ class _InPlace:
 
     def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
         x = bottoms[0]
-        # of bfloat16 it is slower in place, on a CPU; a view would lose its place in the graph
+        # 16 bits are slower in place on a CPU; a view would lose its place in the graph
         if x.dtype is not torch.float32 or x._is_view():
             return self.layer.forward(bottoms)
         return [RectifyInPlace.apply(x)]
@@ -451,7 +451,8 @@ class Net:
     def _compute(self, values: Tensors, graph: Graph | None, start: int, end: int, plan: Plan) -> None:
         """Run the layers from `start` to `end` on `values`. `graph` collects what goes in and out."""
         for step, begin, last in plan:
-            if start <= begin and last <= end:
+            # what was there before the pass is not to be overwritten: others may hold it
+            if start <= begin and last <= end and not (begin == start and isinstance(step, _InPlace)):
                 self._run_layer(step, begin, last, values, graph)
                 continue
             for number in range(max(start, begin), min(end, last) + 1):  # the range begins or ends inside a group
@@ -704,7 +705,7 @@ class Net:
         if not roots or not wanted:
             return
         border = [value for value in entered.values() if value.requires_grad and id(value) not in made]
-        if not keep:  # what all these are set to below takes the old ones' memory, which is in the cache
+        if not keep:  # the new ones take the old ones' memory, which is in the cache; what gets none stays 0
             for name in names:
                 if id(entered[name]) not in partly:
                     self.blobs[name].clear_diff()

@@ -176,6 +176,9 @@ class Replay:
             blob.set_tensor(blob.tensor().detach())
             if blob.has_diff:
                 blob.diff_tensor()
+        # a top that no layer reads has its own diff for its gradient: what is recorded goes on reading it
+        read = {bottom for layer in net.layers for bottom in {*layer.param.bottom} - {*layer.param.top}}
+        self._seeds = [blob.diff_tensor() for name, blob in net.blobs.items() if name not in read and blob.has_diff]
         self._inputs = {name: tensor.clone() for name, tensor in batch.items()}
         for name, tensor in self._inputs.items():
             net.blobs[name].set_tensor(tensor)

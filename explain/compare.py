@@ -34,7 +34,7 @@ from caffe.io import read_net_parameter, read_solver_parameter
 from explain.features import plain
 from preprocessing.network_input import FaceNetwork
 from preprocessing.stage import Stage, StageError, add_device_argument, progress, replace_file, run_main
-from train.ensemble import model_files
+from train.ensemble import alignment, model_files
 
 HEADS = (
     "#", "network", "faces", "seeds", "epochs", "val", "test", "mirrored", "ten crops", "without duplicates",
@@ -142,19 +142,16 @@ def read_result(path: Path, root: Path) -> Result:
     """
     run = path.parent.parent
     place = run.relative_to(root).parts
-    faces = _alignment(place)
-    if "ferplus" in place:
-        faces += ", FER+"
     folds = [int(part.removeprefix("fold")) for part in place if re.fullmatch(r"fold\d+", part)]
     fold = folds[0] if folds else None
     try:
         evaluation = json.loads(path.read_text())
         databases, nets = evaluation["databases"], evaluation["model"]["nets"]
         models = [_files(run, net) for net in nets]
+        seen = dict.fromkeys(alignment(Path(net["lmdbs"]) if "lmdbs" in net else run.relative_to(root)) for net in nets)
+        faces = ", ".join([*seen, *(["FER+"] if "ferplus" in place else [])])
         if len(nets) > 1:
             name = f"ensemble: {evaluation['model']['name'].replace('+', ' + ')}"
-            others = {_alignment(Path(net["lmdbs"]).parts) for net in nets if "lmdbs" in net}
-            faces = ", ".join([faces, *sorted(others)])
             # its name says the members, whose seeds count; over folds it is one row as they are
             return Result(run, name, faces, None, fold, None, databases, f"{name}\n{faces}\n{fold is None}", models)
         manifest = json.loads((run / "manifest.json").read_text())
@@ -176,11 +173,6 @@ def read_result(path: Path, root: Path) -> Result:
         raise StageError(
             f"{path}: {type(error).__name__}: {error}; expected what `python -m train` and `train.evaluate` write"
         ) from error
-
-
-def _alignment(place: Sequence[str]) -> str:
-    """The ALIGN of a path by its parts."""
-    return "none" if "unaligned" in place else "mtcnn"
 
 
 def _files(run: Path, net: dict[str, str]) -> Files:

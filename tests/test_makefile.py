@@ -246,6 +246,18 @@ def test_members_that_see_the_faces_unaligned(tree: Path) -> None:
     assert f"--output {runs}ensemble_small+small_modern_seed2@none+small_wide@none/evaluation " in ensemble
     assert "--lmdb val=data/toy/lmdb/val_lmdb " in ensemble
 
+    # folders, however their paths are spelled, see what they were trained on, or what is said behind them
+    trained(tree, "../unaligned/runs/mine", "net")
+    (tree / "shipped").mkdir()
+    (tree / "shipped/net.caffemodel").touch()
+    members = f"data/toy/unaligned/runs/mine ./data/toy/unaligned/runs/mine {tree}/data/toy/unaligned/runs/mine/"
+    (ensemble,) = commands(tree, "ensemble", f"MODELS={members} shipped/ shipped/@none")
+    folders = ("data", "./data", f"{tree}/data")
+    seen = " ".join(f"{folder}/toy/unaligned/runs/mine{lmdbs}" for folder in folders)
+    assert f"-m train.ensemble {seen} shipped shipped{lmdbs} --output" in ensemble
+    (ensemble,) = commands(tree, "ensemble", "ALIGN=none", "MODELS=data/toy/unaligned/runs/mine shipped/")
+    assert "@" not in ensemble
+
     ensemble = commands(tree, "ensemble", "ALIGN=none", "MODELS=small@mtcnn small small_wide@none")[-1]
     assert f"{runs}small@data/toy/lmdb {other}small {other}small_wide --output" in ensemble
     assert "--lmdb val=data/toy/unaligned/lmdb/val_lmdb " in ensemble
@@ -267,8 +279,11 @@ def test_ensembles_of_what_is_not_there(tree: Path) -> None:
     done = make(tree, "ensemble", "MODELS=small_fast small")
     assert done.returncode == 2
     assert "MODELS names small_fast, which is not trained; expected names of runs (small small_wide" in done.stderr
-    done = make(tree, "ensemble", "MODELS=small small@all")
-    assert (done.returncode, "MODELS names small@all; expected @mtcnn or @none" in done.stderr) == (2, True)
+    for name in ("small@all", "small@none@mtcnn", "small@", "@none"):
+        done = make(tree, "ensemble", f"MODELS=small {name}")
+        assert (done.returncode, f"MODELS names {name}; expected @mtcnn or @none" in done.stderr) == (2, True), name
+    done = make(tree, "train", "TEACHERS=small@none")
+    assert "TEACHERS names data/toy/runs/small@none, which has no trained net" in done.stderr
     done = make(tree, "ensemble")
     assert done.returncode == 2
     assert "error: MODELS is empty" in done.stderr

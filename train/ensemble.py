@@ -62,7 +62,8 @@ class Ensemble:
     lmdbs: for each net None, or the folder of the databases that it sees in place of those that are named: they have
         the same names, and hold the same faces in the same order, aligned otherwise. Default: None for all.
 
-    Attributes: as a FaceNetwork's; `files` says each net's `lmdbs` too, where it has its own.
+    Attributes: `name`, `files`, `face_shape` and `classes`, as a FaceNetwork's; `files` says each net's `lmdbs` too,
+    where it has its own.
 
     Raises StageError where faces or classes differ, naming both nets.
     """
@@ -93,29 +94,39 @@ class Ensemble:
 
         Raises StageError as `train.evaluate.read_database` does, and for a net's own LMDB with other faces.
         """
-        faces = read_database(path, self)
-        answers = []
-        for network, folder in zip(self.networks, self.lmdbs, strict=True):
-            own = faces if folder is None else read_database(folder / path.name, network)
+        places = [path if folder is None else folder / path.name for folder in self.lmdbs]
+        read = {place: read_database(place, self) for place in dict.fromkeys([path, *places])}
+        faces = read[path]
+        for place, own in read.items():
             if not np.array_equal(own.labels, faces.labels):
                 raise StageError(
-                    f"{folder}/{path.name}: its {len(own.labels):,} faces are not those of {path} "
-                    f"({len(faces.labels):,}), or in another order; expected the same data set, aligned otherwise"
+                    f"{place}: its {len(own.labels):,} faces are not those of {path} ({len(faces.labels):,}), or in "
+                    "another order; expected the same data set, aligned otherwise"
                 )
-            answers.append([network.probabilities(own.images, view) for view in views])
+        answers = [
+            [network.probabilities(read[place].images, view) for view in views]
+            for network, place in zip(self.networks, places, strict=True)
+        ]
         probabilities = {view: np.mean(of_view, axis=0) for view, *of_view in zip(views, *answers, strict=True)}
         return Answers(faces.labels, probabilities, unseen(faces.images, training), faces.foreign)
+
+
+def alignment(place: Path) -> str:
+    """How the faces of a folder in data/DATASET are aligned: the value of ALIGN, by where the Makefile puts them."""
+    return "none" if "unaligned" in place.parts else "mtcnn"
 
 
 def member(text: str) -> tuple[Path, Path | None]:
     """A member's folder, and the folder of its databases where it stands as FOLDER@LMDBS; else None.
 
-    Paths may hold an @ themselves: the first one behind an existing folder parts the two.
+    Paths may hold an @ themselves: of several places to part the two, one between existing folders counts.
     """
     parts = text.split("@")
-    for i in range(1, len(parts)):
-        if not Path(text).is_dir() and Path("@".join(parts[:i])).is_dir():
-            return Path("@".join(parts[:i])), Path("@".join(parts[i:]))
+    splits = [(Path("@".join(parts[:i])), Path("@".join(parts[i:]))) for i in range(1, len(parts)) if any(parts[i:])]
+    for there in (lambda folder, lmdbs: folder.is_dir() and lmdbs.is_dir(), lambda folder, _: folder.is_dir()):
+        for split in reversed(splits):
+            if there(*split) and not Path(text).is_dir():
+                return split
     return Path(text), None
 
 
@@ -136,7 +147,7 @@ def main() -> None:
     networks = [FaceNetwork(*model_files(folder), args.device, calibrated=False) for folder, _ in args.members]
     for network, (folder, lmdbs) in zip(networks, args.members, strict=True):
         # a run's name says the recipe and the seed as well
-        network.name = folder.name if lmdbs is None else f"{folder.name}@{lmdbs.resolve().parent.name}"
+        network.name = folder.name if lmdbs is None else f"{folder.name}@{alignment(lmdbs)}"
     ensemble = Ensemble(networks, [lmdbs for _, lmdbs in args.members])
     write_evaluation(
         ensemble, databases, args.output, args.views, args.exclude_duplicates_of, args.calibrate_on, ensemble.answer

@@ -449,7 +449,7 @@ def write_evaluation(
     answer_by: what answers for the faces in an LMDB; default: `answer` with the network, which is then one net.
 
     Raises StageError for a database that does not fit the net, and for an `output` that holds other files; ValueError
-    for views and a `calibrate_on` that are not known.
+    for views and a `calibrate_on` that are not known, and several nets without `answer_by`.
     """
     output = Path(output)
     check_views(views)
@@ -459,6 +459,8 @@ def write_evaluation(
         raise StageError(f"{output}: exists and was not written by this stage; expected a new name")
     settings: dict[str, Any] = {"databases": {name: ",".join(map(str, paths)) for name, paths in databases.items()}}
     settings |= {"views": list(views), "calibrate_on": calibrate_on}
+    if any("lmdbs" in files for files in network.files):
+        settings["lmdbs"] = [files.get("lmdbs") for files in network.files]
     stage = Stage(
         "evaluate", [Path(files[what]) for files in network.files for what in ("deploy", "weights", "mean")], settings
     )
@@ -467,7 +469,10 @@ def write_evaluation(
         stage.settings["exclude_duplicates_of"] = str(exclude_duplicates_of)
         training = set(fingerprints(read_database(exclude_duplicates_of, network).images))
     if answer_by is None:
-        assert isinstance(network, FaceNetwork)
+        if not isinstance(network, FaceNetwork):
+            raise ValueError(
+                f"answer_by is None for {network.name}, which is no single net; expected what answers for it"
+            )
         answer_by = partial(answer, network)
     distinct = dict.fromkeys(path for paths in databases.values() for path in paths)
     answers = {path: answer_by(path, views, training) for path in distinct}

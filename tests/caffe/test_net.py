@@ -645,6 +645,9 @@ GAUSSIAN = 'weight_filler { type: "gaussian" } bias_filler { type: "gaussian" }'
         ('type: "Eltwise" bottom: "x" bottom: "x" eltwise_param { operation: PROD }', "", True),
         ('type: "TanH"', "", False),  # keeps its top for the way back
         ('type: "Eltwise" bottom: "x"', "relu_param { negative_slope: 0.5 }", False),
+        # views, of what their makers compute
+        (f'type: "InnerProduct" inner_product_param {{ num_output: 6 axis: 2 {GAUSSIAN} }}', "", False),
+        (f'type: "Convolution" convolution_param {{ num_output: 3 kernel_size: 1 axis: 2 {GAUSSIAN} }}', "", False),
     ],
 )
 def test_relu_in_place_and_apart(makes: str, relu: str, in_place: bool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -659,10 +662,19 @@ def test_relu_in_place_and_apart(makes: str, relu: str, in_place: bool, monkeypa
     check_in_place(text, in_place, monkeypatch)
 
 
-def check_in_place(text: str, in_place: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+CHAIN_OF_TWO = (
+    input_layer("x", 4, 3, 5, 5)
+    + 'layer { name: "conv" type: "Convolution" bottom: "x" top: "b" '
+    + f"convolution_param {{ num_output: 3 kernel_size: 1 {GAUSSIAN} }} }}"
+    + 'layer { name: "relu" type: "ReLU" bottom: "b" top: "b" }'
+    + 'layer { name: "out" type: "Power" bottom: "b" top: "out" power_param { power: 2 } }'
+)
+
+
+def check_in_place(text: str, in_place: bool, monkeypatch: pytest.MonkeyPatch, **settings: object) -> None:
     calls: list[object] = []
     monkeypatch.setattr(RectifyInPlace, "apply", lambda x, apply=RectifyInPlace.apply: calls.append(x) or apply(x))
-    together, apart = (net_of(text, phase=caffe.TRAIN) for _ in range(2))
+    together, apart = (net_of(text, phase=caffe.TRAIN, **settings) for _ in range(2))
     for net in (together, apart):
         net.blobs["x"].data[...] = normal(4, 3, 5, 5)
         net.compute(fuse=net is together)
@@ -677,6 +689,28 @@ def check_in_place(text: str, in_place: bool, monkeypatch: pytest.MonkeyPatch) -
     for name, blobs in together.params.items():
         for ours, theirs in zip(blobs, apart.params[name], strict=True):
             close(ours.diff, theirs.diff, name)
+
+
+def test_relu_is_not_in_place_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_in_place(CHAIN_OF_TWO, True, monkeypatch)
+    check_in_place(CHAIN_OF_TWO, False, monkeypatch, precision="bf16")
+
+
+def test_a_pass_that_begins_with_a_relu_leaves_what_was_there_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_in_place(CHAIN_OF_TWO, True, monkeypatch)
+    together, apart = (net_of(CHAIN_OF_TWO, phase=caffe.TRAIN) for _ in range(2))
+    for net in (together, apart):
+        net.blobs["x"].data[...] = normal(4, 3, 5, 5)
+        net.compute(fuse=net is together)
+        net.blobs["b"].data[...] = written = normal(4, 3, 5, 5, seed=2)
+        mine = net.blobs["b"].data
+        net.compute(start=2, fuse=net is together)
+        close(mine, written)
+        net.blobs["out"].diff[...] = normal(4, 3, 5, 5, seed=9)
+        net.propagate()
+    for name in ("x", "b", "out"):
+        close(together.blobs[name].data, apart.blobs[name].data, name)
+        close(together.blobs[name].diff, apart.blobs[name].diff, name)
 
 
 def test_relu_is_not_in_place_where_another_layer_has_read_its_bottom(monkeypatch: pytest.MonkeyPatch) -> None:

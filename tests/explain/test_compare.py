@@ -120,13 +120,15 @@ def test_other_settings_are_other_rows_the_best_first(tmp_path: Path) -> None:
     write_run(tmp_path, "unaligned/ferplus/runs/small", 0.79)
     write_evaluation(tmp_path / "runs/ensemble_a+b", 0.70, [Path("a"), Path("b")])
     write_evaluation(tmp_path / "runs/ensemble_a+b@none", 0.66, [Path("a"), Path("b")], "data/toy/unaligned/lmdb")
-    write_evaluation(tmp_path / "unaligned/runs/ensemble_a+b@mtcnn", 0.655, [Path("a"), Path("b")], "data/toy/lmdb")
+    write_evaluation(
+        tmp_path / "unaligned/ferplus/runs/ensemble_a+b@mtcnn", 0.655, [Path("a"), Path("b")], "data/toy/ferplus/lmdb"
+    )
     assert [(row[0], row[1], row[2], row[3], row[6]) for row in rows(tmp_path)] == [
         ("1", "small", "mtcnn, FER+", "1", "80.00%"),
         ("2", "small", "none, FER+", "1", "79.00%"),
         ("3", "ensemble: a + b", "mtcnn", "–", "70.00%"),
         ("4", "ensemble: a + b", "mtcnn, none", "–", "66.00%"),
-        ("5", "ensemble: a + b", "none, mtcnn", "–", "65.50%"),
+        ("5", "ensemble: a + b", "none, mtcnn, FER+", "–", "65.50%"),
         ("6", "small modern", "mtcnn", "1", "65.00%"),
         ("7", "small (train+val)", "mtcnn", "1", "64.00%"),
         ("8", "small", "none", "1", "62.00%"),

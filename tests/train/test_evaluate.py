@@ -22,7 +22,7 @@ from preprocessing.datasets import EMOTIONS
 from preprocessing.network_input import FaceNetwork, faces_to_input, soften
 from preprocessing.stage import StageError
 from train.calibrate import find_temperature, negative_log_likelihood, reliability
-from train.ensemble import Ensemble, model_files
+from train.ensemble import Ensemble, member, model_files
 from train.evaluate import (
     class_metrics,
     confusion_matrix,
@@ -557,6 +557,25 @@ def test_an_ensemble_of_nets_that_do_not_fit(tmp_path: Path) -> None:
         Ensemble([three, seven])
     with pytest.raises(StageError, match="an ensemble of 1; expected two nets or more"):
         Ensemble([seven])
+    with pytest.raises(ValueError, match=r"answer_by is None for bands\+bands"):
+        write_evaluation(Ensemble([seven, seven]), {"val": [tmp_path / "val_lmdb"]}, tmp_path / "out")
+
+
+def test_where_a_member_and_its_databases_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("runs/t", "runs/t@wo", "runs/a@b", "lm", "data/my", "data/my@set/x", "data/my@set/lm"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for text, folder, lmdbs in (
+        ("runs/t", "runs/t", None),
+        ("runs/a@b", "runs/a@b", None),
+        ("runs/t@lm", "runs/t", "lm"),
+        ("runs/t@wo@lm", "runs/t@wo", "lm"),
+        ("data/my@set/x@data/my@set/lm", "data/my@set/x", "data/my@set/lm"),
+        ("runs/t@nothing", "runs/t", "nothing"),  # which the databases' reader then names
+        ("nothing@lm", "nothing@lm", None),  # and this model_files
+        ("runs/t@", "runs/t@", None),
+    ):
+        assert member(text) == (Path(folder), lmdbs and Path(lmdbs)), text
 
 
 def test_the_ensemble_command(tmp_path: Path) -> None:
@@ -579,14 +598,16 @@ def test_the_ensemble_command(tmp_path: Path) -> None:
 
     # a member's own faces, of which it is surer that they all are of class 0: so is the mean
     labels = [true for true, _ in pairs]
-    write_database(tmp_path / "una@ligned/lmdb/val_lmdb", [band_face(0, 250)] * len(labels), labels)
+    write_database(tmp_path / "un@ligned/unaligned/lmdb/val_lmdb", [band_face(0, 250)] * len(labels), labels)
     (tmp_path / "two").rename(tmp_path / "t@wo")
-    members = [str(tmp_path / "one"), f"{tmp_path}/t@wo@{tmp_path}/una@ligned/lmdb"]
+    members = [str(tmp_path / "one"), f"{tmp_path}/t@wo@{tmp_path}/un@ligned/unaligned/lmdb"]
     run = subprocess.run([*command, *members], cwd=ROOT, capture_output=True, text=True, check=True)
     assert f"val: accuracy {100 * labels.count(0) / len(labels):.2f}% of 300 images" in run.stdout
     result = json.loads((tmp_path / "out/evaluation.json").read_text())
-    assert result["model"]["name"] == "one+t@wo@una@ligned"
-    assert [net.get("lmdbs") for net in result["model"]["nets"]] == [None, f"{tmp_path}/una@ligned/lmdb"]
+    assert result["model"]["name"] == "one+t@wo@none"
+    seen = [None, f"{tmp_path}/un@ligned/unaligned/lmdb"]
+    assert [net.get("lmdbs") for net in result["model"]["nets"]] == seen
+    assert json.loads((tmp_path / "out/manifest.json").read_text())["settings"]["lmdbs"] == seen
 
 
 def test_folders_that_hold_no_trained_net_are_named(tmp_path: Path) -> None:

@@ -271,8 +271,10 @@ $(call escape,$(CSV)):
 endif
 endif
 
+# what came or went anywhere in a source that is a folder changes the date of the folder that it was in
+CHANGED := $(if $(wildcard $(D)/images/manifest.json),$(shell test ! -d "$(CSV)" || find -L "$(CSV)/" -type d -newer $(D)/images/manifest.json | head -n 1))
 # make takes a name that ends as "CK+ (1)" does for a part of an archive, and with a slash for a folder
-$(D)/images/manifest.json: $(call escape,$(CSV)$(if $(filter %$(closing),$(CSV)),/)) $(call stale,$(D)/.extract,$(SET_EXTRACT)) | $(READY)
+$(D)/images/manifest.json: $(call escape,$(CSV)$(if $(filter %$(closing),$(CSV)),/)) $(if $(CHANGED),FORCE,$(call stale,$(D)/.extract,$(SET_EXTRACT))) | $(READY)
 	$(PYTHON) -m preprocessing.extract "$(CSV)" $(D)/images $(if $(filter 1,$(SKIP_BAD)),--skip-bad) $(EXTRACT_OPTIONS) $(workers)
 	@echo $(call quoted,$(SET_EXTRACT)) > $(D)/.extract
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,35 @@ def test_a_changed_choice_extracts_again(ckplus: Path, arguments: list[str], opt
     extract, align = commands(ckplus, "align", "LAYOUT=ckplus", SOURCE, *arguments)
     assert extract.endswith(f'extract "my data/CK+" data/toy/images --layout ckplus {options}')
     assert "preprocessing.align data/toy/images data/toy/aligned" in align
+
+
+def test_what_comes_or_goes_deep_in_a_folder_is_extracted(ckplus: Path) -> None:
+    deep = ckplus / "my data/CK+/a (b)/c d"
+    deep.mkdir(parents=True)
+    (deep / "1.png").touch()
+
+    seconds = count(1_700_000_000)
+
+    def later(*paths: Path) -> None:
+        for path in paths:
+            os.utime(path, (next(seconds),) * 2)
+
+    made = [ckplus / "data/toy" / folder / "manifest.json" for folder in ("images", "aligned")]
+    later(deep, deep.parent, deep.parents[1], *made)
+    assert commands(ckplus, "align", "LAYOUT=ckplus", SOURCE) == []
+    later(deep)  # as a file that is added to it, or removed, does
+    extract, align = commands(ckplus, "align", "LAYOUT=ckplus", SOURCE)
+    assert ("preprocessing.extract" in extract, "preprocessing.align" in align) == (True, True)
+    later(*made)
+    assert commands(ckplus, "align", "LAYOUT=ckplus", SOURCE) == []
+    (ckplus / "elsewhere").symlink_to(ckplus / "my data")
+    assert commands(ckplus, "align", "LAYOUT=ckplus", "CSV=elsewhere/CK+")[0].endswith(
+        "--layout ckplus"
+    )  # another name
+    (ckplus / "data/toy/.extract").write_text("CSV=elsewhere/CK+_SKIP_BAD=_--layout_ckplus\n")
+    assert commands(ckplus, "align", "LAYOUT=ckplus", "CSV=elsewhere/CK+") == []
+    later(deep.parent)
+    assert len(commands(ckplus, "align", "LAYOUT=ckplus", "CSV=elsewhere/CK+")) == 2
 
 
 def test_a_fold_has_lmdbs_mean_and_runs_of_its_own(ckplus: Path) -> None:

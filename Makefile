@@ -56,7 +56,7 @@ PRECISION ?=
 DEVICE ?= auto
 #: threads of the data stages (default: one a core)
 WORKERS ?=
-#: what `make ensemble` averages: networks, names of runs (MODEL_SOLVER_seedN), folders of trained ones, in quotes; with @none (@mtcnn) one that sees the faces so
+#: what `make ensemble` averages, or `make compare` trains first: networks, names of runs (MODEL_SOLVER_seedN), folders of trained ones, in quotes; with @none (@mtcnn) one that sees the faces so; all: every network of prototxt/
 MODELS ?=
 #: a photo for `make predict`, `make features`, `make explain`, and for `make report` (default: a test face); for `make predict` also a folder, or a quoted pattern
 IMG ?= images/astronaut.png
@@ -186,9 +186,12 @@ REPORT_SET := $(dir $(REPORT)).$(basename $(notdir $(REPORT)))
 REPORT_IMG := $(if $(filter-out file,$(origin IMG)),$(IMG))
 SET_REPORT := $(call joined,IMG=$(REPORT_IMG)$(if $(REPORT_IMG), FACE=$(FACE)))
 
-# the members of an ensemble: with a / a folder, else the name of a run, MODEL[_SOLVER][_seedN][_train+val]; behind it may
+# what MODELS names: with a / a folder, else the name of a run, MODEL[_SOLVER][_seedN][_train+val]; behind it may
 # stand which faces it sees, @mtcnn or @none, which else its folder tells, if it is one of runs, or ALIGN
 RECIPES := $(wildcard prototxt/*/solver.prototxt prototxt/*/solver_*.prototxt)
+ifeq ($(MODELS),all)
+override MODELS := $(patsubst prototxt/%/solver.prototxt,%,$(wildcard prototxt/*/solver.prototxt))
+endif
 base = $(shell sed -E 's/_train[+]val$$//; s/_seed[0-9]+$$//' <<< '$(1)')
 find = $(strip $(foreach r,$(RECIPES),$(if $(filter $(1),$(subst /solver,,$(r:prototxt/%.prototxt=%))),$(r))))
 recipe = $(call find,$(call base,$(1)))
@@ -209,6 +212,9 @@ weights = $(wildcard $(call bare,$(1))/$(or $(call model,$(call run,$(1))),*).ca
 UNTRAINED := $(foreach m,$(filter $(W)/runs/% $(call work,$(OTHER))/runs/%,$(MEMBERS)),$(if $(call weights,$(m)),,$(notdir $(m))))
 $(foreach m,$(UNTRAINED),$(if $(call recipe,$(call bare,$(m))),,$(error MODELS names $(call bare,$(m)), which is not trained; expected names of runs \
 ($(subst /solver,,$(RECIPES:prototxt/%.prototxt=%)); also with _seedN and @none) or paths of folders with a trained net)))
+# by what `make train` makes the run NAME@ALIGN
+asked = MODEL=$(call model,$(call run,$(1))) SOLVER=$(call solver,$(call run,$(1))) SEED=$(call seed,$(call run,$(1))) \
+	TRAIN_ON=$(if $(findstring _train+val,$(1)),train+val,train) ALIGN=$(call align,$(1)) MODELS=
 ENSEMBLE := $(W)/runs/ensemble_$(subst $() $(),+,$(patsubst %@$(ALIGN),%,$(notdir $(MEMBERS))))/evaluation/evaluation.json
 
 # ---- targets --------------------------------------------------------------------------------------------------------
@@ -292,8 +298,9 @@ $(W)/mean.binaryproto: $(W)/lmdb/manifest.json | $(READY)
 $(D)/report.md: $(D)/images/manifest.json $(FACES)/manifest.json | $(READY)
 	$(PYTHON) -m preprocessing.report $(D)/images $(if $(filter none,$(ALIGN)),-,$(FACES)) $@
 
-$(TRAINED): $(W)/lmdb/manifest.json $(W)/mean.binaryproto $(RECIPE) $(TRAIN_NET) $(NET)/deploy.prototxt \
-		$(call escape,$(INIT)) $(foreach t,$(filter-out $(RUN),$(TAUGHT)),$(foreach f,$(wildcard $(t)/*.caffemodel),$(call escape,$(f)))) $(call stale,$(RUN)/.train,$(SET_TRAIN)) | $(READY)
+# AS_TRAINED (of `make compare`): a run is taken as it is
+$(TRAINED): $(if $(AS_TRAINED),,$(W)/lmdb/manifest.json $(W)/mean.binaryproto $(RECIPE) $(TRAIN_NET) $(NET)/deploy.prototxt \
+		$(call escape,$(INIT)) $(foreach t,$(filter-out $(RUN),$(TAUGHT)),$(foreach f,$(wildcard $(t)/*.caffemodel),$(call escape,$(f)))) $(call stale,$(RUN)/.train,$(SET_TRAIN))) | $(READY)
 	$(PYTHON) -m train $(NET) --train $(W)/lmdb/train_lmdb --val $(W)/lmdb/val_lmdb --mean $(W)/mean.binaryproto \
 		--output $(RUN) --seed $(SEED) --device $(DEVICE) --train-on $(TRAIN_ON) $(if $(SOLVER),--solver $(SOLVER)) \
 		$(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(PRECISION),--precision $(PRECISION)) $(if $(INIT),--init "$(INIT)") \
@@ -327,8 +334,7 @@ $(ENSEMBLE): $(foreach m,$(MEMBERS),$(wildcard $(call bare,$(m))/*.caffemodel)) 
 
 .PHONY: $(addprefix member-,$(UNTRAINED)) no-models other-faces
 $(addprefix member-,$(UNTRAINED)): member-%: $(W)/mean.binaryproto | $(if $(OTHERS),other-faces)
-	$(MAKE) train MODEL=$(call model,$(call run,$*)) SOLVER=$(call solver,$(call run,$*)) SEED=$(call seed,$(call run,$*)) \
-		TRAIN_ON=$(if $(findstring _train+val,$*),train+val,train) ALIGN=$(call align,$*) MODELS=
+	$(MAKE) train $(call asked,$*)
 
 other-faces: $(W)/mean.binaryproto
 	@$(MAKE) --no-print-directory --silent mean ALIGN=$(OTHER) MODELS= TEACHERS=
@@ -354,8 +360,16 @@ no-folds:
 	@echo $(call quoted,error: "$(CSV)" does not tell who the persons are; expected the folder of CK+: make folds DATASET=ckplus CSV=path/to/folder) >&2
 	@exit 1
 
-compare: $(READY) ## all evaluated runs of DATASET: accuracy, size and time a face, as a table and a plot
+# the runs that MODELS names: trained where they are not, and evaluated where that is not up to date
+compare: $(READY) $(addprefix measured-,$(notdir $(MEMBERS))) ## all evaluated runs of DATASET: accuracy, size and time a face, as a table and a plot; those of MODELS are made first
 	$(PYTHON) -m explain.compare $(D) --device $(DEVICE)
+
+ifneq ($(filter compare,$(MAKECMDGOALS)),)
+$(foreach m,$(MODELS),$(if $(findstring /,$(m)),$(error MODELS names $(m); expected names of runs alone, since `make compare` makes them)))
+endif
+.PHONY: $(addprefix measured-,$(notdir $(MEMBERS)))
+$(addprefix measured-,$(notdir $(MEMBERS))): measured-%: $(W)/mean.binaryproto | $(if $(OTHERS),other-faces)
+	@$(MAKE) --no-print-directory evaluate $(call asked,$*) $(if $(call weights,$(call folder,$(call run,$*),$(call align,$*))),AS_TRAINED=1)
 
 # what `make` shows at the end: the new network on a photo
 $(PREDICTION): $(TRAINED) $(EVALUATION) images/astronaut.png | $(READY)

@@ -338,5 +338,29 @@ def test_a_report_on_weights_is_beside_the_runs(tree: Path) -> None:
     assert "--output data/toy/reports/my_net.html" in report
 
 
+def test_compare_trains_and_evaluates_the_models_that_are_not(tree: Path) -> None:
+    trained(tree, "small_seed2", stamp="EPOCHS=60_SEED=2_TRAIN_ON=train_PRECISION=")  # is taken as it is
+    trained(tree, "small_modern")
+    evaluation = tree / "data/toy/runs/small_modern/evaluation/evaluation.json"
+    evaluation.parent.mkdir()
+    evaluation.touch()
+    steps = commands(tree, "compare", "MODELS=small small_seed2 small_modern", "EPOCHS=7")
+    runs = "data/toy/runs/"
+    assert [re.findall(rf"-m (\S+) .*?({runs}\w+)", line) for line in steps[:-1]] == [
+        [("train", f"{runs}small")],
+        [("train.evaluate", f"{runs}small")],
+        [("train.evaluate", f"{runs}small_seed2")],
+    ]
+    assert "--epochs 7" in steps[0]
+    assert steps[-1] == ".venv/bin/python -m explain.compare data/toy --device auto"
+    later = evaluation.stat().st_mtime + 9
+    os.utime(tree / "data/toy/runs/small_modern/small.caffemodel", (later, later))
+    assert len(commands(tree, "compare", "MODELS=small small_seed2 small_modern")) == 5
+    everything = commands(tree, "compare", "MODELS=all")
+    assert [line.split()[3] for line in everything if "-m train " in line] == ["prototxt/small", "prototxt/small_wide"]
+    done = make(tree, "compare", "MODELS=small ./elsewhere")
+    assert (done.returncode, "MODELS names ./elsewhere; expected names of runs alone" in done.stderr) == (2, True)
+
+
 def test_compare_looks_at_all_runs_of_the_data_set(tree: Path) -> None:
     assert commands(tree, "compare", "DEVICE=cpu") == [".venv/bin/python -m explain.compare data/toy --device cpu"]

@@ -129,8 +129,9 @@ endif
 # $(call work,ALIGN): where LMDBs, mean and runs lie
 work = $(D)$(if $(filter none,$(1)),/unaligned)$(VERSION)
 W := $(call work,$(ALIGN))
+NETWORKS := $(patsubst prototxt/%/solver.prototxt,%,$(wildcard prototxt/*/solver.prototxt))
 ifeq ($(wildcard prototxt/$(MODEL)/solver.prototxt),)
-$(error MODEL is $(MODEL); expected one of $(patsubst prototxt/%/solver.prototxt,%,$(wildcard prototxt/*/solver.prototxt)))
+$(error MODEL is $(MODEL); expected one of $(NETWORKS))
 endif
 NET := prototxt/$(MODEL)
 RECIPE := $(NET)/solver$(addprefix _,$(SOLVER)).prototxt
@@ -190,7 +191,7 @@ SET_REPORT := $(call joined,IMG=$(REPORT_IMG)$(if $(REPORT_IMG), FACE=$(FACE)))
 # stand which faces it sees, @mtcnn or @none, which else its folder tells, if it is one of runs, or ALIGN
 RECIPES := $(wildcard prototxt/*/solver.prototxt prototxt/*/solver_*.prototxt)
 ifeq ($(MODELS),all)
-override MODELS := $(patsubst prototxt/%/solver.prototxt,%,$(wildcard prototxt/*/solver.prototxt))
+override MODELS := $(NETWORKS)
 endif
 base = $(shell sed -E 's/_train[+]val$$//; s/_seed[0-9]+$$//' <<< '$(1)')
 find = $(strip $(foreach r,$(RECIPES),$(if $(filter $(1),$(subst /solver,,$(r:prototxt/%.prototxt=%))),$(r))))

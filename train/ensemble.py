@@ -121,13 +121,13 @@ def member(text: str) -> tuple[Path, Path | None]:
 
     Paths may hold an @ themselves: of several places to part the two, one between existing folders counts.
     """
-    parts = text.split("@")
-    splits = [(Path("@".join(parts[:i])), Path("@".join(parts[i:]))) for i in range(1, len(parts)) if any(parts[i:])]
-    for there in (lambda folder, lmdbs: folder.is_dir() and lmdbs.is_dir(), lambda folder, _: folder.is_dir()):
-        for split in reversed(splits):
-            if there(*split) and not Path(text).is_dir():
-                return split
-    return Path(text), None
+    whole = Path(text)
+    if whole.is_dir():
+        return whole, None
+    places = [place for place, letter in enumerate(text[:-1]) if letter == "@"]
+    splits = [(Path(text[:place]), Path(text[place + 1 :])) for place in reversed(places)]
+    known = [split for split in splits if split[0].is_dir()]
+    return next((split for split in known if split[1].is_dir()), known[0] if known else (whole, None))
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ import csv
 import hashlib
 import json
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -47,6 +48,7 @@ from train.calibrate import BINS, Calibration, calibrate, draw_reliability, find
 
 RESULT = "evaluation.json"
 LONGEST_LEVEL = 10  # letters of a name that stands level below a column of the confusion matrix
+LONGEST_TITLE = 64  # letters of a line above it
 VIEW_NAMES = {"centre": "centre", "mirror": "mirrored", "ten_crop": "ten crops"}
 
 
@@ -309,6 +311,8 @@ def draw_confusion(confusion: np.ndarray, classes: Sequence[str], title: str) ->
     axes.set_yticks(range(count), [f"{name}\n({n:,})" for name, n in zip(classes, support[:, 0], strict=True)])
     axes.set_xlabel("predicted")
     axes.set_ylabel("true (images)")
+    if len(title) > LONGEST_TITLE:  # that of an ensemble
+        title = "\n".join(textwrap.wrap(title.replace("+", " + "), LONGEST_TITLE))
     axes.set_title(title, fontsize=13, fontweight="bold", pad=12)
     axes.set_xticks(np.arange(count + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(count + 1) - 0.5, minor=True)

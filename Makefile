@@ -22,8 +22,8 @@ FOLD ?= $(if $(FOLDED),1)
 CLASSES ?=
 #: 1: leave bad rows or files of the source out and list them in the manifest, instead of stopping
 SKIP_BAD ?=
-#: mtcnn: detect and align the faces; none: leave them as they are
-ALIGN ?= mtcnn
+#: mtcnn: detect and align the faces; none: leave them as they are; both: one beside the other, for a MODEL that sees both (its default)
+ALIGN ?= $(if $(call pair,$(NET)),both,mtcnn)
 #: FER+'s fer2013new.csv: labels and soft labels from ten raters a face; LMDBs, mean and runs then lie in ferplus/
 FERPLUS ?=
 #: network to train: a folder of prototxt/; for predict, features and explain a trained one that ships (default: face_resnet16)
@@ -105,9 +105,17 @@ $(error LAYOUT is $(LAYOUT); expected one of $(LAYOUTS))
 endif
 # the folder of CK+ tells who the persons are, so that there are folds; its CSV form does not
 FOLDED := $(if $(filter ckplus,$(LAYOUT)),$(shell test -d "$(CSV)" && echo yes))
-ALIGNMENTS := mtcnn none
+NETWORKS := $(patsubst prototxt/%/solver.prototxt,%,$(wildcard prototxt/*/solver.prototxt))
+ifeq ($(wildcard prototxt/$(MODEL)/solver.prototxt),)
+$(error MODEL is $(MODEL); expected one of $(NETWORKS))
+endif
+NET := prototxt/$(MODEL)
+# $(call pair,FOLDER): the net's prototxt where its input has two channels, a face aligned and as it is; else nothing
+pair = $(shell tr '\n' ' ' 2>/dev/null < '$(1)/deploy.prototxt' | grep -Eo 'dim: *1 +dim: *2 ')
+ALIGNMENTS := mtcnn none both
+ALIGN := $(ALIGN)
 ifneq ($(words $(ALIGN))$(filter-out $(ALIGNMENTS),$(ALIGN)),1)
-$(error ALIGN is $(ALIGN); expected mtcnn or none)
+$(error ALIGN is $(ALIGN); expected mtcnn, none or both)
 endif
 FACES := $(D)/$(if $(filter none,$(ALIGN)),images,aligned)
 VERSION :=
@@ -127,13 +135,8 @@ endif
 VERSION := $(VERSION)/fold$(FOLD)
 endif
 # $(call work,ALIGN): where LMDBs, mean and runs lie
-work = $(D)$(if $(filter none,$(1)),/unaligned)$(VERSION)
+work = $(D)$(if $(filter none,$(1)),/unaligned)$(if $(filter both,$(1)),/both)$(VERSION)
 W := $(call work,$(ALIGN))
-NETWORKS := $(patsubst prototxt/%/solver.prototxt,%,$(wildcard prototxt/*/solver.prototxt))
-ifeq ($(wildcard prototxt/$(MODEL)/solver.prototxt),)
-$(error MODEL is $(MODEL); expected one of $(NETWORKS))
-endif
-NET := prototxt/$(MODEL)
 RECIPE := $(NET)/solver$(addprefix _,$(SOLVER)).prototxt
 ifeq ($(wildcard $(RECIPE)),)
 $(error SOLVER is $(SOLVER); expected $(or $(patsubst $(NET)/solver_%.prototxt,%,$(wildcard $(NET)/solver_*.prototxt)),none: $(MODEL) has solver.prototxt alone))
@@ -165,7 +168,7 @@ stale = $(if $(filter-out x$(strip $(2)),x$(strip $(shell cat $(1) 2>/dev/null))
 joined = $(subst $() $(),_,$(strip $(1)))
 EXTRACT_OPTIONS := $(strip $(if $(filter-out fer2013,$(LAYOUT)),--layout $(LAYOUT)) $(if $(filter-out drop,$(CONTEMPT)),--contempt $(CONTEMPT)) \
 	$(if $(FRAMES),--frames $(FRAMES)) $(if $(filter 1,$(NEUTRAL)),--neutral) $(if $(CLASSES),--classes $(call each_quoted,$(CLASSES))))
-LMDB_OPTIONS := $(strip $(if $(FERPLUS),--ferplus "$(FERPLUS)") $(if $(filter none,$(ALIGN)),--size 48) $(if $(FOLD),--fold $(FOLD)))
+LMDB_OPTIONS := $(strip $(if $(FERPLUS),--ferplus "$(FERPLUS)") $(if $(filter none,$(ALIGN)),--size 48) $(if $(filter both,$(ALIGN)),--beside $(D)/images) $(if $(FOLD),--fold $(FOLD)))
 SET_EXTRACT := $(call joined,CSV=$(CSV) SKIP_BAD=$(SKIP_BAD) $(EXTRACT_OPTIONS))
 SET_LMDB := $(call joined,SEED=1$(if $(FERPLUS), FERPLUS=$(FERPLUS)))
 SET_TRAIN := $(call joined,EPOCHS=$(EPOCHS) SEED=$(SEED) TRAIN_ON=$(TRAIN_ON) PRECISION=$(PRECISION)$(if $(INIT), INIT=$(INIT))$(if $(FREEZE), FREEZE=$(FREEZE))$(if $(LR), LR=$(LR))$(if $(BATCH), BATCH=$(BATCH))\
@@ -174,9 +177,7 @@ workers = $(if $(WORKERS),--workers $(WORKERS))
 DATABASES := $(foreach s,train val test,$(W)/lmdb/$(s)_lmdb)
 # a trained net by name: with a / a folder, else the name of a run on faces aligned by $(2)
 folder = $(if $(findstring /,$(1)),$(1:%/=%),$(call work,$(2))/runs/$(1))
-TAUGHT := $(foreach t,$(TEACHERS),$(call folder,$(t),$(ALIGN)))
-$(foreach t,$(TAUGHT),$(if $(wildcard $(t)/*.caffemodel),,$(error TEACHERS names $(t), which has no trained net; expected names of trained \
-runs or paths of folders with a trained net)))
+TAUGHT = $(foreach t,$(TEACHERS),$(call folder,$(call bare,$(t)),$(call align,$(t))))
 # $(call evaluate,train+val): on what and how a trained net, or several, are evaluated; calibrated only on unseen faces
 evaluate = --lmdb val=$(W)/lmdb/val_lmdb --lmdb test=$(W)/lmdb/test_lmdb --exclude-duplicates-of $(W)/lmdb/train_lmdb \
 	--views centre mirror ten_crop $(if $(filter %train+val,$(1)),,--calibrate-on val) --device $(DEVICE)
@@ -199,18 +200,21 @@ recipe = $(call find,$(call base,$(1)))
 model = $(word 2,$(subst /, ,$(call recipe,$(1))))
 solver = $(patsubst solver_%,%,$(filter solver_%,$(basename $(notdir $(call recipe,$(1))))))
 seed = $(or $(shell sed -nE 's/.*_seed([0-9]+)(_train[+]val)?$$/\1/p' <<< '$(1)'),1)
-bare = $(foreach m,$(1),$(if $(filter %@mtcnn,$(m)),$(m:%@mtcnn=%),$(m:%@none=%)))
-align = $(or $(patsubst @%,%,$(filter @none @mtcnn,$(1:$(call bare,$(1))%=%))),$(if $(findstring /runs/,$(1)),$(if $(findstring \
-	/unaligned/,/$(1)),none,mtcnn)),$(ALIGN))
+bare = $(foreach m,$(1),$(if $(filter %@mtcnn,$(m)),$(m:%@mtcnn=%),$(if $(filter %@both,$(m)),$(m:%@both=%),$(m:%@none=%))))
+align = $(or $(patsubst @%,%,$(filter $(ALIGNMENTS:%=@%),$(1:$(call bare,$(1))%=%))),$(if $(findstring /runs/,$(1)),$(if $(findstring \
+	/unaligned/,/$(1)),none,$(if $(findstring /both/,/$(1)),both,mtcnn))),$(if $(call pair,$(if $(findstring /,$(1)),$(1:%/=%),prototxt/$(call \
+	model,$(1)))),both),$(patsubst both,mtcnn,$(ALIGN)))
+$(foreach t,$(TAUGHT),$(if $(wildcard $(t)/*.caffemodel),,$(error TEACHERS names $(t), which has no trained net; expected names of trained \
+runs or paths of folders with a trained net)))
 $(foreach m,$(MODELS),$(if $(findstring /,$(m)),,$(if $(findstring @,$(call bare,$(m)))$(if $(call bare,$(m)),,x),$(error MODELS names $(m); \
-expected @mtcnn or @none behind the name of a run, or nothing))))
+expected @mtcnn, @none or @both behind the name of a run, or nothing))))
 # each as FOLDER@ALIGN
 MEMBERS := $(foreach m,$(MODELS),$(call folder,$(call bare,$(m)),$(call align,$(m)))@$(call align,$(m)))
-OTHER := $(filter-out $(ALIGN),$(ALIGNMENTS))
-OTHERS := $(filter %@$(OTHER),$(MEMBERS))
+# the alignments, but ALIGN, that members see the faces by
+OTHERS := $(foreach a,$(filter-out $(ALIGN),$(ALIGNMENTS)),$(if $(filter %@$(a),$(MEMBERS)),$(a)))
 run = $(notdir $(call bare,$(1)))
 weights = $(wildcard $(call bare,$(1))/$(or $(call model,$(call run,$(1))),*).caffemodel)
-UNTRAINED := $(foreach m,$(filter $(W)/runs/% $(call work,$(OTHER))/runs/%,$(MEMBERS)),$(if $(call weights,$(m)),,$(notdir $(m))))
+UNTRAINED := $(foreach m,$(filter $(foreach a,$(ALIGNMENTS),$(call work,$(a))/runs/%),$(MEMBERS)),$(if $(call weights,$(m)),,$(notdir $(m))))
 $(foreach m,$(UNTRAINED),$(if $(call recipe,$(call bare,$(m))),,$(error MODELS names $(call bare,$(m)), which is not trained; expected names of runs \
 ($(subst /solver,,$(RECIPES:prototxt/%.prototxt=%)); also with _seedN and @none) or paths of folders with a trained net)))
 # by what `make train` makes the run NAME@ALIGN
@@ -330,7 +334,8 @@ endif
 
 # a trained member is taken as it is; one that is not is trained as `make train` does it
 $(ENSEMBLE): $(foreach m,$(MEMBERS),$(wildcard $(call bare,$(m))/*.caffemodel)) $(addprefix member-,$(UNTRAINED)) | $(READY) $(if $(OTHERS),other-faces)
-	$(PYTHON) -m train.ensemble $(patsubst %@$(OTHER),%@$(call work,$(OTHER))/lmdb,$(MEMBERS:%@$(ALIGN)=%)) \
+	$(PYTHON) -m train.ensemble $(foreach m,$(MEMBERS),$(call bare,$(m))$(if $(filter $(OTHERS),$(call align,$(m))),@$(call work,$(call \
+		align,$(m)))/lmdb)) \
 		--output $(@D) $(call evaluate,$(call bare,$(MEMBERS)))
 
 .PHONY: $(addprefix member-,$(UNTRAINED)) no-models other-faces
@@ -338,7 +343,7 @@ $(addprefix member-,$(UNTRAINED)): member-%: $(W)/mean.binaryproto | $(if $(OTHE
 	$(MAKE) train $(call asked,$*)
 
 other-faces: $(W)/mean.binaryproto
-	@$(MAKE) --no-print-directory --silent mean ALIGN=$(OTHER) MODELS= TEACHERS=
+	@for align in $(OTHERS); do $(MAKE) --no-print-directory --silent mean ALIGN=$$align MODELS= TEACHERS=; done
 
 no-models:
 	@echo 'error: MODELS is empty; expected networks, as in: make ensemble MODELS="face_emotion_net mini_xception"' >&2

@@ -204,8 +204,8 @@ def image(data: bytes, text: str, width: int | None = None) -> Html:
 
 
 def face_image(face: np.ndarray, text: str, width: int | None = None) -> Html:
-    """A face, uint8, C×H×W, grey or BGR, inside the page."""
-    pixels = face[0] if len(face) == 1 else np.ascontiguousarray(face.transpose(1, 2, 0))
+    """A face, uint8, C×H×W, inside the page: BGR, or grey; two grey ones stand side by side."""
+    pixels = np.ascontiguousarray(face.transpose(1, 2, 0)) if len(face) == 3 else np.hstack(list(face))
     return image(cv2.imencode(".png", pixels)[1].tobytes(), text, width)
 
 

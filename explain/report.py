@@ -55,7 +55,7 @@ from explain.page import (
     svg,
     table,
 )
-from explain.saliency import draw_explanation, explain_face
+from explain.saliency import draw_explanation, explain_face, ways
 from explain.scores import area_under, corners, roc_curve, wilson_interval
 from predict import ImageError, Recognizer
 from predict.recognizer import FACES
@@ -196,7 +196,7 @@ def answer(network: FaceNetwork, name: str, sources: Sequence[Path], view: str) 
 
 
 def find_face(path: Path, network: FaceNetwork, face: str, device: str) -> np.ndarray:
-    """The surest face of a photo, aligned, 1×H×W. Raises StageError where there is none, or no image."""
+    """The surest face of a photo, C×H×W, as the net sees it. Raises StageError where there is none, or no image."""
     try:
         (files,) = network.files
         recognizer = Recognizer(files["deploy"], files["weights"], files["mean"], face, device)
@@ -207,7 +207,7 @@ def find_face(path: Path, network: FaceNetwork, face: str, device: str) -> np.nd
         raise StageError(
             f"{path}: no face found; expected a photo with a face, or --face one for an image of a face alone"
         )
-    return found[0].pixels[None]
+    return found[0].pixels.reshape(network.face_shape)
 
 
 def median_face(confidence: np.ndarray, of: np.ndarray) -> int:
@@ -749,8 +749,6 @@ def filters(material: Material) -> Html:
 def explanations(material: Material) -> Html:
     """Grad-CAM and guided gradients for a face of each class."""
     test, classes = material.test, material.classes
-    if len(material.face) != 1:
-        raise StageError(f"the faces have {len(material.face)} channels; expected grey ones")
     text = (
         "A face of each class, of median confidence among those that the net answers right: what of it speaks for the "
         "class, by Grad-CAM (Selvaraju et al., 2017) and guided backpropagation (Springenberg et al., 2015)."
@@ -767,9 +765,11 @@ def explanations(material: Material) -> Html:
         else:
             number = int(np.flatnonzero(of_class)[test.evaluation.probabilities[of_class, label].argmax()])
             remark = f" The net answers no {name} right; to this face it says {classes[test.predicted[number]]}."
-        explanation = explain_face(material.network, test.images[number][0], label)
-        drawn = draw_explanation(test.images[number][0], explanation, classes, name)
-        parts.append(figure(png(drawn, f"what speaks for {name}", 100), f"{name}: {test.names[number]}.{remark}"))
+        for channel, way in enumerate(ways(material.network)):
+            explanation = explain_face(material.network, test.images[number], label, channel=channel)
+            drawn = draw_explanation(test.images[number][channel], explanation, classes, name)
+            caption = f"{name}: {test.names[number]}{way}.{remark}"
+            parts.append(figure(png(drawn, f"what speaks for {name}{way}", 100), caption))
     return join(parts)
 
 

@@ -59,7 +59,7 @@ class Explanation:
 
 
 def explain_face(
-    network: FaceNetwork, face: np.ndarray, target: int | None = None, layer: str | None = None
+    network: FaceNetwork, face: np.ndarray, target: int | None = None, layer: str | None = None, channel: int = 0
 ) -> Explanation:
     """Why a net gives a class to a face: Grad-CAM (Selvaraju et al., arXiv 1610.02391) and guided backpropagation
     (Springenberg et al., arXiv 1412.6806).
@@ -72,30 +72,36 @@ def explain_face(
 
     Parameters
     ----------
-    network: the trained net of grey faces; its output is a Softmax's.
-    face: uint8, H×W, aligned, of the mean's size; the net sees its centre crop.
+    network: the trained net of grey faces, of one channel or of several that show the face in several ways; its output
+        is a Softmax's.
+    face: uint8, H×W or C×H×W, aligned, of the mean's size; the net sees its centre crop.
     target: number of the class to explain; default: the most probable one.
     layer: name of the blob that Grad-CAM is taken from, or of a layer that works in place; default: the last blob with
         a height or width above 1 that no Pooling made (behind one, in front of inner products, the sum over the
         channels is often negative everywhere), unless it holds a map a class, as in nets that end in a convolution and
         its global mean, and an earlier one has more channels: then the last such.
+    channel: which one of the face's is explained (0, the first). A layer that holds the maps of all channels as so many
+        images of a batch gives those of this one.
 
     Raises
     ------
-    ValueError: the face is not of the mean's size, or the target is no class.
+    ValueError: the face is not of the mean's size, or the target is no class, or there is no such channel.
     StageError: the net does not end in a Softmax, or there is no such layer, or it has no map, or no influence.
     """
     classes = len(network.classes)
-    if face.ndim != 2 or network.face_shape[0] != 1:
-        raise ValueError(f"face has shape {face.shape}, the mean {network.face_shape}; expected H×W and 1×H×W: grey")
+    face = face[None] if face.ndim == 2 else face
+    if face.ndim != 3 or face.shape != network.face_shape or len(face) == 3:
+        raise ValueError(f"face has shape {face.shape}, the mean {network.face_shape}; expected both alike, and grey")
+    if not 0 <= channel < len(face):
+        raise ValueError(f"channel is {channel}; expected one of {len(face)}, 0 to {len(face) - 1}")
     if target is not None and not 0 <= target < classes:
         raise ValueError(f"target is {target}; expected a class, 0 to {classes - 1}")
     probabilities = network.probabilities(face[None])[0]
     target = int(probabilities.argmax()) if target is None else target
     trace = FaceTrace(network, face, gradient=True)
     score = _scores(network, trace)[target]
-    name, grad_cam = _grad_cam(trace, score, layer, classes)
-    guided = guided_gradient(network, trace, score)
+    name, grad_cam = _grad_cam(trace, score, layer, classes, channel)
+    guided = guided_gradient(network, trace, score, channel)
     return Explanation(probabilities, target, grad_cam, guided, grad_cam * guided, name)
 
 
@@ -137,7 +143,9 @@ def default_layer(trace: FaceTrace, classes: int) -> str:
     return wider[-1] if trace.blobs[last].shape[1] == classes and wider else last
 
 
-def _grad_cam(trace: FaceTrace, score: torch.Tensor, layer: str | None, classes: int) -> tuple[str, np.ndarray]:
+def _grad_cam(
+    trace: FaceTrace, score: torch.Tensor, layer: str | None, classes: int, channel: int
+) -> tuple[str, np.ndarray]:
     """The name of the layer, and its Grad-CAM at the input's size, 0..1."""
     name = default_layer(trace, classes) if layer is None else layer
     maps = trace.find(name)
@@ -150,17 +158,23 @@ def _grad_cam(trace: FaceTrace, score: torch.Tensor, layer: str | None, classes:
         raise StageError(f"layer {name!r} has no influence on the score; expected one that comes before it")
     weights = gradient.float().mean(dim=(2, 3), keepdim=True)
     weighted = F.relu((weights * maps.detach().float()).sum(dim=1, keepdim=True))
-    cam = F.interpolate(weighted, trace.input.shape[2:], mode="bilinear", align_corners=False)[0, 0]
+    image = channel if len(maps) > 1 else 0
+    cam = F.interpolate(weighted, trace.input.shape[2:], mode="bilinear", align_corners=False)[image, 0]
     return name, (cam / cam.max() if cam.max() > 0 else cam).cpu().numpy()
 
 
-def guided_gradient(network: FaceNetwork, trace: FaceTrace, score: torch.Tensor) -> np.ndarray:
-    """The gradient of a score with respect to the input by guided backpropagation: height × width, float32."""
+def guided_gradient(network: FaceNetwork, trace: FaceTrace, score: torch.Tensor, channel: int = 0) -> np.ndarray:
+    """A score's gradient with respect to a channel of the input, by guided backpropagation: height × width, float32."""
     with _guided(network.net, trace):
         (gradient,) = torch.autograd.grad(score, trace.input, retain_graph=True, allow_unused=True)
     if gradient is None:
         raise StageError(f"{network.deploy}: the score does not depend on the input {network.net.inputs[0]!r}")
-    return gradient[0, 0].float().cpu().numpy()
+    return gradient[0, channel].float().cpu().numpy()
+
+
+def ways(network: FaceNetwork) -> list[str]:
+    """Words, behind a face's name, for the ways in which a net sees it: by channel; for one channel, none."""
+    return [""] if network.face_shape[0] == 1 else [", aligned", ", as it is"]
 
 
 @contextmanager
@@ -279,10 +293,12 @@ def run(args: argparse.Namespace) -> None:
     network = recognizer.network
     pictures, results = [], []
     for number, face in enumerate(faces, 1):
-        explanation = explain_face(network, face.pixels, target, args.layer)
         which = f", face {number} of {len(faces)}, at {face.box[0]:.0f}, {face.box[1]:.0f}" if len(faces) > 1 else ""
-        title = f"{network.name} on {args.image.name}{which}"
-        pictures.append(_picture(draw_explanation(face.pixels, explanation, network.classes, title)))
+        pixels = face.pixels.reshape(network.face_shape)
+        for channel, way in enumerate(ways(network)):
+            explanation = explain_face(network, pixels, target, args.layer, channel)
+            title = f"{network.name} on {args.image.name}{which}{way}"
+            pictures.append(_picture(draw_explanation(pixels[channel], explanation, network.classes, title)))
         results.append(_to_dict(face, explanation, network.classes))
     with replace_file(picture) as partial:
         partial.write_bytes(cv2.imencode(".png", np.concatenate(pictures))[1].tobytes())

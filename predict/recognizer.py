@@ -33,7 +33,9 @@ class FoundFace:
     ----------
     box, confidence: as a Prediction's.
     landmarks: float, 5×2, in pixels of the image; None for a face that was not looked for, or not found.
-    pixels: uint8, N×N, grey: the face aligned, or without landmarks the image resized; N is the mean's side.
+    pixels: uint8, N×N, grey: the face aligned, or without landmarks the image resized; N is the mean's side. 2×N×N for
+        a net that sees a face twice: behind the aligned face the same not turned, or for an image of one face
+        (`face="one"`) the image resized, as the data sets have it.
     """
 
     box: tuple[float, float, float, float]
@@ -142,9 +144,12 @@ class Recognizer:
         self.face = face
         self.views = views
         self.network = FaceNetwork(deploy, weights, mean, device)
-        channels, height, self._size = self.network.face_shape
-        if channels != 1 or height != self._size:
-            raise StageError(f"{mean}: is {channels}×{height}×{self._size}; expected 1×N×N, the mean of grey faces")
+        self._channels, height, self._size = self.network.face_shape
+        if self._channels not in (1, 2) or height != self._size:
+            raise StageError(
+                f"{mean}: is {self._channels}×{height}×{self._size}; expected 1×N×N, the mean of grey faces, or 2×N×N, "
+                "of those of ALIGN=both"
+            )
         self._detector: Any = None
         if face != "none":
             # a third of the time it takes to load, and not always needed
@@ -169,7 +174,7 @@ class Recognizer:
         """For each image its faces, as `predict` gives them; quicker than one by one, above all for small images."""
         found = self.find_faces(images)
         faces = [face.pixels for in_image in found for face in in_image]
-        stack = np.stack(faces) if faces else np.empty((0, self._size, self._size), np.uint8)
+        stack = np.stack(faces) if faces else np.empty((0, *self.network.face_shape), np.uint8)
         answers = iter(self.network.probabilities(stack, self.views))
         return [[self._prediction(face, next(answers)) for face in in_image] for in_image in found]
 
@@ -180,12 +185,21 @@ class Recognizer:
         ]
         return [
             [
-                FoundFace(box, landmarks, confidence, align_face(grey, landmarks, self._size))
+                FoundFace(box, landmarks, confidence, self._pixels(grey, landmarks))
                 for grey in [image if image.ndim == 2 or not faces else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)]
                 for box, landmarks, confidence in faces
             ]
             for image, faces in zip(arrays, self._find(arrays), strict=True)
         ]
+
+    def _pixels(self, grey: np.ndarray, landmarks: np.ndarray | None) -> np.ndarray:
+        """What the net sees of a face, but for the crop."""
+        aligned = align_face(grey, landmarks, self._size)
+        if self._channels == 1:
+            return aligned
+        return np.stack(
+            [aligned, align_face(grey, None if self.face == "one" else landmarks, self._size, turned=False)]
+        )
 
     def _find(
         self, images: list[np.ndarray]

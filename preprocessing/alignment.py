@@ -49,7 +49,7 @@ def similarity_transform(landmarks: np.ndarray, template: np.ndarray = TEMPLATE)
     return np.column_stack([turn, target_center - turn @ source_center])
 
 
-def align_face(image: np.ndarray, landmarks: np.ndarray | None, size: int = SIZE) -> np.ndarray:
+def align_face(image: np.ndarray, landmarks: np.ndarray | None, size: int = SIZE, turned: bool = True) -> np.ndarray:
     """The face of an image, size x size, its landmarks brought to the template; or the whole image, resized.
 
     Parameters
@@ -58,6 +58,8 @@ def align_face(image: np.ndarray, landmarks: np.ndarray | None, size: int = SIZE
     landmarks: (5, 2), x and y in the image's pixels, in the template's order; None where no face was found: then the
         result is the image itself, resized (unchanged where it has that size already).
     size: side of the result in pixels; the template is scaled to it.
+    turned: False scales and shifts the face as its alignment does, but leaves it turned as it is in the image: so stand
+        the faces in FER2013 itself, whose frames are upright.
 
     Pixels are interpolated bicubically. A face that shrinks to less than half is first brought near its new size by
     averaging over areas, so that nothing aliases. Where the result reaches beyond the image, as it does for faces that
@@ -70,8 +72,12 @@ def align_face(image: np.ndarray, landmarks: np.ndarray | None, size: int = SIZE
         raise ValueError(f"the image is {image.dtype} of shape {image.shape}; expected uint8, HxW or HxWx3, not empty")
     if landmarks is None:
         return _resize(image, size)
-    transform = similarity_transform(landmarks, TEMPLATE * (size / SIZE))
-    shrinking = int(1 / np.hypot(transform[0, 0], transform[1, 0]))
+    template = TEMPLATE * (size / SIZE)
+    transform = similarity_transform(landmarks, template)
+    scale = np.hypot(transform[0, 0], transform[1, 0])
+    if not turned:
+        transform = np.column_stack([np.eye(2) * scale, template.mean(0) - scale * np.mean(landmarks, axis=0)])
+    shrinking = int(1 / scale)
     if shrinking >= 2:
         image, transform = _shrink(image, transform, size, shrinking)
     return cv2.warpAffine(image, transform, (size, size), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)

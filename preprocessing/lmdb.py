@@ -2,6 +2,7 @@
 
 python -m preprocessing.lmdb data/fer2013/aligned data/fer2013/lmdb --seed 0 [--ferplus fer2013new.csv]
 python -m preprocessing.lmdb data/ckplus/aligned data/ckplus/fold1/lmdb --fold 1
+python -m preprocessing.lmdb data/fer2013/aligned data/fer2013/both/lmdb --size 48 --beside data/fer2013/images
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 
 from caffe.errors import CaffeError
 from caffe.proto.caffe_pb2 import Datum
@@ -29,7 +31,7 @@ from caffe.tools.convert_imageset import (
     shuffled,
     write_imageset,
 )
-from preprocessing.alignment import align_face
+from preprocessing.alignment import SIZE, align_face
 from preprocessing.classes import write_classes
 from preprocessing.datasets import EMOTIONS, SPLITS, Face, list_faces, tree_classes
 from preprocessing.ferplus import SoftLabel, soft_labels
@@ -47,6 +49,7 @@ def write_databases(
     ferplus: Path | None = None,
     size: int | None = None,
     fold: int | None = None,
+    beside: Path | None = None,
 ) -> dict[str, Any]:
     """Write `output/{train,val,test}_lmdb`, `classes.txt` and `manifest.json` from the tree of faces `images`.
 
@@ -65,6 +68,8 @@ def write_databases(
     size: side in pixels that every image is brought to, as `align` does where it finds no face; default: as they are.
     fold: 1..10, the fold of the tree's folds.csv that is the test set, whatever split its images' folders say; the next
         fold (after 10 comes 1) is the validation set, the other eight train. Default: the splits of the folders.
+    beside: a folder of images of the same names, such as the faces before they were aligned. Then a record has the
+        channels of the image in `images` and behind them those of its namesake there, both of `size`, 48 by default.
 
     Returns the manifest's counts. Raises StageError for a split without images, an image that cannot be read, one
     whose size or number of channels differs from the first one's, naming the file, a `ferplus` that does not fit or is
@@ -77,7 +82,10 @@ def write_databases(
     check_output(images, output)
     manifest = images / "manifest.json"
     stage = Stage("lmdb", [manifest] if manifest.is_file() else [], {"images": str(images), "seed": seed})
-    stage.settings |= {name: value for name, value in (("size", size), ("fold", fold)) if value is not None}
+    if beside is not None and size is None:
+        size = SIZE
+    settings = {"size": size, "fold": fold, "beside": None if beside is None else str(beside)}
+    stage.settings |= {name: value for name, value in settings.items() if value is not None}
     classes, faces = tree_classes(images), list_faces(images)
     if ferplus is not None and classes != EMOTIONS:
         raise StageError(f"--ferplus: its labels are FER2013's, but the classes in {images} are {', '.join(classes)}")
@@ -94,13 +102,14 @@ def write_databases(
         if not of_split:
             where = images / split if fold is None else f"{images}, {split} of fold {fold}"
             raise StageError(f"{where}: no images; expected PNG files in {split}/0_{classes[0]} and so on")
-    first = next(_read(images, lines[SPLITS[0]][:1], size, workers))
+    folders = [images] if beside is None else [images, Path(beside)]
+    first = next(_read(folders, lines[SPLITS[0]][:1], size, workers))
     written: dict[str, int] = {}
     with replace_directory(output) as folder:
         try:
             for split, name in DATABASES.items():
                 order = shuffled(lines[split], seed)
-                records = alike(_read(images, order, size, workers), first)
+                records = alike(_read(folders, order, size, workers), first)
                 labelled = _with_probabilities(records, soft) if ferplus is not None else records
                 written[name] = write_imageset(folder / name, progress(labelled, len(order), name))
         except CaffeError as error:
@@ -135,28 +144,31 @@ def _absent(lines: dict[str, list[Line]], classes: Sequence[str]) -> str:
     return text
 
 
-def _read(images: Path, lines: Sequence[Line], size: int | None, workers: int | None) -> Iterator[Record]:
-    """A record for each line, in order, by threads; the images brought to size x size pixels, or as they are.
+def _read(folders: Sequence[Path], lines: Sequence[Line], size: int | None, workers: int | None) -> Iterator[Record]:
+    """A record for each line, in order, by threads: its image in each folder, brought to size x size pixels; without a
+    size as it is, in the one folder.
 
     Caffe's own resizing, bilinear, passes over pixels where an image shrinks to a small part of itself.
     """
     if size is None:
-        yield from read_images(images, lines, cv2.IMREAD_UNCHANGED, workers=workers)
+        yield from read_images(folders[0], lines, cv2.IMREAD_UNCHANGED, workers=workers)
         return
     threads = workers or os.cpu_count() or 1
     remaining = iter(lines)
     with ThreadPoolExecutor(threads) as pool:
         while batch := list(islice(remaining, 64 * threads)):
-            yield from pool.map(lambda line: _read_resized(images, line, size), batch)
+            yield from pool.map(lambda line: _read_resized(folders, line, size), batch)
 
 
-def _read_resized(images: Path, line: Line, size: int) -> Record:
-    try:
-        image = decode((images / line.file).read_bytes(), cv2.IMREAD_UNCHANGED)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else None
-        return Record(line.file, (0, 0, 0), None, reason or str(error))
-    datum = pixels_to_datum(align_face(image, None, size), line.label)
+def _read_resized(folders: Sequence[Path], line: Line, size: int) -> Record:
+    images = []
+    for folder in folders:
+        try:
+            images.append(align_face(decode((folder / line.file).read_bytes(), cv2.IMREAD_UNCHANGED), None, size))
+        except (OSError, ValueError) as error:
+            reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+            return Record(line.file, (0, 0, 0), None, reason if len(folders) == 1 else f"{reason} (in {folder})")
+    datum = pixels_to_datum(images[0] if len(images) == 1 else np.dstack(images), line.label)
     return Record(line.file, (datum.channels, datum.height, datum.width), datum.SerializeToString())
 
 
@@ -196,6 +208,12 @@ def main() -> None:
     parser.add_argument("--size", type=int, help="side in pixels that images are brought to (default: as they are)")
     parser.add_argument(
         "--fold", type=int, help=f"1..{FOLDS}: the fold that is the test set (CK+; default: the splits of the folders)"
+    )
+    parser.add_argument(
+        "--beside",
+        type=Path,
+        metavar="FOLDER",
+        help=f"images of the same names, whose channels go behind the others' (--size is {SIZE} then, unless given)",
     )
     write_databases(**vars(parser.parse_args()))
 

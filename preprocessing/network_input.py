@@ -88,14 +88,17 @@ def log_probabilities(probabilities: np.ndarray) -> np.ndarray:
 class Classifier(Protocol):
     """What can be evaluated: a FaceNetwork, or several together.
 
-    `face_shape`: C, H and W of the faces that go in. `classes`: the names of the outputs. `name`: for titles.
+    `face_shape`: C, H and W of the faces that go in, None for any. `classes`: the names of the outputs. `name`: for
+    titles.
     `files`: for each net the paths of its `deploy`, `weights` and `mean`.
     """
 
     name: str
     files: list[dict[str, str]]
-    face_shape: tuple[int, int, int]
     classes: tuple[str, ...]
+
+    @property
+    def face_shape(self) -> tuple[int, int, int] | None: ...
 
 
 class FaceNetwork:

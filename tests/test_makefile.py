@@ -263,6 +263,36 @@ def test_members_that_see_the_faces_unaligned(tree: Path) -> None:
     assert "--lmdb val=data/toy/unaligned/lmdb/val_lmdb " in ensemble
 
 
+def test_a_net_that_sees_faces_aligned_and_as_they_are(tree: Path) -> None:
+    pair = tree / "prototxt/pair"
+    shutil.copytree(tree / "prototxt/small_wide", pair)
+    (pair / "deploy.prototxt").write_text("layer { input_param { shape { dim: 1\n dim: 2 dim: 44 dim: 44 } } }")
+    (pair / "solver.prototxt").write_text('net: "prototxt/pair/train_val.prototxt"')
+    both = "data/toy/both"
+    lmdb, mean, train = commands(tree, "train", "MODEL=pair")
+    assert f"preprocessing.lmdb data/toy/aligned {both}/lmdb --seed 1 --beside data/toy/images" in lmdb
+    assert f"preprocessing.mean {both}/lmdb/train_lmdb {both}/mean.binaryproto" in mean
+    assert f"--train {both}/lmdb/train_lmdb" in train
+    assert f"--output {both}/runs/pair " in train
+
+    # beside nets that see a face once, and as their pupil
+    (tree / both / "lmdb").mkdir(parents=True)
+    for file in ("lmdb/manifest.json", "mean.binaryproto"):
+        (tree / both / file).touch()
+    (tree / both / ".lmdb").write_text("SEED=1\n")
+    trained(tree, "../both/runs/pair", "pair")
+    trained(tree, "small")
+    trained(tree, "../unaligned/runs/small")
+    ensemble = commands(tree, "ensemble", "MODELS=small pair data/toy/both/runs/pair small@none")[-1]
+    members = f"data/toy/runs/small {both}/runs/pair@{both}/lmdb {both}/runs/pair@{both}/lmdb"
+    assert f"{members} data/toy/unaligned/runs/small@data/toy/unaligned/lmdb --output" in ensemble
+    assert "--lmdb val=data/toy/lmdb/val_lmdb" in ensemble
+    (train,) = commands(tree, "train", "MODEL=pair", "SEED=2", "TEACHERS=small small@none pair")
+    assert f"--teachers 'data/toy/runs/small' 'data/toy/unaligned/runs/small' '{both}/runs/pair'" in train
+    done = make(tree, "train", "MODEL=pair", "TEACHERS=small_wide")
+    assert "TEACHERS names data/toy/runs/small_wide, which has no trained net" in done.stderr
+
+
 def test_an_ensemble_is_evaluated_again_when_a_member_is_newer(tree: Path) -> None:
     trained(tree, "small")
     trained(tree, "small_wide", "small_wide")
@@ -281,9 +311,11 @@ def test_ensembles_of_what_is_not_there(tree: Path) -> None:
     assert "MODELS names small_fast, which is not trained; expected names of runs (small small_wide" in done.stderr
     for name in ("small@all", "small@none@mtcnn", "small@", "@none"):
         done = make(tree, "ensemble", f"MODELS=small {name}")
-        assert (done.returncode, f"MODELS names {name}; expected @mtcnn or @none" in done.stderr) == (2, True), name
+        assert (done.returncode, f"MODELS names {name}; expected @mtcnn, @none or @both" in done.stderr) == (2, True), (
+            name
+        )
     done = make(tree, "train", "TEACHERS=small@none")
-    assert "TEACHERS names data/toy/runs/small@none, which has no trained net" in done.stderr
+    assert "TEACHERS names data/toy/unaligned/runs/small, which has no trained net" in done.stderr
     done = make(tree, "ensemble")
     assert done.returncode == 2
     assert "error: MODELS is empty" in done.stderr

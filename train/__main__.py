@@ -200,6 +200,23 @@ class Run:
         if self.train_on == "train+val":
             self.sources.append(self.val)
         self.epochs, self.batch = arguments.epochs, arguments.batch
+        self._check_channels()
+
+    def _check_channels(self) -> None:
+        """A training net takes the data's channels as they come; the deploy net has to take as many."""
+        shapes = [shape for layer in self.deploy_param.layer for shape in layer.input_param.shape]
+        if not shapes or len(shapes[0].dim) != 4:
+            return
+        wanted, found = shapes[0].dim[1], len(load_mean(self.mean))
+        if wanted != found:
+            hint = {
+                1: ": it sees a face once (ALIGN=mtcnn or none)",
+                2: ": it sees a face aligned and as it is (ALIGN=both)",
+            }
+            raise StageError(
+                f"{self.source / 'deploy.prototxt'}: its input has {wanted} channel{'s' * (wanted != 1)}, {self.mean} "
+                f"{found}; expected as many{hint.get(wanted, '')}"
+            )
 
     def _name_classes(self, train: Path, val: Path) -> None:
         """Take the classes' names from beside the training LMDB, and give the nets as many outputs."""

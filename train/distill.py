@@ -55,6 +55,7 @@ class Teachers:
         if not 0 < self.share <= 1:
             raise StageError(f"--teacher-share is {self.share}; expected a number above 0, at most 1")
         self.files = [model_files(folder) for folder in self.folders]
+        self.channels: list[int] = []  # the first of the faces' that each teacher sees, where it sees not all
 
     @property
     def paths(self) -> list[Path]:
@@ -62,8 +63,11 @@ class Teachers:
         return [path for deploy, weights, _ in self.files for path in (deploy, weights)]
 
     def check(self, mean: Path, classes: Sequence[str], run: Path) -> None:
-        """Raise StageError where a teacher has other classes or another mean than the run, or lies in its folder."""
-        own = load_mean(mean)
+        """Choose the channels that each teacher sees of the run's faces: all, or those whose mean is nearest its own.
+
+        Raises StageError where a teacher has other classes or another mean than the run, or lies in its folder.
+        """
+        own, channels = load_mean(mean), []
         for folder, (deploy, weights, theirs) in zip(self.folders, self.files, strict=True):
             if folder.resolve() == run.resolve():  # a run with other settings clears its folder
                 raise StageError(f"--teachers names {folder}, the run's own folder; expected a trained net elsewhere")
@@ -75,13 +79,16 @@ class Teachers:
                     f"--teachers names {weights}, whose classes are {', '.join(names)}; expected {', '.join(classes)}"
                 )
             other = load_mean(theirs)
-            difference = np.abs(own - other).max() if own.shape == other.shape else math.inf
-            if not difference <= MEAN_TOLERANCE:  # which a mean of NaN is not either
-                how = "in size" if own.shape != other.shape else f"by up to {difference:.1f} grey levels"
+            differences = _differences(own, other)
+            first = int(np.argmin(differences)) if differences else 0
+            if not differences or not differences[first] <= MEAN_TOLERANCE:  # which a mean of NaN is not either
+                how = f"by up to {differences[first]:.1f} grey levels" if differences else "in size"
                 raise StageError(
                     f"--teachers names {theirs}, which differs {how} from {mean}; expected at most {MEAN_TOLERANCE:g} "
                     "grey levels, since a teacher sees the faces as the net does, minus the net's mean"
                 )
+            channels.append(first)
+        self.channels = channels if any(load_mean(theirs).shape != own.shape for _, _, theirs in self.files) else []
 
     def join(self, net: NetParameter, state: NetState, data: LayerParameter, path: Path) -> None:
         """Add the teachers to a training net in a state, behind its Data layer `data`; `path` is the net's, for errors.
@@ -108,7 +115,7 @@ class Teachers:
         layers: list[LayerParameter] = []
         for layer in net.layer:
             if layer == losses[0]:
-                layers += [*self._losses(layer), *_for_tests(layer)]
+                layers += [*self._losses(layer, kept, data), *_for_tests(layer)]
             else:
                 layers += [layer, self._teacher(layer)] if layer == data else [layer]
         del net.layer[:]
@@ -121,10 +128,16 @@ class Teachers:
         layer.teacher_param.net.extend(str(deploy) for deploy, _, _ in self.files)
         layer.teacher_param.weights.extend(str(weights) for _, weights, _ in self.files)
         layer.teacher_param.temperature = self.temperature
+        layer.teacher_param.channel.extend(self.channels)
         return layer
 
-    def _losses(self, loss: LayerParameter) -> list[LayerParameter]:
-        """The loss by the labels, of less weight, and by the teachers, in training."""
+    def _losses(
+        self, loss: LayerParameter, kept: Sequence[LayerParameter], data: LayerParameter
+    ) -> list[LayerParameter]:
+        """The loss by the labels, of less weight, and by the teachers, in training.
+
+        What `kept`, the training net, does to the labels between `data` and the loss, is done to the answers too.
+        """
         labels = LayerParameter()
         labels.CopyFrom(loss)
         labels.ClearField("include")
@@ -133,11 +146,41 @@ class Teachers:
         labels.loss_weight[:] = [(1 - self.share) * weight for weight in weights]
         softened = LayerParameter(name=SOFTENED, type="Power", bottom=loss.bottom[:1], top=[SOFTENED])
         softened.power_param.scale = 1 / self.temperature
-        taught = LayerParameter(name=TAUGHT, type="SoftmaxWithLoss", bottom=[SOFTENED, TEACHER], top=[TAUGHT])
+        names, done = dict.fromkeys(data.top[1:], TEACHER), []
+        for layer in _between(kept, data, loss.bottom[1]):
+            names |= {top: f"{TEACHER}_{top}" for top in layer.top}
+            done.append(LayerParameter())
+            done[-1].CopyFrom(layer)
+            done[-1].name = f"{TEACHER}_{layer.name}"
+            done[-1].bottom[:] = [names.get(bottom, bottom) for bottom in layer.bottom]
+            done[-1].top[:] = [names[top] for top in layer.top]
+        answers = names.get(loss.bottom[1], TEACHER)
+        taught = LayerParameter(name=TAUGHT, type="SoftmaxWithLoss", bottom=[SOFTENED, answers], top=[TAUGHT])
         taught.loss_weight.append(self.share * self.temperature**2)
-        for layer in (labels, softened, taught):
+        for layer in (labels, softened, *done, taught):
+            layer.ClearField("include")
+            layer.ClearField("exclude")
             layer.include.add(phase=TRAIN)
-        return [labels, softened, taught]
+        return [labels, softened, *done, taught]
+
+
+def _differences(own: np.ndarray, other: np.ndarray) -> list[float]:
+    """By how much, at most, a mean c×H×W differs from each c channels of one of C×H×W; none if it has another size."""
+    count = len(other)
+    if other.shape[1:] != own.shape[1:]:
+        return []
+    return [float(np.abs(own[first : first + count] - other).max()) for first in range(len(own) - count + 1)]
+
+
+def _between(layers: Sequence[LayerParameter], data: LayerParameter, last: str) -> list[LayerParameter]:
+    """The layers, in their order, by which the blob `last` comes from what `data` reads."""
+    found: list[LayerParameter] = []
+    needed = {last} - set(data.top)
+    for layer in reversed(layers):
+        if layer.bottom and needed & set(layer.top):
+            found.insert(0, layer)
+            needed |= set(layer.bottom) - set(data.top)
+    return found
 
 
 def _for_tests(loss: LayerParameter) -> list[LayerParameter]:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from preprocessing.network_input import FaceNetwork
+from preprocessing.network_input import Classifier, FaceNetwork
 from preprocessing.stage import StageError, run_main
 from train.evaluate import (
     Answers,
@@ -58,7 +58,8 @@ class Ensemble:
 
     Parameters
     ----------
-    networks: at least two, for faces of one size and with the same classes.
+    networks: at least two, for faces of one size and with the same classes; those with databases of their own may see
+        other channels.
     lmdbs: for each net None, or the folder of the databases that it sees in place of those that are named: they have
         the same names, and hold the same faces in the same order, aligned otherwise. Default: None for all.
 
@@ -74,12 +75,19 @@ class Ensemble:
         self.networks = list(networks)
         self.lmdbs = [None] * len(networks) if lmdbs is None else list(lmdbs)
         first = self.networks[0]
-        self.face_shape, self.classes = first.face_shape, first.classes
-        for network in self.networks[1:]:
-            for what in ("face_shape", "classes"):
-                mine, others = getattr(network, what), getattr(first, what)
-                if mine != others:
-                    raise StageError(f"{network.weights}: {what} is {mine}; expected {others}, as {first.weights} has")
+        self.classes = first.classes
+        shapes = [n.face_shape for n, place in zip(self.networks, self.lmdbs, strict=True) if place is None]
+        self.face_shape = shapes[0] if shapes else None
+        for network, place in zip(self.networks, self.lmdbs, strict=True):
+            mine, others = network.face_shape, self.face_shape if place is None else None
+            if others not in (None, mine):
+                raise StageError(
+                    f"{network.weights}: sees faces of {mine}; expected {others}, as the first of them does"
+                )
+            if network.classes != self.classes:
+                raise StageError(
+                    f"{network.weights}: classes is {network.classes}; expected {self.classes}, as {first.weights} has"
+                )
         self.name = "+".join(network.name for network in self.networks)
         self.files = [
             files | ({} if folder is None else {"lmdbs": str(folder)})
@@ -95,7 +103,9 @@ class Ensemble:
         Raises StageError as `train.evaluate.read_database` does, and for a net's own LMDB with other faces.
         """
         places = [path if folder is None else folder / path.name for folder in self.lmdbs]
-        read = {place: read_database(place, self) for place in dict.fromkeys([path, *places])}
+        # who sees each; by default all
+        seers: dict[Path, Classifier] = {path: self, **dict(zip(places, self.networks, strict=True))}
+        read = {place: read_database(place, seer) for place, seer in seers.items()}
         faces = read[path]
         for place, own in read.items():
             if not np.array_equal(own.labels, faces.labels):

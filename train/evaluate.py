@@ -180,9 +180,11 @@ def read_database(path: Path, network: Classifier) -> Faces:
         read = DatumReader(path).read_all()
     except CaffeError as error:
         raise StageError(str(error)) from error
-    if read is None or read[0].shape[1:] != network.face_shape:
-        found = "of several sizes" if read is None else "×".join(map(str, read[0].shape[1:]))
-        raise StageError(f"{path}: its images are {found}; the mean is {'×'.join(map(str, network.face_shape))}")
+    if read is None:
+        raise StageError(f"{path}: its images are of several sizes; expected those of a data set's faces")
+    if network.face_shape not in (None, read[0].shape[1:]):
+        found, wanted = ("×".join(map(str, shape)) for shape in (read[0].shape[1:], network.face_shape or ()))
+        raise StageError(f"{path}: its images are {found}; the mean is {wanted}")
     images, labels = read
     names = database_classes(path, labels, network.classes)
     wrong = np.flatnonzero((labels < 0) | (labels >= len(names)))

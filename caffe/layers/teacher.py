@@ -16,9 +16,10 @@ class Teacher(Layer):
     """y = the mean over the teachers of p^(1/T) / Σ_k p_k^(1/T), p a teacher's probabilities for the bottom's images.
 
     Bottom N×C×H×W, top N×K: soft labels for a SoftmaxWithLoss. A teacher sees the centre of images that are larger than
-    its deploy net's input, and smaller ones as they are, which its layers have to allow. Teachers run as in phase TEST,
-    do not learn, and are no part of the .caffemodel. Not in Caffe (Hinton et al., arXiv 1503.02531; that both
-    see one and the same augmented image: Beyer et al., arXiv 2106.05237).
+    its deploy net's input, and smaller ones as they are, which its layers have to allow; and of their channels as many
+    as its input has, from its `channel` on. Teachers run as in phase TEST, do not learn, and are no part of the
+    .caffemodel. Not in Caffe (Hinton et al., arXiv 1503.02531; that both see one and the same augmented image: Beyer et
+    al., arXiv 2106.05237).
     """
 
     differentiable = False
@@ -31,6 +32,9 @@ class Teacher(Layer):
             self.error(
                 f"teacher_param has {len(p.net)} net and {len(p.weights)} weights; expected one of each a teacher"
             )
+        if len(p.channel) not in (0, len(p.net)):
+            self.error(f"teacher_param has {len(p.channel)} channel; expected none, or one each of {len(p.net)} net")
+        self.channels = list(p.channel) or [0] * len(p.net)
         if not 0 < p.temperature < math.inf:
             self.error(f"temperature is {p.temperature:g}; expected a number above 0")
         try:
@@ -58,11 +62,11 @@ class Teacher(Layer):
     def top_shapes(self, shapes: list[Shape]) -> list[Shape]:
         shape = shapes[0]
         self.sizes: list[tuple[int, int]] = []
-        for path, net, wanted in zip(self.param.teacher_param.net, self.nets, self.inputs, strict=True):
-            if len(shape) != 4 or shape[1] != wanted[1]:
-                self.error(
-                    f"bottom {self.param.bottom[0]!r} has shape {shape}; expected N×{wanted[1]}×H×W, which {path} takes"
-                )
+        paths, chosen = self.param.teacher_param.net, self.param.teacher_param.channel
+        for path, net, wanted, channel in zip(paths, self.nets, self.inputs, self.channels, strict=True):
+            if len(shape) != 4 or not (channel + wanted[1] <= shape[1] if chosen else wanted[1] == shape[1]):
+                least = f"at least {channel + wanted[1]} channels" if chosen else f"N×{wanted[1]}×H×W"
+                self.error(f"bottom {self.param.bottom[0]!r} has shape {shape}; expected {least}, for {path}")
             size = min(shape[2], wanted[2]), min(shape[3], wanted[3])
             if size != wanted[2:]:
                 try:
@@ -77,9 +81,10 @@ class Teacher(Layer):
     def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
         temperature, images = self.param.teacher_param.temperature, bottoms[0]
         answers = []
-        for net, (height, width) in zip(self.nets, self.sizes, strict=True):
+        for net, first, wanted, (height, width) in zip(self.nets, self.channels, self.inputs, self.sizes, strict=True):
             top, left = (images.shape[2] - height) // 2, (images.shape[3] - width) // 2
-            crops = images[:, :, top : top + height, left : left + width].float().contiguous()
+            channels = slice(first, first + wanted[1])
+            crops = images[:, channels, top : top + height, left : left + width].float().contiguous()
             answer = net.infer(**{net.inputs[0]: crops})[net.outputs[0]].flatten(1)
             if temperature != 1:
                 scores = answer.clamp(min=torch.finfo(torch.float32).tiny).log() / temperature

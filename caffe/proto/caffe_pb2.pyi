@@ -1175,14 +1175,16 @@ class TanHParameter(_message.Message):
     def __init__(self, engine: _Optional[_Union[TanHParameter.Engine, str]] = ...) -> None: ...
 
 class TeacherParameter(_message.Message):
-    __slots__ = ("net", "weights", "temperature")
+    __slots__ = ("net", "weights", "temperature", "channel")
     NET_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    CHANNEL_FIELD_NUMBER: _ClassVar[int]
     net: _containers.RepeatedScalarFieldContainer[str]
     weights: _containers.RepeatedScalarFieldContainer[str]
     temperature: float
-    def __init__(self, net: _Optional[_Iterable[str]] = ..., weights: _Optional[_Iterable[str]] = ..., temperature: _Optional[float] = ...) -> None: ...
+    channel: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, net: _Optional[_Iterable[str]] = ..., weights: _Optional[_Iterable[str]] = ..., temperature: _Optional[float] = ..., channel: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ThresholdParameter(_message.Message):
     __slots__ = ("threshold",)

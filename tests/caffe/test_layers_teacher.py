@@ -68,6 +68,33 @@ def test_several_answer_by_their_mean(tmp_path: Path) -> None:
     np.testing.assert_allclose(both.blobs["teacher"].data, expected, rtol=1e-4)
 
 
+def test_each_sees_its_channel(tmp_path: Path) -> None:
+    """Two nets of one channel and images of two, the second a constant, which makes all classes equally likely."""
+    param = student(teacher(tmp_path / "a") + teacher(tmp_path / "b") + "channel: 0 channel: 1")
+    param.layer[0].input_param.shape[0].dim[1] = 2
+    net = caffe.Net(param, caffe.TRAIN)
+    net.blobs["data"].data[:, :1] = bands(LEVELS)
+    net.blobs["data"].data[:, 1] = 30
+    net.forward()
+    expected = [(band_probabilities(row) + 1 / 7) / 2 for row in LEVELS]
+    np.testing.assert_allclose(net.blobs["teacher"].data, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("channels", "message"),
+    [
+        ("", r"bottom 'data' has shape \(2, 2, 42, 42\); expected N×1×H×W"),
+        ("channel: 2", r"expected at least 3 channels, for "),
+        ("channel: 0 channel: 1", r"teacher_param has 2 channel; expected none, or one each of 1 net"),
+    ],
+)
+def test_channels_that_are_not_there(tmp_path: Path, channels: str, message: str) -> None:
+    param = student(teacher(tmp_path) + channels)
+    param.layer[0].input_param.shape[0].dim[1] = 2
+    with pytest.raises(caffe.CaffeError, match=message):
+        caffe.Net(param, caffe.TRAIN)
+
+
 def test_a_net_learns_the_answers_and_keeps_nothing_of_the_teacher(tmp_path: Path) -> None:
     """A student of the teacher's kind comes to the teacher's probabilities; its file has its own layers alone."""
     solver = SolverParameter(base_lr=1e-6, lr_policy="fixed", max_iter=400, snapshot_prefix=str(tmp_path / "snap"))

@@ -12,7 +12,10 @@ import torch
 from small_face_net import (
     CLASSES,
     DEPLOY,
+    FACE,
     INPUT,
+    LAYERS,
+    MEAN,
     TorchNet,
     convolution,
     random_face,
@@ -22,6 +25,7 @@ from small_face_net import (
 )
 from torch import nn
 
+from caffe.io import save_mean
 from explain.saliency import draw_explanation, explain_face, main
 from predict import Recognizer
 from predict.recognizer import FoundFace, model_files
@@ -188,7 +192,9 @@ def test_what_cannot_be_explained(network: FaceNetwork, tmp_path: Path) -> None:
     face = random_face()
     with pytest.raises(ValueError, match="target is 7; expected a class, 0 to 6"):
         explain_face(network, face, 7)
-    with pytest.raises(ValueError, match="expected H×W and 1×H×W"):
+    with pytest.raises(
+        ValueError, match=r"face has shape \(3, 16, 16\), the mean \(1, 16, 16\); expected both alike, and grey"
+    ):
         explain_face(network, np.zeros((3, 16, 16), np.uint8))
     with pytest.raises(StageError, match="layer 'fc1' is 9 and has no map; expected one of data, conv1"):
         explain_face(network, face, layer="fc1")
@@ -204,6 +210,33 @@ def test_what_cannot_be_explained(network: FaceNetwork, tmp_path: Path) -> None:
       layer {{ name: "silence" type: "Silence" bottom: "unread" }}"""
     with pytest.raises(StageError, match="layer 'unread' has no influence on the score"):
         explain_face(small_network(tmp_path / "aside", aside), face, layer="unread")
+
+
+def test_each_channel_of_a_face_seen_twice_has_its_explanation(tmp_path: Path) -> None:
+    """Two faces that go through one net as a batch, their scores added: each has what it would have alone."""
+    join = """
+      layer { name: "kinds" type: "Slice" bottom: "data" top: "first" top: "second" slice_param { axis: 1 } }
+      layer { name: "faces" type: "Concat" bottom: "first" bottom: "second" top: "faces" concat_param { axis: 0 } }
+    """
+    mean = """
+      layer { name: "apart" type: "Slice" bottom: "fc2" top: "fc2a" top: "fc2b" slice_param { axis: 0 } }
+      layer { name: "score" type: "Eltwise" bottom: "fc2a" bottom: "fc2b" top: "score" }
+      layer { name: "prob" type: "Softmax" bottom: "score" top: "prob" }
+    """
+    once = LAYERS.replace('bottom: "data"', 'bottom: "faces"')
+    twice = INPUT.replace("dim: 1 dim: 1", "dim: 1 dim: 2") + join + once[: once.index('layer { name: "prob"')] + mean
+    alone = small_network(tmp_path / "one", DEPLOY)
+    save_mean(tmp_path / "mean.binaryproto", np.full((2, FACE, FACE), MEAN, np.float32))
+    (tmp_path / "deploy.prototxt").write_text(twice)
+    pair = FaceNetwork(tmp_path / "deploy.prototxt", alone.weights, tmp_path / "mean.binaryproto", device="cpu")
+    faces = np.stack([random_face(1), random_face(2)])
+    for channel in (0, 1):
+        explanation = explain_face(pair, faces, 3, channel=channel)
+        expected = explain_face(alone, faces[channel], 3)
+        np.testing.assert_allclose(explanation.grad_cam, expected.grad_cam, atol=1e-5)
+        np.testing.assert_allclose(explanation.guided, expected.guided, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="channel is 2; expected one of 2, 0 to 1"):
+        explain_face(pair, faces, channel=2)
 
 
 def test_the_shipped_networks_see_the_smile_in_the_lower_half() -> None:

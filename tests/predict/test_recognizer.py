@@ -18,6 +18,7 @@ from predict.annotate import COLORS, annotate
 from predict.images import MAX_PIXELS, find_images, image_size, read_image
 from predict.recognizer import Prediction
 from preprocessing.align import align
+from preprocessing.alignment import align_face
 from preprocessing.datasets import EMOTIONS
 from preprocessing.mtcnn import Face
 from preprocessing.stage import StageError
@@ -90,6 +91,35 @@ def test_a_turned_face_is_turned_back(detecting: Recognizer, monkeypatch: Any, a
     points = (face.landmarks @ turn[:, :2].T + turn[:, 2]).astype(np.float32)
     monkeypatch.setattr(detecting, "_detector", FixedDetector([[Face(face.box, points, 0.9)]]))
     assert detecting.predict(turned)[0].emotion == "disgust"
+
+
+def test_a_net_of_two_channels_sees_the_face_turned_back_and_as_it_is(tmp_path: Path, monkeypatch: Any) -> None:
+    files = make_model(tmp_path, channels=2)
+    photo, (face,) = drawn_photo([1])
+    turn = cv2.getRotationMatrix2D((136, 146), 90, 0.8)
+    turned = cv2.warpAffine(photo, turn, (320, 320))
+    grey = cv2.cvtColor(turned, cv2.COLOR_BGR2GRAY)
+    points = (face.landmarks @ turn[:, :2].T + turn[:, 2]).astype(np.float32)
+    for kind in ("detect", "one"):
+        recognizer = Recognizer(*files, face=kind, device="cpu")
+        monkeypatch.setattr(recognizer, "_detector", FixedDetector([[Face(face.box, points, 0.9)]]))
+        ((found,),) = recognizer.find_faces([turned])
+        aligned, other = found.pixels
+        np.testing.assert_array_equal(aligned, align_face(grey, points))
+        # an image of one face is what its data set has; a photo's face has the aligned one's size, and its own angle
+        expected = align_face(grey, None) if kind == "one" else align_face(grey, points, turned=False)
+        np.testing.assert_array_equal(other, expected)
+        if kind == "detect":
+            difference = other[12:36, 12:36].astype(float) - np.rot90(aligned)[12:36, 12:36]
+            assert np.abs(difference).mean() < 20 < np.abs(other - aligned.astype(float)).mean()
+            (prediction,) = recognizer.predict(turned)
+            assert sum(prediction.probabilities.values()) == pytest.approx(1)
+    cropped = Recognizer(*files, face="none", device="cpu", views="centre")
+    (prediction,) = cropped.predict(band_face(3, 60))
+    assert list(prediction.probabilities.values()) == pytest.approx(
+        band_probabilities([0, 0, 0, 60, 0, 0, 0]), abs=1e-5
+    )
+    assert cropped.predict_batch([]) == []
 
 
 def test_cropped_faces_need_no_detector(cropped: Recognizer) -> None:

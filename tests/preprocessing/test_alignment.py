@@ -182,3 +182,15 @@ def test_what_is_no_image_is_refused(image: np.ndarray) -> None:
     for landmarks in (None, TEMPLATE):
         with pytest.raises(ValueError, match="expected uint8"):
             align_face(image, landmarks)
+
+
+@pytest.mark.parametrize("angle", [0, 0.5, -1.2, 3.0])
+def test_a_face_that_is_not_turned_has_its_place_and_size(angle: float) -> None:
+    """Blobs at the landmarks of a turned face come to the template turned alike, about its centre."""
+    points = apply(similarity(angle, 2.5, (150.0, 140.0)), TEMPLATE - TEMPLATE.mean(0))
+    upright = align_face(blobs(points, (300, 300), 5), points, turned=False)
+    expected = apply(similarity(angle, 1, tuple(TEMPLATE.mean(0))), TEMPLATE - TEMPLATE.mean(0))
+    for point in expected:
+        np.testing.assert_allclose(centre_near(upright, point, 4), point, atol=0.25)
+    if angle == 0:
+        np.testing.assert_array_equal(upright, align_face(blobs(points, (300, 300), 5), points))

@@ -108,6 +108,30 @@ def test_images_of_any_size_are_brought_to_one(tree: Path, tmp_path: Path) -> No
         assert datum.label == 3
 
 
+def test_images_of_two_folders_beside_each_other(tree: Path, tmp_path: Path) -> None:
+    """Each channel is what a database of its folder alone has, under the same keys."""
+    other = tmp_path / "other"
+    for path in tree.glob("*/*/*.png"):
+        (other / path.relative_to(tree)).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(other / path.relative_to(tree)), 255 - cv2.imread(str(path), cv2.IMREAD_UNCHANGED).repeat(2, 0))
+    counts = write_databases(tree, tmp_path / "both", seed=4, size=6, beside=other)
+    assert (counts["channels"], counts["height"], counts["width"]) == (2, 6, 6)
+    for name, folder in (("a", tree), ("b", other)):
+        write_databases(folder, tmp_path / name, seed=4, size=6)
+    for name in NAMES.values():
+        both, *apart = (records(tmp_path / folder / name) for folder in ("both", "a", "b"))
+        assert list(both) == list(apart[0])
+        for key, datum in both.items():
+            assert datum.data == apart[0][key].data + apart[1][key].data
+            assert datum.label == apart[0][key].label
+    write_databases(tree, tmp_path / "both", beside=other)
+    datum = next(iter(records(tmp_path / "both/train_lmdb").values()))
+    assert (datum.channels, datum.height, datum.width) == (2, 48, 48), "as large as aligned faces"
+    (missing := other / first(tree).relative_to(tree)).unlink()
+    with pytest.raises(StageError, match=f"{missing.relative_to(other)}: No such file or directory .in {other}."):
+        write_databases(tree, tmp_path / "both", beside=other)
+
+
 def test_images_of_the_size_already_stay_as_they_are(tree: Path, tmp_path: Path) -> None:
     for path in tree.glob("*/*/*.png"):
         cv2.imwrite(str(path), np.random.default_rng(1).integers(0, 256, (8, 8), dtype=np.uint8))

@@ -18,6 +18,7 @@ from caffe.io import load_mean, read_net_parameter, save_mean
 from caffe.proto.caffe_pb2 import LayerParameter, NetState
 from caffe.tools.parse_log import read_log
 from preprocessing.classes import default_classes, write_classes
+from preprocessing.stage import StageError
 from train.distill import Teachers
 from train.plot import read_curves
 
@@ -116,6 +117,48 @@ def test_a_loss_of_any_rules_is_split_by_phase(project: Path, rules: str, tested
     assert (found[caffe.TRAIN]["loss"], found[caffe.TRAIN]["distillation"]) == pytest.approx((0.1, 3.6))
     assert found[caffe.TEST].get("loss") == (1 if tested else None)
     assert "distillation" not in found[caffe.TEST]
+
+
+def test_the_channels_that_a_teacher_sees_are_those_of_its_mean(project: Path) -> None:
+    """Of faces in two channels, whose means lie 20 grey levels apart."""
+    own = load_mean(project / "mean.binaryproto")
+    classes = default_classes(3)
+    for others, expected in (([own + 20, own], [1]), ([own, own + 20], [0]), ([own + 4, own + 3], [1])):
+        save_mean(project / "both.binaryproto", np.concatenate(others))
+        teachers = Teachers([project / "taught"])
+        teachers.check(project / "both.binaryproto", classes, project / "run")
+        assert teachers.channels == expected
+    teachers.check(project / "mean.binaryproto", classes, project / "run")
+    assert teachers.channels == [], "it sees all that there is"
+    save_mean(project / "both.binaryproto", np.concatenate([own + 20, own + 30]))
+    with pytest.raises(StageError, match=r"differs by up to 20\.0 grey levels"):
+        Teachers([project / "taught"]).check(project / "both.binaryproto", classes, project / "run")
+
+
+def test_what_is_done_to_the_labels_is_done_to_the_answers(project: Path) -> None:
+    """Scores of two halves of a batch one behind the other, and the labels twice: so are the teacher's answers."""
+    path = project / "tiny net/train_val.prototxt"
+    text = path.read_text().replace("/nowhere/", f"{project}/")
+    both = """
+      layer { name: "mirror" type: "Power" bottom: "data" top: "mirror" power_param { scale: -1 } }
+      layer { name: "twice" type: "Concat" bottom: "data" bottom: "mirror" top: "twice" concat_param { axis: 0 } }
+      layer { name: "labels" type: "Concat" bottom: "label" bottom: "label" top: "labels" concat_param { axis: 0 } }
+      layer { name: "conv" """
+    text = text.replace('layer { name: "conv"', both).replace(
+        'bottom: "data" top: "conv"', 'bottom: "twice" top: "conv"'
+    )
+    path.write_text(text.replace('bottom: "fc2" bottom: "label"', 'bottom: "fc2" bottom: "labels"'))
+    net = read_net_parameter(path)
+    Teachers([project / "taught"]).join(net, NetState(), net.layer[0], path)
+    for layer, source in zip(net.layer, ("train_lmdb",), strict=False):
+        layer.data_param.source = str(project / source)
+        layer.transform_param.mean_file = str(project / "mean.binaryproto")
+    made = caffe.Net(net, caffe.TRAIN)
+    made.forward()
+    answers = made.blobs["teacher"].data
+    assert answers.shape == (5, 3)
+    np.testing.assert_array_equal(made.blobs["teacher_labels"].data, np.concatenate([answers, answers]))
+    assert list(made.layer_dict["distillation"].param.bottom) == ["softened_score", "teacher_labels"]
 
 
 def test_another_teacher_is_another_run(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -550,6 +550,26 @@ def test_a_member_sees_the_faces_that_are_aligned_as_it_was_trained(tmp_path: Pa
             Ensemble(networks, [None, tmp_path / name]).answer(path, ["centre"])
 
 
+def test_members_that_see_a_face_once_and_twice(tmp_path: Path) -> None:
+    once = FaceNetwork(*make_model(tmp_path / "once"), device="cpu")
+    twice = FaceNetwork(*make_model(tmp_path / "twice", channels=2), device="cpu")
+    path = write_database(tmp_path / "lmdb/val_lmdb", [band_face(1, 100)], [1])
+    write_database(tmp_path / "both/val_lmdb", [np.stack([band_face(2, 100), band_face(5, 50)])], [1])
+    answers = Ensemble([once, twice], [None, tmp_path / "both"]).answer(path, ["centre"])
+    levels = np.zeros((2, 7))
+    levels[0, 1], levels[1, 2], levels[1, 5] = 100, 50, 25
+    assert np.allclose(answers.probabilities["centre"][0], np.mean([band_probabilities(row) for row in levels], axis=0))
+    # the databases that are named count for labels alone, where all see others
+    answers = Ensemble([twice, twice], [tmp_path / "both"] * 2).answer(path, ["centre"])
+    assert np.allclose(answers.probabilities["centre"][0], band_probabilities(list(levels[1])))
+    with pytest.raises(
+        StageError, match=r"twice/bands\.caffemodel: sees faces of \(2, 48, 48\); expected \(1, 48, 48\)"
+    ):
+        Ensemble([once, twice])
+    with pytest.raises(StageError, match="lmdb/val_lmdb: its images are 1×48×48; the mean is 2×48×48"):
+        Ensemble([once, twice], [None, path.parent]).answer(path, ["centre"])
+
+
 def test_an_ensemble_of_nets_that_do_not_fit(tmp_path: Path) -> None:
     three = FaceNetwork(*make_model(tmp_path / "three", classes=3), device="cpu")
     seven = FaceNetwork(*make_model(tmp_path / "seven"), device="cpu")

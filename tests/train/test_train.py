@@ -521,6 +521,8 @@ def spoil(project: Path, what: str) -> None:
         (network / what).unlink()
     elif what == "mean of another size":
         caffe.io.save_mean(project / "mean.binaryproto", np.zeros((1, 9, 9), np.float32))
+    elif what == "mean of two channels":
+        caffe.io.save_mean(project / "mean.binaryproto", np.zeros((2, 8, 8), np.float32))
     elif what == "cut off":
         data = project / "train_lmdb" / "data.mdb"
         data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
@@ -568,6 +570,10 @@ def test_a_deep_net_whose_first_test_overflows_trains(project: Path, monkeypatch
         ("train_val.prototxt", r"tiny net/train_val\.prototxt: No such file"),
         ("deploy.prototxt", r"tiny net/deploy\.prototxt: No such file"),
         ("mean of another size", r"mean\.binaryproto: the mean's shape is \(1, 9, 9\); the images' is \(1, 8, 8\)"),
+        (
+            "mean of two channels",
+            r"its input has 1 channel, .*mean\.binaryproto 2; expected as many: it sees a face once",
+        ),
         ("cut off", r"train_lmdb: its data\.mdb is cut off"),
         ("label", r"layer 'loss'.*a label in 'label' is outside 0\.\.2"),
         ("one data layer", r"0 Data layers with include \{ phase: TRAIN \}; expected one"),

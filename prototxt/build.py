@@ -18,9 +18,9 @@ import caffe
 from caffe import NetSpec
 from caffe import layers as L
 from caffe.complexity import complexity
-from caffe.proto.caffe_pb2 import LayerParameter, NetParameter
+from caffe.proto.caffe_pb2 import TEST, TRAIN, LayerParameter, NetParameter
 
-from .networks import BASE_LR, CROP, DEFAULT_BASE_LR, DEFAULT_CROP, NETWORKS
+from .networks import BASE_LR, CROP, DEFAULT_BASE_LR, DEFAULT_CROP, NETWORKS, PAIRS
 
 FOLDER = Path(__file__).resolve().parent
 WRITTEN = "Written by prototxt/build.py: change it in prototxt/networks.py."
@@ -53,6 +53,7 @@ STAGES = {"light": LIGHT, "mixup": f"{LIGHT} mixup_alpha: 0.4", MIXED: f"{STRONG
 STAGES_OF = {
     "face_resnet": ("light", "mixup"),
     "face_resnet16": ("mixup",),
+    "face_resnet16_pair": ("mixup",),
     "resnet18": (MIXED,),
     "resnet34": (MIXED,),
 }
@@ -78,12 +79,36 @@ layer {
 }
 layer { name: "accuracy" type: "Accuracy" bottom: "score" bottom: "label" top: "accuracy" }
 """
+# of PAIRS: in training scores of each face alone and of both, behind each other in the batch
+PAIR_LOSS = """\
+layer {
+  name: "labels"  # thrice
+  type: "Concat"
+  bottom: "label"
+  bottom: "label"
+  bottom: "label"
+  top: "labels"
+  include { phase: TRAIN }
+  concat_param { axis: 0 }
+}
+layer {
+  name: "loss"
+  type: "SoftmaxWithLoss"
+  bottom: "score"
+  bottom: "labels"
+  top: "loss"
+  include { phase: TRAIN }
+  loss_param { label_smoothing: 0.1 }
+}
+layer { name: "loss" type: "SoftmaxWithLoss" bottom: "score" bottom: "label" top: "loss" include { phase: TEST } }
+layer { name: "accuracy" type: "Accuracy" bottom: "score" bottom: "label" top: "accuracy" include { phase: TEST } }
+"""
 INPUT = """\
 layer {
   name: "data"
   type: "Input"
   top: "data"
-  input_param { shape { dim: 1 dim: 1 dim: CROP dim: CROP } }  # grey face, 0..255, minus the mean
+  input_param { shape { dim: 1 dim: CHANNELS dim: CROP dim: CROP } }  # grey face, 0..255, minus the mean
 }
 """
 PROB = 'layer { name: "prob" type: "Softmax" bottom: "score" top: "prob" }\n'
@@ -119,6 +144,21 @@ def body(name: str) -> list[LayerParameter]:
     n.data = L.Input()
     NETWORKS[name](n)
     return list(n.to_proto().layer)[1:]
+
+
+def for_training(layers: list[LayerParameter]) -> list[LayerParameter]:
+    """The layers of one of PAIRS, whose scores in training are of each face alone and of both."""
+    *layers, score = layers
+    n = NetSpec()
+    n.pool, n.both = L.Input(ntop=2)
+    n.each = L.Concat(n.pool, n.both, axis=0, include={"phase": TRAIN})
+    n.drop = L.Dropout(n.each, dropout_ratio=0.4, in_place=True, include={"phase": TRAIN})
+    each = LayerParameter()
+    each.CopyFrom(score)
+    each.bottom[:] = ["each"]
+    for layer, phase in ((each, TRAIN), (score, TEST)):
+        layer.include.add(phase=phase)
+    return [*layers, *list(n.to_proto().layer)[1:], each, score]
 
 
 def for_deploy(layer: LayerParameter) -> LayerParameter:
@@ -166,17 +206,21 @@ def prototxts(name: str) -> dict[str, str]:
     """The text of a network's files, by file name."""
     layers, crop = body(name), str(CROP.get(name, DEFAULT_CROP))
     deployed = layer_lines([for_deploy(layer) for layer in layers if layer.type != "Dropout"])
-    deploy = INPUT.replace("CROP", crop) + deployed + PROB
+    channels = "2" if name in PAIRS else "1"
+    deploy = INPUT.replace("CHANNELS", channels).replace("CROP", crop) + deployed + PROB
     comment = head(name, deploy)
+    end = layer_lines(for_training(layers)) + PAIR_LOSS if name in PAIRS else layer_lines(layers) + LOSS
     solver = {"name": name, "base_lr": BASE_LR.get(name, DEFAULT_BASE_LR), "written": WRITTEN}
     files = {
-        "train_val.prototxt": comment + data_layers(name) + layer_lines(layers) + LOSS,
+        "train_val.prototxt": comment + data_layers(name) + end,
         "solver.prototxt": SOLVER.format(**solver, run=name, state=""),
         "deploy.prototxt": comment + deploy,
     }
     if MIXED in STAGES_OF.get(name, ()):
         state = f'train_state {{ stage: "{MIXED}" }}  # faces mixed two by two as well\n'
         files[f"solver_{MIXED}.prototxt"] = SOLVER.format(**solver, run=f"{name}_{MIXED}", state=state)
+    if name in PAIRS:
+        files = {file: text.replace("data/fer2013/", "data/fer2013/both/") for file, text in files.items()}
     return files
 
 

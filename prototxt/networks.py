@@ -1,5 +1,5 @@
 """The networks that build.py writes: each a function that adds its layers behind `n.data`, grey faces N×1×44×44 or as
-CROP says, and ends in the scores of the seven emotions, `n.score`.
+CROP says (those of PAIRS: N×2×44×44), and ends in the scores of the seven emotions, `n.score`.
 
 Its docstring is the head comment of its files: what was published, and what is changed for faces of 48×48 pixels.
 Networks that were published for photographs of 224 or 299 pixels halve the side five times; here four times, at the
@@ -36,6 +36,8 @@ CLASSES = 7
 DEFAULT_CROP = 44
 # where the published network has another side; images are 48×48, crops random in training and central in tests
 CROP = {"vgg_fer": 40}
+# networks that see a face twice, aligned and as it is, in two channels
+PAIRS = ("face_resnet16_pair",)
 DEFAULT_BASE_LR = 0.05
 # networks with no batch norm, or none where most of their parameters are; and two whose loss rises again while the rate
 # warms up to more
@@ -350,12 +352,33 @@ def face_resnet16(n: NetSpec) -> None:
 
     Nothing is pooled before the end: the first block sees every pixel, where wrinkles and corners of mouths are.
     """
-    x = basic_block(n, "stage1_block1", conv_bn(n, "stem", n.data, 32), 32, stride=1, project=False)
+    classify(n, face_resnet16_blocks(n, n.data), dropout_ratio=0.4)
+
+
+def face_resnet16_blocks(n: NetSpec, bottom: Top) -> Top:
+    """Its convolutions."""
+    x = basic_block(n, "stage1_block1", conv_bn(n, "stem", bottom, 32), 32, stride=1, project=False)
     for stage, (outputs, blocks) in enumerate(((64, 2), (128, 2), (256, 2), (360, 1)), start=2):
         x = basic_block(n, f"stage{stage}_block1", x, outputs, stride=2, project=True)
         for i in range(2, blocks + 1):
             x = basic_block(n, f"stage{stage}_block{i}", x, outputs, stride=1, project=False)
-    classify(n, x, dropout_ratio=0.4)
+    return x
+
+
+def face_resnet16_pair(n: NetSpec) -> None:
+    """A network of this project's own design: face_resnet16 that sees a face twice, aligned and as it is, the channels of
+    its input. Both go through the same convolutions, one behind the other in the batch, and the scores are of the mean
+    of their features.
+
+    Alignment brings eyes and mouths to one place, and loses what a face's tilt and frame say; each sees what the other
+    misses. In training each of the two has scores of its own as well, so that both learn.
+    """
+    n.aligned, n.as_it_is = L.Slice(n.data, axis=1, ntop=2)
+    n.faces = L.Concat(n.aligned, n.as_it_is, axis=0)
+    pool = global_average(n, "pool", face_resnet16_blocks(n, n.faces))
+    n.pool_aligned, n.pool_as_it_is = L.Slice(pool, axis=0, ntop=2)
+    n.both = L.Eltwise(n.pool_aligned, n.pool_as_it_is, coeff=[0.5, 0.5])
+    fully_connected(n, "score", n.both, CLASSES, filler=GAUSSIAN)
 
 
 # Inception
@@ -533,6 +556,7 @@ NETWORKS: dict[str, Callable[[NetSpec], None]] = {
         resnet34,
         face_resnet,
         face_resnet16,
+        face_resnet16_pair,
         vgg_fer,
     )
 }

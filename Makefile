@@ -26,7 +26,7 @@ SKIP_BAD ?=
 ALIGN ?= $(if $(call pair,$(NET)),both,mtcnn)
 #: FER+'s fer2013new.csv: labels and soft labels from ten raters a face; LMDBs, mean and runs then lie in ferplus/
 FERPLUS ?=
-#: network to train: a folder of prototxt/; for predict, features and explain a trained one that ships (default: face_resnet16)
+#: network to train: a folder of prototxt/; for predict, features and explain a trained one that ships (default: face_resnet16_pair)
 MODEL ?= face_emotion_net
 #: recipe to train it by: prototxt/MODEL/solver_SOLVER.prototxt (default: solver.prototxt); the run is runs/MODEL_SOLVER
 SOLVER ?=

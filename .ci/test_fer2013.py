@@ -1,4 +1,6 @@
-"""What must hold after `make data train plot evaluate DATASET=fer2013 EPOCHS=2` on the real data set."""
+"""What must hold after `make data train plot evaluate DATASET=fer2013 EPOCHS=2` and `make mean ALIGN=both` on the real
+data set.
+"""
 
 from __future__ import annotations
 
@@ -46,6 +48,18 @@ def test_images_are_the_rows() -> None:
 
 
 @pytest.mark.parametrize("split", SPLITS)
+def test_lmdb_of_both_has_the_faces_aligned_and_as_they_are(split: str) -> None:
+    name, count = SPLITS[split]
+    reader, aligned = (DatumReader(folder / "lmdb" / name) for folder in (DATA / "both", DATA))
+    keys, (images, _) = reader.keys(), reader.read_all()
+    assert keys == aligned.keys()
+    np.testing.assert_array_equal(images[:, :1], aligned.read_all()[0])
+    for i in range(0, count, 7):
+        path = DATA / "images" / keys[i].decode().split("_", 1)[1]
+        np.testing.assert_array_equal(cv2.imread(str(path), cv2.IMREAD_UNCHANGED), images[i, 1])
+
+
+@pytest.mark.parametrize("split", SPLITS)
 def test_lmdb_agrees_with_the_aligned_images(split: str) -> None:
     name, count = SPLITS[split]
     reader = DatumReader(DATA / "lmdb" / name)
@@ -81,7 +95,8 @@ SHIPPED = [
 def test_what_ships_is_as_accurate_as_the_readme_says(name: str, accuracy: float) -> None:
     """On PrivateTest by the centre crop; another processor rounds, and aligns a few faces, a little differently."""
     network = FaceNetwork(*model_files(name), device="cpu")
-    images, labels = DatumReader(DATA / "lmdb" / "test_lmdb").read_all()
+    folder = DATA / "both" if network.face_shape[0] == 2 else DATA
+    images, labels = DatumReader(folder / "lmdb" / "test_lmdb").read_all()
     assert (network.probabilities(images).argmax(axis=1) == labels).mean() == pytest.approx(accuracy, abs=0.004)
 
 

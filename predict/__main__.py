@@ -22,7 +22,7 @@ from preprocessing.stage import StageError, replace_file, run_main
 from .annotate import annotate
 from .images import ImageError, find_images, read_image
 from .options import add_model_arguments, check_model_arguments, make_recognizer
-from .recognizer import DEFAULT_VIEWS, Prediction, Recognizer
+from .recognizer import Prediction, Recognizer
 
 OUTPUT = Path("data/predictions")
 CHUNK_IMAGES, CHUNK_PIXELS = 64, 16 << 20  # images that are held at a time
@@ -145,8 +145,8 @@ def main() -> int:
     parser.add_argument(
         "--views",
         choices=tuple(VIEWS),
-        default=DEFAULT_VIEWS,
-        help="average over views of each face: centre 1, mirror 2, ten_crop 10 (default: %(default)s)",
+        help="average over views of each face: centre 1, mirror 2, ten_crop 10 (default: mirror; centre for a net that "
+        "sees each face aligned and as it is)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON for programs, and nothing else")
     parser.add_argument(

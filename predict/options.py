@@ -8,7 +8,7 @@ from pathlib import Path
 from preprocessing.network_input import FaceNetwork
 from preprocessing.stage import add_device_argument
 
-from .recognizer import DEFAULT_MODEL, DEFAULT_VIEWS, FACES, Recognizer, model_files
+from .recognizer import DEFAULT_MODEL, FACES, Recognizer, model_files
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, faces: bool = True) -> None:
@@ -40,6 +40,6 @@ def make_network(args: argparse.Namespace) -> FaceNetwork:
     return FaceNetwork(deploy, weights, mean, args.device)
 
 
-def make_recognizer(args: argparse.Namespace, views: str = DEFAULT_VIEWS) -> Recognizer:
+def make_recognizer(args: argparse.Namespace, views: str | None = None) -> Recognizer:
     """The recogniser that these options ask for. Raises StageError as it does."""
     return Recognizer(args.deploy, args.weights, args.mean, args.face, args.device, views, args.model)

@@ -366,9 +366,9 @@ def face_resnet16_blocks(n: NetSpec, bottom: Top) -> Top:
 
 
 def face_resnet16_pair(n: NetSpec) -> None:
-    """A network of this project's own design: face_resnet16 that sees a face twice, aligned and as it is, the channels of
-    its input. Both go through the same convolutions, one behind the other in the batch, and the scores are of the mean
-    of their features.
+    """A network of this project's own design: face_resnet16 that sees a face twice, aligned and as it is, the channels
+    of its input. Both go through the same convolutions, one behind the other in the batch, and the scores are of the
+    mean of their features.
 
     Alignment brings eyes and mouths to one place, and loses what a face's tilt and frame say; each sees what the other
     misses. In training each of the two has scores of its own as well, so that both learn.

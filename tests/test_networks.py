@@ -25,7 +25,7 @@ from caffe.net_spec import Top
 from caffe.proto.caffe_pb2 import TEST, TRAIN, NetParameter
 from prototxt.blocks import channel_shuffle, inverted_residual, separable_conv_bn, squeeze_excitation
 from prototxt.build import FOLDER, prototxts, table
-from prototxt.networks import CROP, NETWORKS
+from prototxt.networks import CROP, NETWORKS, PAIRS
 
 FOLDERS = sorted(path.parent.name for path in FOLDER.glob("*/train_val.prototxt"))
 
@@ -126,6 +126,7 @@ PARAMETERS = {
     "resnet34": adapted(21_797_672, 512, kernel=7, filters=64),
     "face_resnet": face_resnet(),
     "face_resnet16": face_resnet16(),
+    "face_resnet16_pair": face_resnet16(),
     "vgg_fer": vgg(),
 }
 
@@ -145,11 +146,13 @@ class Nets(NamedTuple):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `lmdb`, six random faces of 48×48, and `mean.binaryproto`."""
+    """A folder with `lmdb`, six random faces of 48×48, and `mean.binaryproto`; in `both` as many in two channels."""
     folder = tmp_path_factory.mktemp("networks")
     random = np.random.default_rng(0)
-    write_database(folder / "lmdb", list(random.integers(0, 256, (6, 48, 48)).astype(np.uint8)), [0, 1, 2, 3, 4, 6])
-    save_mean(folder / "mean.binaryproto", np.full((1, 48, 48), 128, np.float32))
+    for place, channels in ((folder, 1), (folder / "both", 2)):
+        faces = random.integers(0, 256, (6, channels, 48, 48)).astype(np.uint8)
+        write_database(place / "lmdb", list(faces), [0, 1, 2, 3, 4, 6])
+        save_mean(place / "mean.binaryproto", np.full((channels, 48, 48), 128, np.float32))
     return folder
 
 
@@ -158,10 +161,11 @@ def nets(request: pytest.FixtureRequest, data: Path) -> Nets:
     """The nets of one folder after the other: all together are 2 GB."""
     name = request.param
     param = read_net_parameter(FOLDER / name / "train_val.prototxt")
+    place = data / "both" if name in PAIRS else data
     for layer in param.layer:
         if layer.type == "Data":
-            layer.data_param.source, layer.data_param.batch_size = str(data / "lmdb"), 2
-            layer.transform_param.mean_file = str(data / "mean.binaryproto")
+            layer.data_param.source, layer.data_param.batch_size = str(place / "lmdb"), 2
+            layer.transform_param.mean_file = str(place / "mean.binaryproto")
     train = caffe.Net(param, phase=TRAIN, seed=1)
     random = np.random.default_rng(3)
     for layer_name, blobs in train.params.items():  # gamma, beta and biases that are not all 1 and 0
@@ -284,6 +288,39 @@ def test_recipe(name: str) -> None:
             assert not layer.convolution_param.bias_term
         elif len(layer.param) > 1:
             assert [spec.decay_mult for spec in layer.param] == [1, 0]
+
+
+def test_a_pairs_scores_are_the_means_of_those_of_each_face(data: Path) -> None:
+    """In tests; in training there are those of each face as well, the labels thrice."""
+    weights = FOLDER / "face_resnet16_pair/face_resnet16_pair.caffemodel"
+    pair = caffe.Net(FOLDER / "face_resnet16_pair/deploy.prototxt", weights, TEST)
+    once = caffe.Net(FOLDER / "face_resnet16/deploy.prototxt", TEST)
+    once.share_with(pair)
+    faces = np.random.default_rng(1).normal(0, 60, (3, 2, 44, 44)).astype(np.float32)
+    scores = []
+    for channel in (0, 1):
+        once.blobs["data"].reshape(3, 1, 44, 44)
+        once.blobs["data"].data[...] = faces[:, channel : channel + 1]
+        once.forward()
+        scores.append(once.blobs["score"].data.copy())
+    pair.blobs["data"].reshape(3, 2, 44, 44)
+    pair.blobs["data"].data[...] = faces
+    pair.forward()
+    assert np.abs(scores[0] - scores[1]).max() > 1e-3 * np.abs(scores[0]).max(), "the comparison says nothing"
+    np.testing.assert_allclose(pair.blobs["score"].data, np.mean(scores, axis=0), rtol=1e-4, atol=1e-5)
+
+    param = read_net_parameter(FOLDER / "face_resnet16_pair/train_val.prototxt")
+    for layer in param.layer:
+        if layer.type == "Data":
+            layer.data_param.source, layer.data_param.batch_size = str(data / "both/lmdb"), 2
+            layer.transform_param.mean_file = str(data / "both/mean.binaryproto")
+        elif layer.type == "Dropout":
+            layer.dropout_param.dropout_ratio = 0
+    train = caffe.Net(param, TRAIN, seed=2)
+    train.forward()
+    first, second, both = train.blobs["score"].data.reshape(3, 2, 7)
+    np.testing.assert_allclose(both, (first + second) / 2, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(train.blobs["labels"].data, np.tile(train.blobs["label"].data, 3))
 
 
 def test_table_names_every_folder() -> None:

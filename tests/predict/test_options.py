@@ -67,7 +67,7 @@ def test_the_input_of_one_face_is_its_centre_crop_minus_the_mean(model: list[str
 
 def test_the_options_default_to_the_model_that_ships() -> None:
     network = make_network(parse("--device", "cpu", faces=False))
-    assert network.name == "face_resnet16"
+    assert network.name == "face_resnet16_pair"
     assert Recognizer(device="cpu", face="none").network.files == network.files
 
 

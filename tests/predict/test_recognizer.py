@@ -243,17 +243,17 @@ def test_arguments_that_do_not_fit(model: tuple[Path, Path, Path]) -> None:
 
 def test_the_model_that_ships_is_the_default_and_a_missing_file_is_named(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(predict.recognizer, "MODELS", tmp_path)
-    with pytest.raises(StageError, match=r"'face_resnet16': .*deploy\.prototxt is missing; .* \(none here\)"):
+    with pytest.raises(StageError, match=r"'face_resnet16_pair': .*deploy\.prototxt is missing; .* \(none here\)"):
         Recognizer()
-    _, weights, mean = make_model(tmp_path / "face_resnet16", name="face_resnet16")
+    _, weights, mean = make_model(tmp_path / "face_resnet16_pair", name="face_resnet16_pair")
     make_model(tmp_path / "other", classes=3, name="other")
     assert Recognizer(face="none", device="cpu").emotions == EMOTIONS
     assert Recognizer(model="other", face="none", device="cpu").emotions == ("class_0", "class_1", "class_2")
     mean.unlink()
-    with pytest.raises(StageError, match=r"mean\.binaryproto is missing; .* \(face_resnet16, other\)"):
+    with pytest.raises(StageError, match=r"mean\.binaryproto is missing; .* \(face_resnet16_pair, other\)"):
         Recognizer()
     weights.unlink()
-    with pytest.raises(StageError, match=r"face_resnet16\.caffemodel is missing"):
+    with pytest.raises(StageError, match=r"face_resnet16_pair\.caffemodel is missing"):
         Recognizer()
 
 

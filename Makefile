@@ -23,7 +23,7 @@ CLASSES ?=
 #: 1: leave bad rows or files of the source out and list them in the manifest, instead of stopping
 SKIP_BAD ?=
 #: mtcnn: detect and align the faces; none: leave them as they are; both: one beside the other, for a MODEL that sees both (its default)
-ALIGN ?= $(if $(call pair,$(NET)),both,mtcnn)
+ALIGN ?= $(if $(call pair,$(if $(WEIGHTS),$(GIVEN),$(NET))),both,mtcnn)
 #: FER+'s fer2013new.csv: labels and soft labels from ten raters a face; LMDBs, mean and runs then lie in ferplus/
 FERPLUS ?=
 #: network to train: a folder of prototxt/; for predict, features and explain a trained one that ships (default: face_resnet16_pair)
@@ -38,7 +38,7 @@ FREEZE ?=
 LR ?=
 #: images an iteration trains on (default: the network's, 64); a GPU is quicker by 128, with LR twice the solver's
 BATCH ?=
-#: trained nets whose answers the net learns beside the labels: names of runs, folders of trained ones, in quotes
+#: trained nets whose answers the net learns beside the labels: names of runs (for ALIGN=both also NAME@none), folders of trained ones, in quotes
 TEACHERS ?=
 #: with TEACHERS, by what their probabilities are softened (default: 2)
 TEMPERATURE ?=
@@ -56,7 +56,7 @@ PRECISION ?=
 DEVICE ?= auto
 #: threads of the data stages (default: one a core)
 WORKERS ?=
-#: what `make ensemble` averages, or `make compare` trains first: networks, names of runs (MODEL_SOLVER_seedN), folders of trained ones, in quotes; with @none (@mtcnn) one that sees the faces so; all: every network of prototxt/
+#: what `make ensemble` averages, or `make compare` trains first: networks, names of runs (MODEL_SOLVER_seedN), folders of trained ones, in quotes; with @none (@mtcnn, @both) one that sees the faces so; all: every network of prototxt/
 MODELS ?=
 #: a photo for `make predict`, `make features`, `make explain`, and for `make report` (default: a test face); for `make predict` also a folder, or a quoted pattern
 IMG ?= images/astronaut.png
@@ -113,6 +113,7 @@ NET := prototxt/$(MODEL)
 # $(call pair,FOLDER): the net's prototxt where its input has two channels, a face aligned and as it is; else nothing
 pair = $(shell tr '\n' ' ' 2>/dev/null < '$(1)/deploy.prototxt' | grep -Eo 'dim: *1 +dim: *2 ')
 ALIGNMENTS := mtcnn none both
+GIVEN := $(if $(WEIGHTS),$(shell dirname "$(WEIGHTS)"))
 ALIGN := $(ALIGN)
 ifneq ($(words $(ALIGN))$(filter-out $(ALIGNMENTS),$(ALIGN)),1)
 $(error ALIGN is $(ALIGN); expected mtcnn, none or both)
@@ -152,7 +153,6 @@ ifneq ($(WEIGHTS),)
 ifeq ($(FROM),run)
 $(error WEIGHTS and FROM=run are given; expected one of the two)
 endif
-GIVEN := $(shell dirname "$(WEIGHTS)")
 GIVEN_NAME := $(shell sed -E 's:^data/(.*/)?(runs/):\1:; t name; s:.*/::; :name; s:[/ ]+:_:g; s:^\.+$$:weights:' <<< "$(GIVEN)")
 TRANSFER := $(W)/evaluations/$(GIVEN_NAME)/evaluation.json
 endif
@@ -189,7 +189,8 @@ REPORT_IMG := $(if $(filter-out file,$(origin IMG)),$(IMG))
 SET_REPORT := $(call joined,IMG=$(REPORT_IMG)$(if $(REPORT_IMG), FACE=$(FACE)))
 
 # what MODELS names: with a / a folder, else the name of a run, MODEL[_SOLVER][_seedN][_train+val]; behind it may
-# stand which faces it sees, @mtcnn or @none, which else its folder tells, if it is one of runs, or ALIGN
+# stand which faces it sees, @mtcnn, @none or @both, which else its folder tells, if it is one of runs, its input, if it
+# takes both, or ALIGN
 RECIPES := $(wildcard prototxt/*/solver.prototxt prototxt/*/solver_*.prototxt)
 ifeq ($(MODELS),all)
 override MODELS := $(NETWORKS)
@@ -201,8 +202,9 @@ model = $(word 2,$(subst /, ,$(call recipe,$(1))))
 solver = $(patsubst solver_%,%,$(filter solver_%,$(basename $(notdir $(call recipe,$(1))))))
 seed = $(or $(shell sed -nE 's/.*_seed([0-9]+)(_train[+]val)?$$/\1/p' <<< '$(1)'),1)
 bare = $(foreach m,$(1),$(if $(filter %@mtcnn,$(m)),$(m:%@mtcnn=%),$(if $(filter %@both,$(m)),$(m:%@both=%),$(m:%@none=%))))
-align = $(or $(patsubst @%,%,$(filter $(ALIGNMENTS:%=@%),$(1:$(call bare,$(1))%=%))),$(if $(findstring /runs/,$(1)),$(if $(findstring \
-	/unaligned/,/$(1)),none,$(if $(findstring /both/,/$(1)),both,mtcnn))),$(if $(call pair,$(if $(findstring /,$(1)),$(1:%/=%),prototxt/$(call \
+place = $(shell sed -nE 's:.*data/[^/]+/(unaligned|both)/.*:\1:p' <<< '$(1)')
+align = $(or $(patsubst @%,%,$(filter $(ALIGNMENTS:%=@%),$(1:$(call bare,$(1))%=%))),$(if $(findstring /runs/,$(1)),$(or $(patsubst \
+	unaligned,none,$(call place,$(1))),mtcnn)),$(if $(call pair,$(if $(findstring /,$(1)),$(1:%/=%),prototxt/$(call \
 	model,$(1)))),both),$(patsubst both,mtcnn,$(ALIGN)))
 $(foreach t,$(TAUGHT),$(if $(wildcard $(t)/*.caffemodel),,$(error TEACHERS names $(t), which has no trained net; expected names of trained \
 runs or paths of folders with a trained net)))
@@ -216,7 +218,7 @@ run = $(notdir $(call bare,$(1)))
 weights = $(wildcard $(call bare,$(1))/$(or $(call model,$(call run,$(1))),*).caffemodel)
 UNTRAINED := $(foreach m,$(filter $(foreach a,$(ALIGNMENTS),$(call work,$(a))/runs/%),$(MEMBERS)),$(if $(call weights,$(m)),,$(notdir $(m))))
 $(foreach m,$(UNTRAINED),$(if $(call recipe,$(call bare,$(m))),,$(error MODELS names $(call bare,$(m)), which is not trained; expected names of runs \
-($(subst /solver,,$(RECIPES:prototxt/%.prototxt=%)); also with _seedN and @none) or paths of folders with a trained net)))
+($(subst /solver,,$(RECIPES:prototxt/%.prototxt=%)); also with _seedN, @none and @both) or paths of folders with a trained net)))
 # by what `make train` makes the run NAME@ALIGN
 asked = MODEL=$(call model,$(call run,$(1))) SOLVER=$(call solver,$(call run,$(1))) SEED=$(call seed,$(call run,$(1))) \
 	TRAIN_ON=$(if $(findstring _train+val,$(1)),train+val,train) ALIGN=$(call align,$(1)) MODELS=

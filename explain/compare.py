@@ -2,7 +2,7 @@
 
     python -m explain.compare data/fer2013
 
-Looks for runs/RUN anywhere below the folder, also in unaligned/, ferplus/ and foldK/, and writes compare.md,
+Looks for runs/RUN anywhere below the folder, also in unaligned/, both/, ferplus/ and foldK/, and writes compare.md,
 compare.csv and compare.png into the folder. Runs that differ in the seed alone, or in the fold alone, are one row.
 """
 

@@ -85,24 +85,30 @@ class FaceTrace:
         raise StageError(f"layer {name!r} is not in the net; expected one of {', '.join(self.blobs)}{beside}")
 
 
+def ways(network: FaceNetwork) -> list[str]:
+    """Words, behind a face's name, for the ways in which a net sees it: by channel; for one channel, none."""
+    return [""] if network.face_shape[0] == 1 else [", aligned", ", as it is"]
+
+
 def feature_maps(network: FaceNetwork, face: np.ndarray) -> dict[str, np.ndarray]:
     """What each layer makes of a face: the value of every blob of the net.
 
     Parameters
     ----------
     network: the trained net.
-    face: uint8, H×W, aligned, of the mean's size; the net sees its centre crop.
+    face: uint8, H×W or C×H×W, aligned, of the mean's size; the net sees its centre crop.
 
     Returns
     -------
     float32, C×H×W (or C), by the blob's name, in the net's order, the input first. A blob that layers work on in place
-    has its final value: behind a ReLU in place it is the ReLU's output.
+    has its final value: behind a ReLU in place it is the ReLU's output. Where a net sees a face in two ways, as two
+    images of a batch, there is an entry for each: NAME, aligned and NAME, as it is.
 
     Raises
     ------
     ValueError: the face is not of the mean's size.
     """
-    return {name: _array(value) for name, value in FaceTrace(network, face).blobs.items()}
+    return _arrays(network, FaceTrace(network, face).blobs)
 
 
 def layer_maps(network: FaceNetwork, face: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -111,11 +117,17 @@ def layer_maps(network: FaceNetwork, face: np.ndarray, names: Sequence[str]) -> 
     Raises StageError for a name that is neither, listing what there is.
     """
     trace = FaceTrace(network, face)
-    return {name: _array(trace.find(name)) for name in names}
+    return _arrays(network, {name: trace.find(name) for name in names})
 
 
-def _array(value: torch.Tensor) -> np.ndarray:
-    return value.detach().float().cpu().numpy()[0]
+def _arrays(network: FaceNetwork, blobs: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    words = ways(network)
+    result: dict[str, np.ndarray] = {}
+    for name, value in blobs.items():
+        images = value.detach().float().cpu().numpy()
+        alone = len(images) != len(words)  # as the scores are, of both
+        result |= {name + ("" if alone else way): image for way, image in zip(words, images, strict=False)}
+    return result
 
 
 def _channels(maps: np.ndarray) -> np.ndarray:

@@ -34,7 +34,7 @@ from caffe.net import filter_net
 from caffe.proto.caffe_pb2 import LayerParameter, NetState, SolverParameter
 from explain.compare import size
 from explain.diagram import net_diagram
-from explain.features import draw_features, draw_overview, feature_maps, plain
+from explain.features import draw_features, draw_overview, feature_maps, plain, ways
 from explain.filters import draw_filters
 from explain.page import (
     Html,
@@ -55,7 +55,7 @@ from explain.page import (
     svg,
     table,
 )
-from explain.saliency import draw_explanation, explain_face, ways
+from explain.saliency import draw_explanation, explain_face
 from explain.scores import area_under, corners, roc_curve, wilson_interval
 from predict import ImageError, Recognizer
 from predict.recognizer import FACES
@@ -749,6 +749,8 @@ def filters(material: Material) -> Html:
 def explanations(material: Material) -> Html:
     """Grad-CAM and guided gradients for a face of each class."""
     test, classes = material.test, material.classes
+    if len(material.face) not in (1, 2):
+        raise StageError(f"the faces have {len(material.face)} channels; expected grey ones")
     text = (
         "A face of each class, of median confidence among those that the net answers right: what of it speaks for the "
         "class, by Grad-CAM (Selvaraju et al., 2017) and guided backpropagation (Springenberg et al., 2015)."

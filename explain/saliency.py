@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 import caffe
 from caffe.layers.activation import ReLU
-from explain.features import FaceTrace, plain
+from explain.features import FaceTrace, plain, ways
 from predict import ImageError
 from predict.options import add_model_arguments, check_model_arguments, make_recognizer
 from predict.recognizer import FoundFace
@@ -170,11 +170,6 @@ def guided_gradient(network: FaceNetwork, trace: FaceTrace, score: torch.Tensor,
     if gradient is None:
         raise StageError(f"{network.deploy}: the score does not depend on the input {network.net.inputs[0]!r}")
     return gradient[0, channel].float().cpu().numpy()
-
-
-def ways(network: FaceNetwork) -> list[str]:
-    """Words, behind a face's name, for the ways in which a net sees it: by channel; for one channel, none."""
-    return [""] if network.face_shape[0] == 1 else [", aligned", ", as it is"]
 
 
 @contextmanager

@@ -79,9 +79,11 @@ def write_databases(
     for option, value, highest in (("--workers", workers, None), ("--size", size, None), ("--fold", fold, FOLDS)):
         if value is not None and (value < 1 or (highest is not None and value > highest)):
             raise StageError(f"{option} is {value}; expected {f'1..{highest}' if highest else '1 or more'}")
-    check_output(images, output)
-    manifest = images / "manifest.json"
-    stage = Stage("lmdb", [manifest] if manifest.is_file() else [], {"images": str(images), "seed": seed})
+    folders = [images] if beside is None else [images, Path(beside)]
+    for folder in folders:
+        check_output(folder, output)
+    manifests = [folder / "manifest.json" for folder in folders]
+    stage = Stage("lmdb", [path for path in manifests if path.is_file()], {"images": str(images), "seed": seed})
     if beside is not None and size is None:
         size = SIZE
     settings = {"size": size, "fold": fold, "beside": None if beside is None else str(beside)}
@@ -102,7 +104,6 @@ def write_databases(
         if not of_split:
             where = images / split if fold is None else f"{images}, {split} of fold {fold}"
             raise StageError(f"{where}: no images; expected PNG files in {split}/0_{classes[0]} and so on")
-    folders = [images] if beside is None else [images, Path(beside)]
     first = next(_read(folders, lines[SPLITS[0]][:1], size, workers))
     written: dict[str, int] = {}
     with replace_directory(output) as folder:

@@ -275,6 +275,13 @@ def test_a_net_that_sees_faces_aligned_and_as_they_are(tree: Path) -> None:
     assert f"--train {both}/lmdb/train_lmdb" in train
     assert f"--output {both}/runs/pair " in train
 
+    # a folder of weights is looked at in the same way, and its faces are there for it
+    (tree / "ships").mkdir()
+    shutil.copy(pair / "deploy.prototxt", tree / "ships")
+    (tree / "ships/pair.caffemodel").touch()
+    evaluate = commands(tree, "evaluate", "WEIGHTS=ships/pair.caffemodel")[-1]
+    assert f"--lmdb test={both}/lmdb/test_lmdb" in evaluate
+
     # beside nets that see a face once, and as their pupil
     (tree / both / "lmdb").mkdir(parents=True)
     for file in ("lmdb/manifest.json", "mean.binaryproto"):
@@ -289,6 +296,11 @@ def test_a_net_that_sees_faces_aligned_and_as_they_are(tree: Path) -> None:
     assert "--lmdb val=data/toy/lmdb/val_lmdb" in ensemble
     (train,) = commands(tree, "train", "MODEL=pair", "SEED=2", "TEACHERS=small small@none pair")
     assert f"--teachers 'data/toy/runs/small' 'data/toy/unaligned/runs/small' '{both}/runs/pair'" in train
+    ensemble = commands(tree, "ensemble", "MODELS=./ships ships/ small")[-1]
+    assert f"-m train.ensemble ./ships@{both}/lmdb ships@{both}/lmdb data/toy/runs/small --output" in ensemble
+    trained(tree, "../../both/runs/small")
+    ensemble = commands(tree, "ensemble", "MODELS=data/both/runs/small small")[-1]
+    assert "-m train.ensemble data/both/runs/small data/toy/runs/small --output" in ensemble, "a data set of that name"
     done = make(tree, "train", "MODEL=pair", "TEACHERS=small_wide")
     assert "TEACHERS names data/toy/runs/small_wide, which has no trained net" in done.stderr
 

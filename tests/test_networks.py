@@ -23,6 +23,8 @@ from caffe.complexity import complexity
 from caffe.io import read_net_parameter, read_solver_parameter, save_mean
 from caffe.net_spec import Top
 from caffe.proto.caffe_pb2 import TEST, TRAIN, NetParameter
+from predict.recognizer import DEFAULT_MODEL
+from preprocessing.network_input import read_temperatures
 from prototxt.blocks import channel_shuffle, inverted_residual, separable_conv_bn, squeeze_excitation
 from prototxt.build import FOLDER, prototxts, table
 from prototxt.networks import CROP, NETWORKS, PAIRS
@@ -321,6 +323,14 @@ def test_a_pairs_scores_are_the_means_of_those_of_each_face(data: Path) -> None:
     first, second, both = train.blobs["score"].data.reshape(3, 2, 7)
     np.testing.assert_allclose(both, (first + second) / 2, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(train.blobs["labels"].data, np.tile(train.blobs["label"].data, 3))
+
+
+def test_what_ships_is_calibrated() -> None:
+    """By the views that predict takes, for the very weights."""
+    weights = sorted(FOLDER.glob("*/*.caffemodel"))
+    assert DEFAULT_MODEL in [path.stem for path in weights]
+    for path in weights:
+        assert read_temperatures(path).keys() >= {"centre", "mirror", "ten_crop"}, path
 
 
 def test_table_names_every_folder() -> None:

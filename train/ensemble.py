@@ -22,6 +22,7 @@ from preprocessing.network_input import Classifier, FaceNetwork
 from preprocessing.stage import StageError, run_main
 from train.evaluate import (
     Answers,
+    Faces,
     add_evaluation_arguments,
     check_evaluation_arguments,
     read_database,
@@ -76,13 +77,13 @@ class Ensemble:
         self.lmdbs = [None] * len(networks) if lmdbs is None else list(lmdbs)
         first = self.networks[0]
         self.classes = first.classes
-        shapes = [n.face_shape for n, place in zip(self.networks, self.lmdbs, strict=True) if place is None]
-        self.face_shape = shapes[0] if shapes else None
+        seeing = [n for n, place in zip(self.networks, self.lmdbs, strict=True) if place is None]
+        self.face_shape = seeing[0].face_shape if seeing else None
         for network, place in zip(self.networks, self.lmdbs, strict=True):
             mine, others = network.face_shape, self.face_shape if place is None else None
             if others not in (None, mine):
                 raise StageError(
-                    f"{network.weights}: sees faces of {mine}; expected {others}, as the first of them does"
+                    f"{network.weights}: sees faces of {mine}; expected {others}, as {seeing[0].weights} does"
                 )
             if network.classes != self.classes:
                 raise StageError(
@@ -103,9 +104,14 @@ class Ensemble:
         Raises StageError as `train.evaluate.read_database` does, and for a net's own LMDB with other faces.
         """
         places = [path if folder is None else folder / path.name for folder in self.lmdbs]
-        # who sees each; by default all
-        seers: dict[Path, Classifier] = {path: self, **dict(zip(places, self.networks, strict=True))}
-        read = {place: read_database(place, seer) for place, seer in seers.items()}
+        # who sees each; where none does, the ensemble, which takes any
+        seers: list[tuple[Path, Classifier]] = [*zip(places, self.networks, strict=True), (path, self)]
+        read: dict[Path, Faces] = {}
+        for place, seer in seers:
+            if place not in read:
+                read[place] = read_database(place, seer)
+            elif seer.face_shape not in (None, read[place].images.shape[1:]):
+                read_database(place, seer)  # which says what it expects
         faces = read[path]
         for place, own in read.items():
             if not np.array_equal(own.labels, faces.labels):
@@ -123,7 +129,9 @@ class Ensemble:
 
 def alignment(place: Path) -> str:
     """How the faces of a folder in data/DATASET are aligned: the value of ALIGN, by where the Makefile puts them."""
-    return "none" if "unaligned" in place.parts else "mtcnn"
+    parts = place.parts
+    inside = parts[len(parts) - parts[::-1].index("data") + 1 :] if "data" in parts else parts
+    return "none" if "unaligned" in inside else "both" if "both" in inside else "mtcnn"
 
 
 def member(text: str) -> tuple[Path, Path | None]:

@@ -184,7 +184,8 @@ def read_database(path: Path, network: Classifier) -> Faces:
         raise StageError(f"{path}: its images are of several sizes; expected those of a data set's faces")
     if network.face_shape not in (None, read[0].shape[1:]):
         found, wanted = ("×".join(map(str, shape)) for shape in (read[0].shape[1:], network.face_shape or ()))
-        raise StageError(f"{path}: its images are {found}; the mean is {wanted}")
+        hint = " (see ALIGN=both)" if 2 in (read[0].shape[1], (network.face_shape or (0,))[0]) else ""
+        raise StageError(f"{path}: its images are {found}; the mean is {wanted}{hint}")
     images, labels = read
     names = database_classes(path, labels, network.classes)
     wrong = np.flatnonzero((labels < 0) | (labels >= len(names)))

@@ -118,3 +118,23 @@ def run_command(monkeypatch: pytest.MonkeyPatch, main: Callable[[], None], *argu
     with pytest.raises(SystemExit) as exit_:
         run_main(main)
     return int(exit_.value.code or 0)
+
+
+def small_networks_of_one_face_and_two(folder: Path) -> tuple[FaceNetwork, FaceNetwork]:
+    """The small net, and one of two channels, which go through its layers as a batch and have their scores added."""
+    join = """
+      layer { name: "kinds" type: "Slice" bottom: "data" top: "first" top: "second" slice_param { axis: 1 } }
+      layer { name: "faces" type: "Concat" bottom: "first" bottom: "second" top: "faces" concat_param { axis: 0 } }
+    """
+    added = """
+      layer { name: "apart" type: "Slice" bottom: "fc2" top: "fc2a" top: "fc2b" slice_param { axis: 0 } }
+      layer { name: "score" type: "Eltwise" bottom: "fc2a" bottom: "fc2b" top: "score" }
+      layer { name: "prob" type: "Softmax" bottom: "score" top: "prob" }
+    """
+    once = LAYERS.replace('bottom: "data"', 'bottom: "faces"')
+    twice = INPUT.replace("dim: 1 dim: 1", "dim: 1 dim: 2") + join + once[: once.index('layer { name: "prob"')] + added
+    alone = small_network(folder / "one", DEPLOY)
+    save_mean(folder / "mean.binaryproto", np.full((2, FACE, FACE), MEAN, np.float32))
+    (folder / "deploy.prototxt").write_text(twice)
+    pair = FaceNetwork(folder / "deploy.prototxt", alone.weights, folder / "mean.binaryproto", device="cpu")
+    return alone, pair

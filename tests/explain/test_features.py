@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
-from small_face_net import TorchNet, random_face, run_command, small_network, torch_input
+from small_face_net import (
+    TorchNet,
+    random_face,
+    run_command,
+    small_network,
+    small_networks_of_one_face_and_two,
+    torch_input,
+)
 
 import caffe
 from explain.features import draw_features, draw_overview, feature_maps, layer_maps, main, mosaic
@@ -32,6 +39,18 @@ def test_each_blob_is_what_a_forward_pass_leaves_in_it(network: FaceNetwork) -> 
     for name, blob in net.blobs.items():
         np.testing.assert_allclose(maps[name], blob.data[0], rtol=1e-4, atol=1e-4, err_msg=name)
         assert maps[name].dtype == np.float32
+
+
+def test_a_face_seen_twice_has_the_maps_of_each(tmp_path: Path) -> None:
+    alone, pair = small_networks_of_one_face_and_two(tmp_path)
+    faces = np.stack([random_face(1), random_face(2)])
+    maps = feature_maps(pair, faces)
+    for face, way in zip(faces, ("aligned", "as it is"), strict=True):
+        for name, expected in layer_maps(alone, face, ["conv1", "sum", "fc2"]).items():
+            np.testing.assert_allclose(maps[f"{name}, {way}"], expected, rtol=1e-4, atol=1e-5)
+    assert maps["data"].shape == (2, 12, 12)
+    assert maps["score"].shape == (7,)
+    assert list(layer_maps(pair, faces, ["conv1", "prob"])) == ["conv1, aligned", "conv1, as it is", "prob"]
 
 
 def test_a_layer_in_place_has_an_output_of_its_own(network: FaceNetwork) -> None:

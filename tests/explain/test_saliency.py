@@ -12,20 +12,17 @@ import torch
 from small_face_net import (
     CLASSES,
     DEPLOY,
-    FACE,
     INPUT,
-    LAYERS,
-    MEAN,
     TorchNet,
     convolution,
     random_face,
     run_command,
     small_network,
+    small_networks_of_one_face_and_two,
     torch_input,
 )
 from torch import nn
 
-from caffe.io import save_mean
 from explain.saliency import draw_explanation, explain_face, main
 from predict import Recognizer
 from predict.recognizer import FoundFace, model_files
@@ -214,21 +211,7 @@ def test_what_cannot_be_explained(network: FaceNetwork, tmp_path: Path) -> None:
 
 def test_each_channel_of_a_face_seen_twice_has_its_explanation(tmp_path: Path) -> None:
     """Two faces that go through one net as a batch, their scores added: each has what it would have alone."""
-    join = """
-      layer { name: "kinds" type: "Slice" bottom: "data" top: "first" top: "second" slice_param { axis: 1 } }
-      layer { name: "faces" type: "Concat" bottom: "first" bottom: "second" top: "faces" concat_param { axis: 0 } }
-    """
-    mean = """
-      layer { name: "apart" type: "Slice" bottom: "fc2" top: "fc2a" top: "fc2b" slice_param { axis: 0 } }
-      layer { name: "score" type: "Eltwise" bottom: "fc2a" bottom: "fc2b" top: "score" }
-      layer { name: "prob" type: "Softmax" bottom: "score" top: "prob" }
-    """
-    once = LAYERS.replace('bottom: "data"', 'bottom: "faces"')
-    twice = INPUT.replace("dim: 1 dim: 1", "dim: 1 dim: 2") + join + once[: once.index('layer { name: "prob"')] + mean
-    alone = small_network(tmp_path / "one", DEPLOY)
-    save_mean(tmp_path / "mean.binaryproto", np.full((2, FACE, FACE), MEAN, np.float32))
-    (tmp_path / "deploy.prototxt").write_text(twice)
-    pair = FaceNetwork(tmp_path / "deploy.prototxt", alone.weights, tmp_path / "mean.binaryproto", device="cpu")
+    alone, pair = small_networks_of_one_face_and_two(tmp_path)
     faces = np.stack([random_face(1), random_face(2)])
     for channel in (0, 1):
         explanation = explain_face(pair, faces, 3, channel=channel)
@@ -243,7 +226,7 @@ def test_the_shipped_networks_see_the_smile_in_the_lower_half() -> None:
     recognizer = Recognizer(device="cpu")
     face = recognizer.find_faces([Path(__file__).parents[2] / "images" / "astronaut.png"])[0][0]
     for network in (recognizer.network, FaceNetwork(*model_files("mini_xception"), device="cpu")):
-        explanation = explain_face(network, face.pixels)
+        explanation = explain_face(network, face.pixels[: network.face_shape[0]])
         assert network.classes[explanation.target] == "happy"
         assert explanation.grad_cam[21:].sum() > 0.6 * explanation.grad_cam.sum()
 

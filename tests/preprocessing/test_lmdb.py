@@ -127,6 +127,14 @@ def test_images_of_two_folders_beside_each_other(tree: Path, tmp_path: Path) -> 
     write_databases(tree, tmp_path / "both", beside=other)
     datum = next(iter(records(tmp_path / "both/train_lmdb").values()))
     assert (datum.channels, datum.height, datum.width) == (2, 48, 48), "as large as aligned faces"
+    (other / "manifest.json").write_text("{}")
+    write_databases(tree, tmp_path / "both", beside=other)
+    inputs = json.loads((tmp_path / "both/manifest.json").read_text())["inputs"]
+    assert [entry["file"] for entry in inputs] == [str(folder / "manifest.json") for folder in (tree, other)]
+    inside = tmp_path / "both/train_lmdb"
+    with pytest.raises(StageError, match=f"both: overlaps with the input {inside}"):  # it would be replaced
+        write_databases(tree, tmp_path / "both", beside=inside)
+    assert first(other).is_file()
     (missing := other / first(tree).relative_to(tree)).unlink()
     with pytest.raises(StageError, match=f"{missing.relative_to(other)}: No such file or directory .in {other}."):
         write_databases(tree, tmp_path / "both", beside=other)

@@ -22,7 +22,7 @@ from preprocessing.datasets import EMOTIONS
 from preprocessing.network_input import FaceNetwork, faces_to_input, soften
 from preprocessing.stage import StageError
 from train.calibrate import find_temperature, negative_log_likelihood, reliability
-from train.ensemble import Ensemble, member, model_files
+from train.ensemble import Ensemble, alignment, member, model_files
 from train.evaluate import (
     class_metrics,
     confusion_matrix,
@@ -566,8 +566,24 @@ def test_members_that_see_a_face_once_and_twice(tmp_path: Path) -> None:
         StageError, match=r"twice/bands\.caffemodel: sees faces of \(2, 48, 48\); expected \(1, 48, 48\)"
     ):
         Ensemble([once, twice])
-    with pytest.raises(StageError, match="lmdb/val_lmdb: its images are 1×48×48; the mean is 2×48×48"):
+    with pytest.raises(
+        StageError, match=r"lmdb/val_lmdb: its images are 1×48×48; the mean is 2×48×48 \(see ALIGN=both\)"
+    ):
         Ensemble([once, twice], [None, path.parent]).answer(path, ["centre"])
+    for networks in ([once, twice], [twice, once]):
+        with pytest.raises(StageError, match="both/val_lmdb: its images are 2×48×48; the mean is 1×48×48"):
+            Ensemble(networks, [tmp_path / "both"] * 2).answer(path, ["centre"])
+
+
+def test_how_faces_are_aligned_is_told_by_their_folder() -> None:
+    for place, expected in (
+        ("data/toy/lmdb", "mtcnn"),
+        ("/home/both/data/both/lmdb", "mtcnn"),
+        ("data/toy/unaligned/lmdb", "none"),
+        ("data/unaligned/both/fold3/lmdb", "both"),
+        ("both/runs/small", "both"),
+    ):
+        assert alignment(Path(place)) == expected, place
 
 
 def test_an_ensemble_of_nets_that_do_not_fit(tmp_path: Path) -> None:

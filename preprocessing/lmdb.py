@@ -2,7 +2,7 @@
 
 python -m preprocessing.lmdb data/fer2013/aligned data/fer2013/lmdb --seed 0 [--ferplus fer2013new.csv]
 python -m preprocessing.lmdb data/ckplus/aligned data/ckplus/fold1/lmdb --fold 1
-python -m preprocessing.lmdb data/fer2013/aligned data/fer2013/both/lmdb --size 48 --beside data/fer2013/images
+python -m preprocessing.lmdb data/fer2013/aligned data/fer2013/both/lmdb --beside data/fer2013/images
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ layer {
   name: "data"
   type: "Input"
   top: "data"
-  input_param { shape { dim: 1 dim: CHANNELS dim: CROP dim: CROP } }  # grey face, 0..255, minus the mean
+  input_param { shape { dim: 1 dim: CHANNELS dim: CROP dim: CROP } }  # grey FACE, 0..255, minus the mean
 }
 """
 PROB = 'layer { name: "prob" type: "Softmax" bottom: "score" top: "prob" }\n'
@@ -207,7 +207,8 @@ def prototxts(name: str) -> dict[str, str]:
     layers, crop = body(name), str(CROP.get(name, DEFAULT_CROP))
     deployed = layer_lines([for_deploy(layer) for layer in layers if layer.type != "Dropout"])
     channels = "2" if name in PAIRS else "1"
-    deploy = INPUT.replace("CHANNELS", channels).replace("CROP", crop) + deployed + PROB
+    face = "faces" if name in PAIRS else "face"
+    deploy = INPUT.replace("CHANNELS", channels).replace("CROP", crop).replace("FACE", face) + deployed + PROB
     comment = head(name, deploy)
     end = layer_lines(for_training(layers)) + PAIR_LOSS if name in PAIRS else layer_lines(layers) + LOSS
     solver = {"name": name, "base_lr": BASE_LR.get(name, DEFAULT_BASE_LR), "written": WRITTEN}

@@ -58,10 +58,13 @@ def test_alternate_takes_turns_and_gives_a_median_for_each(monkeypatch: pytest.M
     assert "".join(order) == "ab" + 3 * "aabb"
 
 
-@pytest.mark.parametrize("name", ["face_emotion_net", "mini_xception"])
-def test_the_plain_network_gives_our_answers(name: str) -> None:
-    folder = ROOT / "prototxt" / name
-    net = caffe.Net(folder / "deploy.prototxt", folder / f"{name}.caffemodel", caffe.TEST)
+# a pair's weights are those of its net that sees a face once
+@pytest.mark.parametrize(
+    ("name", "of"), [("face_emotion_net", "face_emotion_net"), ("face_resnet16", "face_resnet16_pair")]
+)
+def test_the_plain_network_gives_our_answers(name: str, of: str) -> None:
+    folder = ROOT / "prototxt"
+    net = caffe.Net(folder / name / "deploy.prototxt", folder / of / f"{of}.caffemodel", caffe.TEST)
     images = torch.from_numpy(
         np.random.default_rng(2).normal(0, 60, (5, *net.blobs["data"].shape[1:])).astype(np.float32)
     )

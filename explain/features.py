@@ -85,7 +85,7 @@ class FaceTrace:
         raise StageError(f"layer {name!r} is not in the net; expected one of {', '.join(self.blobs)}{beside}")
 
 
-def ways(network: FaceNetwork) -> list[str]:
+def channel_names(network: FaceNetwork) -> list[str]:
     """Words, behind a face's name, for the ways in which a net sees it: by channel; for one channel, none."""
     return [""] if network.face_shape[0] == 1 else [", aligned", ", as it is"]
 
@@ -121,7 +121,7 @@ def layer_maps(network: FaceNetwork, face: np.ndarray, names: Sequence[str]) -> 
 
 
 def _arrays(network: FaceNetwork, blobs: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    words = ways(network)
+    words = channel_names(network)
     result: dict[str, np.ndarray] = {}
     for name, value in blobs.items():
         images = value.detach().float().cpu().numpy()

@@ -34,7 +34,7 @@ from caffe.net import filter_net
 from caffe.proto.caffe_pb2 import LayerParameter, NetState, SolverParameter
 from explain.compare import size
 from explain.diagram import net_diagram
-from explain.features import draw_features, draw_overview, feature_maps, plain, ways
+from explain.features import channel_names, draw_features, draw_overview, feature_maps, plain
 from explain.filters import draw_filters
 from explain.page import (
     Html,
@@ -767,7 +767,7 @@ def explanations(material: Material) -> Html:
         else:
             number = int(np.flatnonzero(of_class)[test.evaluation.probabilities[of_class, label].argmax()])
             remark = f" The net answers no {name} right; to this face it says {classes[test.predicted[number]]}."
-        for channel, way in enumerate(ways(material.network)):
+        for channel, way in enumerate(channel_names(material.network)):
             explanation = explain_face(material.network, test.images[number], label, channel=channel)
             drawn = draw_explanation(test.images[number][channel], explanation, classes, name)
             caption = f"{name}: {test.names[number]}{way}.{remark}"

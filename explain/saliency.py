@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 import caffe
 from caffe.layers.activation import ReLU
-from explain.features import FaceTrace, plain, ways
+from explain.features import FaceTrace, channel_names, plain
 from predict import ImageError
 from predict.options import add_model_arguments, check_model_arguments, make_recognizer
 from predict.recognizer import FoundFace
@@ -290,7 +290,7 @@ def run(args: argparse.Namespace) -> None:
     for number, face in enumerate(faces, 1):
         which = f", face {number} of {len(faces)}, at {face.box[0]:.0f}, {face.box[1]:.0f}" if len(faces) > 1 else ""
         pixels = face.pixels.reshape(network.face_shape)
-        for channel, way in enumerate(ways(network)):
+        for channel, way in enumerate(channel_names(network)):
             explanation = explain_face(network, pixels, target, args.layer, channel)
             title = f"{network.name} on {args.image.name}{which}{way}"
             pictures.append(_picture(draw_explanation(pixels[channel], explanation, network.classes, title)))

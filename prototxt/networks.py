@@ -373,11 +373,11 @@ def face_resnet16_pair(n: NetSpec) -> None:
     Alignment brings eyes and mouths to one place, and loses what a face's tilt and frame say; each sees what the other
     misses. In training each of the two has scores of its own as well, so that both learn.
     """
-    n.aligned, n.as_it_is = L.Slice(n.data, axis=1, ntop=2)
-    n.faces = L.Concat(n.aligned, n.as_it_is, axis=0)
+    n.aligned, n.unaligned = L.Slice(n.data, axis=1, ntop=2)
+    n.faces = L.Concat(n.aligned, n.unaligned, axis=0)
     pool = global_average(n, "pool", face_resnet16_blocks(n, n.faces))
-    n.pool_aligned, n.pool_as_it_is = L.Slice(pool, axis=0, ntop=2)
-    n.both = L.Eltwise(n.pool_aligned, n.pool_as_it_is, coeff=[0.5, 0.5])
+    n.pool_aligned, n.pool_unaligned = L.Slice(pool, axis=0, ntop=2)
+    n.both = L.Eltwise(n.pool_aligned, n.pool_unaligned, coeff=[0.5, 0.5])
     fully_connected(n, "score", n.both, CLASSES, filler=GAUSSIAN)
 
 

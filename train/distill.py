@@ -67,7 +67,7 @@ class Teachers:
 
         Raises StageError where a teacher has other classes or another mean than the run, or lies in its folder.
         """
-        own, channels = load_mean(mean), []
+        own, channels, part = load_mean(mean), [], False
         for folder, (deploy, weights, theirs) in zip(self.folders, self.files, strict=True):
             if folder.resolve() == run.resolve():  # a run with other settings clears its folder
                 raise StageError(f"--teachers names {folder}, the run's own folder; expected a trained net elsewhere")
@@ -88,7 +88,8 @@ class Teachers:
                     "grey levels, since a teacher sees the faces as the net does, minus the net's mean"
                 )
             channels.append(first)
-        self.channels = channels if any(load_mean(theirs).shape != own.shape for _, _, theirs in self.files) else []
+            part = part or other.shape != own.shape
+        self.channels = channels if part else []
 
     def join(self, net: NetParameter, state: NetState, data: LayerParameter, path: Path) -> None:
         """Add the teachers to a training net in a state, behind its Data layer `data`; `path` is the net's, for errors.

@@ -1,4 +1,5 @@
-"""Inference with weights that stand still: each convolution takes in what follows it, BatchNorm, Scale and ReLU.
+"""Inference with weights that stand still: each convolution takes in what follows it: BatchNorm, Scale, the sum with
+what a residual block's other branch gives, ReLU.
 
 Only what nobody can see is left out: results that are overwritten in place, or that one layer reads and nobody else.
 """
@@ -14,8 +15,10 @@ import torch.nn.functional as F
 
 from .layers.activation import ReLU
 from .layers.base import Layer, Shape
+from .layers.combine import Eltwise
 from .layers.normalization import BatchNorm, Scale
 from .layers.vision import Convolution, InnerProduct, channels_last
+from .proto.caffe_pb2 import EltwiseParameter
 
 # A call of oneDNN takes 40 microseconds before it computes anything: for each of its calls PyTorch lets it choose anew
 # how to compute. A matrix product takes 2, so up to so many multiplications that is the quicker way,
@@ -53,11 +56,16 @@ def _one_dnn_computes(dtype: torch.dtype) -> bool:
 
 
 class Folded:
-    """A Convolution or InnerProduct and up to three layers behind it, as one: y = relu(w' ∗ x + b').
+    """A Convolution or InnerProduct and up to four layers behind it, as one: y = relu(w' ∗ x + b' + z).
 
-    w' = γ/σ · w and b' = γ/σ · (b − μ) + β, a channel; in `dtype`, where one is given. On a CPU oneDNN computes it in
-    one call, with weights that are brought into its own order once rather than in every call; what is small is one
-    matrix product.
+    w' = c · γ/σ · w and b' = c · (γ/σ · (b − μ) + β), a channel; in `dtype`, where one is given. z is the other bottom
+    of a sum, and c this one's coefficient there; without a sum c = 1, z = 0. On a CPU oneDNN computes it in one
+    call, with weights that are brought into its own order once rather than in every call; what is small is one matrix
+    product.
+
+    Attributes
+    ----------
+    added: the blob z, which `forward` expects as second bottom; None without a sum.
     """
 
     def __init__(
@@ -65,10 +73,13 @@ class Folded:
         layer: Convolution | InnerProduct,
         norm: BatchNorm | None,
         scale: Scale | None,
+        added: tuple[str, float] | None,
         relu: ReLU | None,
         dtype: torch.dtype | None,
     ) -> None:
         self.layer = layer
+        self.added = added[0] if added else None
+        coefficient = added[1] if added else 1.0
         weight, bias = layer.operands()
         factor = torch.ones(weight.shape[0], dtype=torch.float64, device=weight.device)
         shift = torch.zeros_like(factor) if bias is None else bias.detach().double()
@@ -80,13 +91,16 @@ class Folded:
             gamma, beta = scale.gamma_beta()
             factor, shift = factor * gamma.detach(), shift * gamma.detach()
             shift = shift if beta is None else shift + beta.detach()
+        factor, shift = factor * coefficient, shift * coefficient
         weight = weight.detach()
-        if norm is not None or scale is not None:
+        if norm is not None or scale is not None or coefficient != 1:
             weight = (weight * factor.view(-1, *(1,) * (weight.dim() - 1))).to(weight.dtype)
         kept = weight.dtype if dtype is None else dtype
         self.weight = weight.to(kept)
         self.bias = shift.to(kept) if shift.any() else None
-        self.slope = None if relu is None else relu.param.relu_param.negative_slope
+        # of the ReLU behind the layer itself, and whether there is one behind the sum
+        self.slope = relu.param.relu_param.negative_slope if relu is not None and added is None else None
+        self._rectified = relu is not None and added is not None
         self._shift = shift.to(kept)  # the bias, zeros where there is none
         image = isinstance(layer, InnerProduct) or weight.dim() == 4
         self._one_dnn = weight.device.type == "cpu" and image and _one_dnn_computes(kept)
@@ -158,15 +172,27 @@ class Folded:
             self._packed[single] = packed
         return self._packed[single]
 
-    def _convolve(self, layer: Convolution, x: torch.Tensor) -> torch.Tensor:
+    def _convolve(self, layer: Convolution, x: torch.Tensor, z: torch.Tensor | None) -> torch.Tensor:
         images = layer.batched(x)
         y = self._as_product(layer, images) if self._small else None
         if y is None:
             images = channels_last(images)
             place = layer.pad, layer.stride, layer.dilation, layer.group
             packed = self._pack(images)
+            if z is not None and z.dtype == packed.dtype and z.numel():  # oneDNN adds it and rectifies on the way
+                relu = "relu" if self._rectified else None
+                return torch.ops.mkldnn._convolution_pointwise.binary(
+                    images, channels_last(z), packed, self.bias, *place, "add", 1.0, relu, [], None
+                )
             y = torch.ops.mkldnn._convolution_pointwise(images, packed, self.bias, *place, *self._activation)
-        return layer.unbatched(y, x)
+        return layer.unbatched(self._add(y, z), x)
+
+    def _add(self, y: torch.Tensor, z: torch.Tensor | None) -> torch.Tensor:
+        """relu(y + z), or y where there is no sum; y may be overwritten."""
+        if z is None:
+            return y
+        y = y.add_(z) if y.dtype == z.dtype else y + z
+        return y.relu_() if self._rectified else y
 
     def _multiply(self, layer: InnerProduct, x: torch.Tensor) -> torch.Tensor:
         if x.dim() != layer.first + 1:
@@ -180,14 +206,25 @@ class Folded:
 
     def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
         layer, x = self.layer, bottoms[0]
+        z = None if self.added is None else bottoms[1]
         if self._one_dnn and x.numel():
             if x.dtype != self.weight.dtype:
                 x = x.to(self.weight.dtype)
-            return [self._convolve(layer, x) if isinstance(layer, Convolution) else self._multiply(layer, x)]
+            return [self._convolve(layer, x, z) if isinstance(layer, Convolution) else self._multiply(layer, x)]
         y = layer.apply(x, self.weight, self.bias)
         if self.slope is not None:
             y = F.leaky_relu_(y, self.slope) if self.slope else y.relu_()
-        return [y]
+        return [self._add(y, z)]
+
+
+def _other_term(layer: Eltwise, term: str) -> tuple[str, float] | None:
+    """Of a sum y = c · term + z: z and c; None for what is no such sum."""
+    p, bottoms = layer.param.eltwise_param, list(layer.param.bottom)
+    if p.operation != EltwiseParameter.SUM or len(bottoms) != 2 or bottoms.count(term) != 1:
+        return None
+    place = bottoms.index(term)
+    coefficients = p.coeff or (1.0, 1.0)
+    return (bottoms[1 - place], coefficients[place]) if coefficients[1 - place] == 1 else None
 
 
 def fold(
@@ -202,22 +239,24 @@ def fold(
         return None
 
     def following() -> Layer | None:
-        """The next layer, where it works in place or is the only one that reads what there is now."""
+        """The next layer, where it overwrites what there is now, or is the only one that reads it."""
         here, behind = layers[number].param.top, layers[number + 1] if number + 1 < len(layers) else None
-        if behind is None or behind.param.bottom != here:
+        if behind is None or (behind.param.bottom != here and not isinstance(behind, Eltwise)):
             return None
         return behind if behind.param.top == here or here[0] in hidden else None
 
-    norm = scale = relu = None
+    norm = scale = added = relu = None
     if isinstance(layer, Convolution) and layer.channel_axis == 1:
         channels = layer.blobs[0].shape[0]
         if isinstance(behind := following(), BatchNorm) and behind.global_stats:
             norm, number = behind, number + 1
         if isinstance(behind := following(), Scale) and behind.per_channel and behind.blobs[0].shape == (channels,):
             scale, number = behind, number + 1
-    if isinstance(behind := following(), ReLU):
+        if isinstance(behind := following(), Eltwise) and (added := _other_term(behind, layers[number].param.top[0])):
+            number += 1
+    if isinstance(behind := following(), ReLU) and not (added and behind.param.relu_param.negative_slope):
         relu, number = behind, number + 1
-    return Folded(layer, norm, scale, relu, dtype), number
+    return Folded(layer, norm, scale, added, relu, dtype), number
 
 
 class InferencePlan:

@@ -443,10 +443,10 @@ class Net:
         return plan.steps
 
     def _hidden_blobs(self) -> set[str]:
-        """Blobs that one layer makes, one other reads, and nobody sees."""
+        """Blobs that one layer makes, one other reads, or several in turn, in place, and nobody sees."""
         made = Counter(top for layer in self.layers for top in layer.param.top)
         read = Counter(bottom for layer in self.layers for bottom in layer.param.bottom)
-        return {name for name in self.blobs if made[name] == read[name] == 1}
+        return {name for name in self.blobs if made[name] == read[name] and name not in self.outputs}
 
     def _compute(self, values: Tensors, graph: Graph | None, start: int, end: int, plan: Plan) -> None:
         """Run the layers from `start` to `end` on `values`. `graph` collects what goes in and out."""
@@ -478,6 +478,9 @@ class Net:
         bottoms = [values[bottom] for bottom in read]
         if propagate_down:
             bottoms = [b if p else b.detach() for b, p in zip(bottoms, propagate_down, strict=True)]
+        if isinstance(step, Folded) and step.added is not None:
+            read = [*read, step.added]
+            bottoms.append(values[step.added])
         try:
             tops = step.forward(bottoms)
         except CaffeError:

@@ -251,3 +251,120 @@ def test_convolutions_of_all_sizes(
         y = F.leaky_relu(y, net.layer_dict["relu"].param.relu_param.negative_slope)
     out = net.infer(data=x.contiguous(memory_format=order))["conv"]
     torch.testing.assert_close(out.double(), y, rtol=1e-4, atol=1e-4)
+
+
+BRANCH = """
+layer {{
+  name: "branch" type: "Convolution" bottom: "data" top: "branch"
+  convolution_param {{ num_output: {outputs} kernel_size: {kernel} pad: {pad} weight_filler {{ type: "xavier" }} }}
+}}
+layer {{ name: "norm" type: "BatchNorm" bottom: "branch" top: "branch" batch_norm_param {{ eps: 0.01 }} }}
+layer {{ name: "scale" type: "Scale" bottom: "branch" top: "branch" scale_param {{ bias_term: true }} }}
+"""
+SUM = 'layer { name: "sum" type: "Eltwise" bottom: "branch" bottom: "data" top: "sum" }\n'
+RELU_SUM = 'layer { name: "relu" type: "ReLU" bottom: "sum" top: "sum" }\n'
+
+
+def residual(folder: Path, text: str, shape: tuple[int, ...], kernel: int, precision: str = "fp32") -> caffe.Net:
+    """A convolution with BatchNorm and Scale beside the input itself, and `text` behind them."""
+    sizes = " ".join(f"dim: {size}" for size in shape)
+    path = folder / "net.prototxt"
+    path.write_text(
+        f'layer {{ name: "data" type: "Input" top: "data" input_param {{ shape {{ {sizes} }} }} }}\n'
+        + BRANCH.format(outputs=shape[1], kernel=kernel, pad=kernel // 2)
+        + text
+    )
+    net = caffe.Net(str(path), caffe.TEST, seed=3, precision=precision)
+    fill(net, 7)
+    return net
+
+
+def branch(net: caffe.Net, x: torch.Tensor) -> torch.Tensor:
+    """The branch's formula in double precision."""
+    p = {name: [torch.from_numpy(blob.data.copy()).double() for blob in blobs] for name, blobs in net.params.items()}
+    y = F.conv2d(x.double(), *p["branch"], padding=p["branch"][0].shape[2] // 2)
+    mean, var, (gamma, beta) = p["norm"][0] / 2.5, p["norm"][1] / 2.5, p["scale"]
+    along = [values.view(1, -1, 1, 1) for values in (gamma / torch.sqrt(var + 0.01), mean, beta)]
+    return (y - along[1]) * along[0] + along[2]
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 3, 5, 4), (2, 24, 30, 26), (1, 16, 40, 40)]
+)  # a product of matrices, and oneDNN's
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize(
+    ("text", "wanted", "folded"),
+    [
+        (SUM, lambda y, x: y + x, True),
+        (SUM + RELU_SUM, lambda y, x: (y + x).clamp(min=0), True),
+        (SUM.replace('bottom: "branch" bottom: "data"', 'bottom: "data" bottom: "branch"'), lambda y, x: y + x, True),
+        (
+            SUM.replace(" }", " eltwise_param { coeff: 0.2 coeff: 1 } }") + RELU_SUM,
+            lambda y, x: (0.2 * y + x).relu(),
+            True,
+        ),
+        (SUM.replace('top: "sum"', 'top: "branch"'), lambda y, x: y + x, True),
+        (SUM.replace(" }", " eltwise_param { coeff: 1 coeff: -2 } }"), lambda y, x: y - 2 * x, False),
+        (SUM.replace(" }", " eltwise_param { operation: MAX } }"), torch.maximum, False),
+        (SUM.replace(" }", " eltwise_param { operation: PROD } }"), torch.mul, False),
+        (SUM.replace(" }", ' bottom: "data" }'), lambda y, x: y + 2 * x, False),
+        (SUM.replace('"data"', '"branch"'), lambda y, x: 2 * y, False),
+        (
+            SUM + RELU_SUM.replace(" }", " relu_param { negative_slope: 0.3 } }"),
+            lambda y, x: F.leaky_relu(y + x, 0.3),
+            True,
+        ),
+        (RELU_SUM.replace("sum", "branch") + SUM, lambda y, x: y.relu() + x, False),
+    ],
+)
+def test_the_sum_of_a_residual_block(
+    tmp_path: Path,
+    shape: tuple[int, ...],
+    kernel: int,
+    text: str,
+    wanted: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    folded: bool,
+) -> None:
+    net = residual(tmp_path, text, shape, kernel)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(4))
+    kept = x.clone()
+    for order in (torch.contiguous_format, torch.channels_last):
+        y = net.infer(data=x.contiguous(memory_format=order))[net.outputs[0]]
+        torch.testing.assert_close(y.double(), wanted(branch(net, x), x.double()), rtol=1e-4, atol=1e-4)
+    assert torch.equal(x, kept)  # the input is summed, not overwritten
+    steps = net._inference_plans[True].steps
+    assert ("sum" in [net.layers[last].param.name for step, first, last in steps if first == last]) != folded
+    net.blobs["data"].data[...] = x.numpy()
+    np.testing.assert_allclose(net.forward()[net.outputs[0]], y.numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_branch_that_is_read_elsewhere_is_not_lost_in_the_sum(tmp_path: Path) -> None:
+    shape = (2, 8, 12, 12)
+    late = SUM + 'layer { name: "more" type: "Eltwise" bottom: "sum" bottom: "branch" top: "more" }\n'
+    net = residual(tmp_path, late, shape, 3)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(4))
+    y = branch(net, x)
+    torch.testing.assert_close(net.infer(data=x)["more"].double(), 2 * y + x, rtol=1e-4, atol=1e-4)
+
+
+def test_the_sum_in_bfloat16(tmp_path: Path) -> None:
+    """Beside an input in float32, then beside a sum in bfloat16: within the rounding of 8 bits."""
+    shape = (2, 16, 20, 20)
+    again = BRANCH.format(outputs=16, kernel=3, pad=1).replace('"data"', '"sum"').replace('"branch"', '"second"')
+    again = again.replace('name: "norm"', 'name: "norm2"').replace('name: "scale"', 'name: "scale2"')
+    text = SUM + again + SUM.replace('"sum"', '"end"').replace('"branch"', '"second"').replace('"data"', '"sum"')
+    exact, rounded = (residual(tmp_path, text, shape, 3, precision) for precision in ("fp32", "bf16"))
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(4))
+    y, z = exact.infer(data=x)["end"], rounded.infer(data=x)["end"]
+    assert (y - z).abs().max() < 0.03 * y.abs().max()
+    assert not torch.equal(y, z)
+
+
+def test_terms_that_differ_in_their_number_are_an_error(tmp_path: Path) -> None:
+    text = (
+        'layer { name: "other" type: "Input" top: "other" input_param { shape { dim: 2 dim: 24 dim: 30 dim: 26 } } }\n'
+        + SUM.replace('"data"', '"other"')
+    )
+    net = residual(tmp_path, text, (2, 24, 30, 26), 3)
+    with pytest.raises(caffe.CaffeError, match="branch"):
+        net.infer(data=torch.randn(2, 24, 30, 26), other=torch.randn(0, 24, 30, 26))

@@ -39,3 +39,14 @@ def test_the_readmes_targets_exist() -> None:
     named = set(re.findall(r"^make ([a-z]+)", (ROOT / "README.md").read_text(), re.MULTILINE))
     assert named
     assert named <= targets
+
+
+def test_the_readmes_results_are_those_of_the_page_of_all_results() -> None:
+    def figures(path: Path) -> list[tuple[str, ...]]:
+        """Of each row on a network: PublicTest, PrivateTest, mirrored, ten crops, without duplicates."""
+        rows = [line.split("|") for line in path.read_text("utf-8").splitlines() if line.startswith("|")]
+        return [tuple(cell.strip(" *") for cell in row[5:10]) for row in rows if len(row) == 11 and "%" in row[5]]
+
+    readme = figures(ROOT / "README.md")
+    assert len(readme) == 5
+    assert set(readme) <= set(figures(ROOT / "docs" / "results.md"))

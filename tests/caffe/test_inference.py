@@ -25,6 +25,7 @@ layer {{
 NORM = 'layer { name: "norm" type: "BatchNorm" bottom: "conv" top: "conv" batch_norm_param { eps: 0.01 } }\n'
 SCALE = 'layer { name: "scale" type: "Scale" bottom: "conv" top: "conv" scale_param { bias_term: true } }\n'
 RELU = 'layer { name: "relu" type: "ReLU" bottom: "conv" top: "conv" }\n'
+OUT = 'layer { name: "relu" type: "ReLU" bottom: "conv" top: "out" }\n'
 LEAKY = 'layer { name: "relu" type: "ReLU" bottom: "conv" top: "conv" relu_param { negative_slope: 0.2 } }\n'
 APART = 'layer { name: "norm" type: "BatchNorm" bottom: "conv" top: "norm" batch_norm_param { eps: 0.01 } }\n'
 TAIL = """
@@ -89,7 +90,18 @@ def x() -> np.ndarray:
 @pytest.mark.parametrize("group", [1, 2])
 @pytest.mark.parametrize(
     "text",
-    ["", RELU, NORM, SCALE, NORM + SCALE, NORM + SCALE + RELU, SCALE + LEAKY, NORM + LEAKY, NORM + SCALE + RELU + TAIL],
+    [
+        "",
+        RELU,
+        NORM,
+        SCALE,
+        NORM + SCALE,
+        NORM + SCALE + RELU,
+        NORM + OUT,
+        SCALE + LEAKY,
+        NORM + LEAKY,
+        NORM + RELU + TAIL,
+    ],
 )
 def test_folded_layers_give_what_their_formulas_say(
     tmp_path: Path, x: np.ndarray, text: str, group: int, bias: bool
@@ -361,10 +373,14 @@ def test_the_sum_in_bfloat16(tmp_path: Path) -> None:
 
 
 def test_terms_that_differ_in_their_number_are_an_error(tmp_path: Path) -> None:
-    text = (
-        'layer { name: "other" type: "Input" top: "other" input_param { shape { dim: 2 dim: 24 dim: 30 dim: 26 } } }\n'
+    path = tmp_path / "net.prototxt"
+    shapes = "input_param { shape { dim: 2 dim: 24 dim: 30 dim: 26 } }"
+    path.write_text(
+        f'layer {{ name: "in" type: "Input" top: "data" top: "other" {shapes} }}\n'
+        + BRANCH.format(outputs=24, kernel=3, pad=1)
         + SUM.replace('"data"', '"other"')
     )
-    net = residual(tmp_path, text, (2, 24, 30, 26), 3)
-    with pytest.raises(caffe.CaffeError, match="branch"):
+    net = caffe.Net(str(path), caffe.TEST)
+    with pytest.raises(caffe.CaffeError, match="other"):
         net.infer(data=torch.randn(2, 24, 30, 26), other=torch.randn(0, 24, 30, 26))
+    assert [last - first for _, first, last in net._inference_plans[True].steps] == [0, 3]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -87,7 +88,16 @@ class BatchNorm(Layer):
                     sums = [mean_sum, var_sum, total]
                     torch._foreach_mul_(sums, self.fraction)
                     torch._foreach_add_(sums, [mean, var, self._one])
+        if y.requires_grad and y.device.type == "cpu":
+            y.register_hook(partial(_laid_out, y.stride()))
         return y.reshape(-1) if x.dim() == 1 else y
+
+
+def _laid_out(strides: tuple[int, ...], gradient: torch.Tensor) -> torch.Tensor:
+    """A top's gradient in the order of the top: for any other, such as a Concat's slice, PyTorch takes far longer."""
+    if gradient.stride() == strides:
+        return gradient
+    return torch.empty_strided(gradient.shape, strides, dtype=gradient.dtype).copy_(gradient)
 
 
 @contextmanager

@@ -48,7 +48,7 @@ from preprocessing.mean import write_mean
 
 ROOT = Path(__file__).resolve().parent
 NETWORKS = ("face_emotion_net", "mini_xception")
-PEERS = ("face_emotion_net", "face_resnet", "mobilenet_v2")  # those beside plain PyTorch
+PEERS = ("face_emotion_net", "face_resnet", "mobilenet_v2", "mini_concat_xception_v1")  # those beside plain PyTorch
 ZOO = ("lenet", "cifar10_quick", "alexnet", "googlenet", "resnet18", "mobilenet")
 PARTS = ("stages", "training", "inference", "prediction", "zoo")
 IN_A_ROW = 10  # iterations that a GPU is given at once
@@ -102,12 +102,15 @@ class PlainNet(nn.Module):
         if param.type == "Pooling" and param.pooling_param.global_pooling:
             return nn.AdaptiveAvgPool2d(1)
         if param.type == "Pooling":
-            return nn.MaxPool2d(param.pooling_param.kernel_size, param.pooling_param.stride, ceil_mode=True)
+            p = param.pooling_param
+            return nn.MaxPool2d(p.kernel_size, p.stride, p.pad, ceil_mode=True)
         simple = {
             "BatchNorm": partial(nn.BatchNorm2d, channels),
             "ReLU": partial(nn.ReLU, inplace=True),
             "Dropout": partial(nn.Dropout, param.dropout_param.dropout_ratio),
             "Eltwise": Sum,
+            "Concat": Join,
+            "Flatten": nn.Flatten,
         }
         return simple[param.type]()
 
@@ -124,6 +127,13 @@ class Sum(nn.Module):
 
     def forward(self, *bottoms: torch.Tensor) -> torch.Tensor:
         return sum(bottoms[1:], bottoms[0])
+
+
+class Join(nn.Module):
+    """A Concat along the channels."""
+
+    def forward(self, *bottoms: torch.Tensor) -> torch.Tensor:
+        return torch.cat(bottoms, 1)
 
 
 def duration(seconds: float) -> str:

@@ -110,7 +110,7 @@ def test_passes_and_iterations_are_rows(monkeypatch: pytest.MonkeyPatch) -> None
     kinds = ["fp32", "bf16"] if bench.has_bfloat16() else ["fp32"]  # imitated it would take minutes
     passes = [(f"{net} {kind}", "plain PyTorch 20.00 ms") for net in bench.PEERS for kind in kinds]
     passes.insert(1, ("face_emotion_net fp32", "Caffe 1.0, OpenBLAS 134.00 ms"))
-    networks = ["face_emotion_net", "mini_xception", "face_resnet", "mobilenet_v2"]
+    networks = ["face_emotion_net", "mini_xception", "face_resnet", "mobilenet_v2", "mini_concat_xception_v1"]
     peer = dict.fromkeys(bench.PEERS, "plain PyTorch 20.00 ms")
     iterations = [(f"{net} {kind}", peer.get(net, "")) for net in networks for kind in kinds]
     assert [(row[0].rpartition(": ")[2], row[3]) for row in table.rows] == passes + iterations

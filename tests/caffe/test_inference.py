@@ -100,7 +100,7 @@ def x() -> np.ndarray:
         NORM + OUT,
         SCALE + LEAKY,
         NORM + LEAKY,
-        NORM + RELU + TAIL,
+        NORM + SCALE + RELU + TAIL,
     ],
 )
 def test_folded_layers_give_what_their_formulas_say(

@@ -45,7 +45,9 @@ TEMPERATURE ?=
 #: with TEACHERS, their share of the loss, the labels' is the rest (default: 0.9)
 TEACHER_SHARE ?=
 #: epochs to train; rescales max_iter, the learning rate's steps and the start of averaging (default: the solver's 150; 30 on the sample)
-EPOCHS ?= $(if $(filter sample,$(DATASET)),30)
+EPOCHS ?= $(if $(filter sample,$(DATASET)),$(if $(MINUTES),,30))
+#: in place of EPOCHS: train as many as fit into this time, which the learning rate falls to its end in
+MINUTES ?=
 #: train: choose the epoch on the validation split; train+val: train on both, without a choice
 TRAIN_ON ?= train
 #: random seed: initial weights, crops, mirroring, dropout, shuffling; with N other than 1 the run is runs/MODEL_seedN
@@ -97,6 +99,12 @@ quoted = '$(subst ','\'',$(1))'
 each_quoted = $(foreach word,$(1),$(call quoted,$(word)))
 # what is on or off: anything else than 1 would silently be off
 $(foreach v,SKIP_BAD NEUTRAL JSON,$(if $(filter-out 0 1,$($(v))),$(error $(v) is $($(v)); expected 1 or nothing)))
+
+ifneq ($(MINUTES),)
+ifneq ($(EPOCHS),)
+$(error MINUTES is $(MINUTES) and EPOCHS $(EPOCHS); expected one of the two)
+endif
+endif
 
 D := data/$(DATASET)
 LAYOUTS := fer2013 ckplus rafdb affectnet folder
@@ -171,7 +179,7 @@ EXTRACT_OPTIONS := $(strip $(if $(filter-out fer2013,$(LAYOUT)),--layout $(LAYOU
 LMDB_OPTIONS := $(strip $(if $(FERPLUS),--ferplus "$(FERPLUS)") $(if $(filter none,$(ALIGN)),--size 48) $(if $(filter both,$(ALIGN)),--beside $(D)/images) $(if $(FOLD),--fold $(FOLD)))
 SET_EXTRACT := $(call joined,CSV=$(CSV) SKIP_BAD=$(SKIP_BAD) $(EXTRACT_OPTIONS))
 SET_LMDB := $(call joined,SEED=1$(if $(FERPLUS), FERPLUS=$(FERPLUS)))
-SET_TRAIN := $(call joined,EPOCHS=$(EPOCHS) SEED=$(SEED) TRAIN_ON=$(TRAIN_ON) PRECISION=$(PRECISION)$(if $(INIT), INIT=$(INIT))$(if $(FREEZE), FREEZE=$(FREEZE))$(if $(LR), LR=$(LR))$(if $(BATCH), BATCH=$(BATCH))\
+SET_TRAIN := $(call joined,EPOCHS=$(EPOCHS) SEED=$(SEED) TRAIN_ON=$(TRAIN_ON) PRECISION=$(PRECISION)$(if $(INIT), INIT=$(INIT))$(if $(FREEZE), FREEZE=$(FREEZE))$(if $(LR), LR=$(LR))$(if $(BATCH), BATCH=$(BATCH))$(if $(MINUTES), MINUTES=$(MINUTES))\
 	$(if $(TEACHERS), TEACHERS=$(TEACHERS) TEMPERATURE=$(TEMPERATURE) TEACHER_SHARE=$(TEACHER_SHARE)))
 workers = $(if $(WORKERS),--workers $(WORKERS))
 DATABASES := $(foreach s,train val test,$(W)/lmdb/$(s)_lmdb)
@@ -310,7 +318,7 @@ $(TRAINED): $(if $(AS_TRAINED),,$(W)/lmdb/manifest.json $(W)/mean.binaryproto $(
 		$(call escape,$(INIT)) $(foreach t,$(filter-out $(RUN),$(TAUGHT)),$(foreach f,$(wildcard $(t)/*.caffemodel),$(call escape,$(f)))) $(call stale,$(RUN)/.train,$(SET_TRAIN))) | $(READY)
 	$(PYTHON) -m train $(NET) --train $(W)/lmdb/train_lmdb --val $(W)/lmdb/val_lmdb --mean $(W)/mean.binaryproto \
 		--output $(RUN) --seed $(SEED) --device $(DEVICE) --train-on $(TRAIN_ON) $(if $(SOLVER),--solver $(SOLVER)) \
-		$(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(PRECISION),--precision $(PRECISION)) $(if $(INIT),--init "$(INIT)") \
+		$(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(PRECISION),--precision $(PRECISION)) $(if $(INIT),--init "$(INIT)") \
 		$(if $(FREEZE),--freeze "$(FREEZE)") $(if $(LR),--lr $(LR)) $(if $(BATCH),--batch $(BATCH)) \
 		$(if $(TAUGHT),--teachers $(call each_quoted,$(TAUGHT))) $(if $(TEMPERATURE),--temperature $(TEMPERATURE)) $(if $(TEACHER_SHARE),--teacher-share $(TEACHER_SHARE))
 	@echo $(call quoted,$(SET_TRAIN)) > $(RUN)/.train

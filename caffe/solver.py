@@ -190,10 +190,15 @@ class Solver:
 
         With `early_stop` it may end before, and is then `stopped_early`: from there on it only ends again.
         """
-        p, stop = self.param, self.iter + iterations
+        stop = self.iter + iterations
+        self._train(lambda: stop)
+
+    def _train(self, end: Callable[[], int]) -> None:
+        """Train up to an iteration, which is asked for before each, since what runs beside may move it."""
+        p = self.param
         self.stopped_early = False
         self._reported = (self.iter, time.perf_counter())
-        while self.iter < stop:
+        while self.iter < end():
             self.net.clear_param_diffs()
             due = p.test_interval and self.iter % p.test_interval == 0
             if due and (self.iter > 0 or p.test_initialization):
@@ -355,7 +360,7 @@ class Solver:
             log.info("solver.cpp:295", f"Restoring previous solver status from {resume_file}")
             self.restore(resume_file)
         self.requested = None
-        self.step(max(p.max_iter - self.iter, 0))
+        self._train(lambda: p.max_iter)
         if p.snapshot_after_train and (not p.snapshot or self.iter % p.snapshot or self._left_out == self.iter):
             self.snapshot()
         if self.requested == "stop":

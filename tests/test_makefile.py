@@ -74,6 +74,7 @@ def trained(
         (["SOLVER=modern", "SEED=7", "TRAIN_ON=train+val"], "runs/small_modern_seed7_train+val", ["--solver modern"]),
         (["INIT=start.caffemodel", "EPOCHS=9"], "runs/small", ['--init "start.caffemodel"', "--epochs 9"]),
         (["BATCH=128", "LR=0.1"], "runs/small", ["--lr 0.1 --batch 128"]),
+        (["MINUTES=7.5"], "runs/small", ["--train-on train --minutes 7.5"]),
         (["INIT=start.caffemodel", "FREEZE=conv, fc1", "LR=0.001"], "runs/small", ['--freeze "conv, fc1" --lr 0.001']),
     ],
 )
@@ -90,12 +91,29 @@ def test_what_is_trained_is_trained_again_when_a_setting_or_a_file_changes(tree:
     trained(tree, "small_modern")
     assert commands(tree, "train") == []
     assert len(commands(tree, "train", "EPOCHS=3")) == 1
+    assert len(commands(tree, "train", "MINUTES=3")) == 1
     (tree / "start.caffemodel").touch()
     assert len(commands(tree, "train", "INIT=start.caffemodel")) == 1
     assert commands(tree, "train", "SOLVER=modern") == []
     (tree / "prototxt/small/train_val_modern.prototxt").touch()
     assert commands(tree, "train") == []
     assert len(commands(tree, "train", "SOLVER=modern")) == 1
+
+
+def test_a_training_has_epochs_or_a_time(tree: Path) -> None:
+    trained(tree, "small", stamp="EPOCHS=_SEED=1_TRAIN_ON=train_PRECISION=_MINUTES=5")
+    assert commands(tree, "train", "MINUTES=5") == []
+    done = make(tree, "train", "MINUTES=5", "EPOCHS=3")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "MINUTES is 5 and EPOCHS 3; expected one of the two" in done.stderr
+    # the sample's own 30 epochs are none that were asked for
+    for given, option in (((), "--epochs 30"), (("MINUTES=2",), "--minutes 2")):
+        (command,) = (
+            line
+            for line in commands(tree, "train", "DATASET=sample", "CSV=data/toy.csv", *given)
+            if "-m train " in line
+        )
+        assert re.findall(r"--(?:epochs|minutes) \S+", command) == [option]
 
 
 def test_what_is_fine_tuned_is_trained_again_when_its_settings_change(tree: Path) -> None:

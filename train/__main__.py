@@ -1,8 +1,8 @@
 """Train a network of prototxt/ on the LMDBs of a data set, choosing the epoch that validates best.
 
 python -m train prototxt/face_emotion_net --train data/fer2013/lmdb/train_lmdb --val data/fer2013/lmdb/val_lmdb \\
-    --mean data/fer2013/mean.binaryproto --output data/fer2013/runs/face_emotion_net [--epochs 150] [--solver modern] \\
-    [--init WEIGHTS.caffemodel [--freeze conv]] [--lr 0.001] [--teachers FOLDER …]
+    --mean data/fer2013/mean.binaryproto --output data/fer2013/runs/face_emotion_net [--epochs 150 | --minutes 60] \\
+    [--solver modern] [--init WEIGHTS.caffemodel [--freeze conv]] [--lr 0.001] [--teachers FOLDER …]
 
 The net gets as many outputs as the classes.txt beside the training LMDB has names. The run's folder is a Caffe project
 of its own: solver.prototxt and train_val.prototxt with every setting filled in, snapshots, train.log in Caffe's format.
@@ -45,11 +45,13 @@ from preprocessing.network_input import CALIBRATION
 from preprocessing.stage import Stage, StageError, add_device_argument, replace_file, run_main, sha256
 from train import finetune
 from train.distill import SHARE, TEMPERATURE, Teachers
+from train.minutes import TimeLimit
 
 LARGEST_TEST_BATCH = 512
 KEPT_SNAPSHOTS = 2
 SNAPSHOT_SHARE = 0.05  # of a training's time: where an epoch takes a second, one in many ends in a snapshot
 INIT = "init.caffemodel"  # in a run's folder: of the weights to start from, the layers that are taken
+TIME = "time.json"  # there, where a training has a time: how much of it is used
 
 
 def data_layer(net: NetParameter, state: NetState) -> LayerParameter:
@@ -199,7 +201,7 @@ class Run:
         self.val, self.sources = Path(arguments.val), [Path(arguments.train)]
         if self.train_on == "train+val":
             self.sources.append(self.val)
-        self.epochs, self.batch = arguments.epochs, arguments.batch
+        self.epochs, self.minutes, self.batch = arguments.epochs, arguments.minutes, arguments.batch
         self._check_channels()
 
     def _check_channels(self) -> None:
@@ -279,28 +281,30 @@ class Run:
             mean = load_mean(self.mean).shape
             # what does not fit together is an error now, before an earlier run is cleared
             finetune.parameter_shapes(self.net_param, states[0], taught, (mean[0], mean[1], mean[2]))
-        solver = self.solver_param
-        rescale(solver, self.epoch, self.epochs)
-        solver.test_iter[:] = [test_iter]
-        solver.net = str(self.folder / "train_val.prototxt")
-        solver.snapshot_prefix = str(self.folder / self.name)
+        recipe = self.recipe_param = self.solver_param
+        recipe.test_iter[:] = [test_iter]
+        recipe.net = str(self.folder / "train_val.prototxt")
+        recipe.snapshot_prefix = str(self.folder / self.name)
+        self.solver_param = self._settings_for(self.epochs)
         files = [*sorted(p / "data.mdb" for p in {*self.sources, self.val}), self.mean, *self.weights]
         files += self.teachers.paths if self.teachers is not None else []
         settings = {
-            "solver": text_format.MessageToString(solver),
+            "solver": text_format.MessageToString(self.solver_param),
             "net": text_format.MessageToString(self.net_param),
             "data": {str(path): sha256(path) for path in files if path.is_file()},
             "train_on": self.train_on,
         }
         if self.classes != default_classes(len(self.classes)):
             settings["classes"] = list(self.classes)
+        if self.minutes is not None:
+            settings["minutes"] = self.minutes
         text = json.dumps(settings, indent=1)
         settings_file = self.folder / "settings.json"
         if not settings_file.is_file() or settings_file.read_text() != text:
             self._clear()
             self.folder.mkdir(parents=True, exist_ok=True)
             if len(self.sources) > 1:
-                merge(self.sources, merged, solver.random_seed)
+                merge(self.sources, merged, recipe.random_seed)
             replace_bytes(self.folder / "train_val.prototxt", settings["net"].encode())
             replace_bytes(self.folder / "solver.prototxt", settings["solver"].encode())
             if self.start is not None:
@@ -310,7 +314,7 @@ class Run:
     def _clear(self) -> None:
         """Remove what a run with other settings left: it must not be taken for this run's."""
         (self.folder / "settings.json").unlink(missing_ok=True)  # first, so that a kill in between begins anew too
-        files = ("manifest.json", "best.*", "train.log", INIT, CALIBRATION, CLASSES_FILE)
+        files = ("manifest.json", "best.*", "train.log", INIT, TIME, CALIBRATION, CLASSES_FILE)
         left = (*files, f"{self.name}_iter_*", f"{self.name}.caffemodel")
         for pattern in left:
             for path in self.folder.glob(pattern):
@@ -339,6 +343,8 @@ class Run:
                 self.best: dict[str, Any] = json.loads(best_file.read_text()) if states and best_file.is_file() else {}
                 self.best_weights: list[torch.Tensor] | None = None
                 solver.on_test.append(self._keep_best)
+                if self.minutes is not None:
+                    self._limit_time(solver, resumed=bool(states))
                 with Display(self, solver):
                     solver.before_snapshot.append(self._write_best)
                     solver.on_snapshot.append(self._prune)
@@ -353,6 +359,19 @@ class Run:
             finally:
                 log.stop_logging(handler)
         return solver.requested != "stop"
+
+    def _limit_time(self, solver: caffe.Solver, resumed: bool) -> None:
+        assert self.minutes is not None
+        limit = TimeLimit(solver, self.epoch, 60 * self.minutes, self._settings_for, self.folder / TIME)
+        if resumed:
+            limit.resume()
+
+    def _settings_for(self, epochs: int | None) -> SolverParameter:
+        """The solver's settings for a number of epochs; None: the prototxt's."""
+        solver = SolverParameter()
+        solver.CopyFrom(self.recipe_param)
+        rescale(solver, self.epoch, epochs)
+        return solver
 
     def _keep_best(self, solver: caffe.Solver, number: int, outputs: dict[str, float]) -> None:
         """Keep the weights of the best validation so far. A resumed run repeats tests, with the same results."""
@@ -385,6 +404,10 @@ class Run:
     def finish(self, stage: Stage) -> None:
         """Put the chosen weights, the deploy net, the mean and the manifest in place: a complete model folder."""
         chosen = self.train_on == "train" and self.best
+        if self.minutes is not None:  # the epochs that it came to: as if they had been asked for
+            self.solver_param = self._settings_for(self.solver.param.max_iter // self.epoch)
+            replace_bytes(self.folder / "solver.prototxt", text_format.MessageToString(self.solver_param).encode())
+            stage.settings["max_iter"] = self.solver_param.max_iter
         with replace_file(self.folder / "deploy.prototxt") as path:
             if self.changed:
                 path.write_text(text_format.MessageToString(self.deploy_param))
@@ -397,7 +420,7 @@ class Run:
             "iterations": self.solver.iter,
             "epochs": self.solver.iter / self.epoch,
             "iterations_per_epoch": self.epoch,
-            "stopped_early": self.solver.iter < self.solver_param.max_iter,
+            "stopped_early": self.solver.iter < self.solver.param.max_iter,
             "chosen": self.best if chosen else {"iteration": self.solver.iter},
         }
         if self.start is not None:
@@ -439,6 +462,7 @@ class Display:
 
     def _advance(self) -> None:
         if self.terminal:
+            self.bar.total = self.solver.param.max_iter
             self.bar.update(self.solver.iter - self.bar.n)
 
     def _tested(self, solver: caffe.Solver, number: int, outputs: dict[str, float]) -> None:
@@ -465,6 +489,11 @@ def main() -> int:
     parser.add_argument("--mean", required=True, help="the training set's mean.binaryproto")
     parser.add_argument("--output", required=True, help="the run's folder")
     parser.add_argument("--epochs", type=int, help="default: as the solver prototxt's max_iter says (150)")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        help="in place of --epochs: as many as fit into this time, which the learning rate falls to its end in",
+    )
     parser.add_argument("--train-on", choices=("train", "train+val"), default="train", help="(default: train)")
     parser.add_argument("--seed", type=int, help="default: the solver prototxt's random_seed (1)")
     parser.add_argument(
@@ -497,6 +526,10 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.epochs is not None and arguments.epochs < 1:
         raise StageError(f"--epochs is {arguments.epochs}; expected 1 or more")
+    if arguments.minutes is not None and not 0 < arguments.minutes < math.inf:
+        raise StageError(f"--minutes is {arguments.minutes}; expected a number above 0")
+    if arguments.minutes is not None and arguments.epochs is not None:
+        raise StageError(f"--minutes is {arguments.minutes:g} and --epochs {arguments.epochs}; expected one of the two")
     if arguments.batch is not None and arguments.batch < 1:
         raise StageError(f"--batch is {arguments.batch}; expected 1 or more")
     if arguments.lr is not None and not 0 < arguments.lr < math.inf:
@@ -518,7 +551,7 @@ def main() -> int:
         settings = {"network": run.name, "solver": arguments.solver, "train_on": run.train_on, "device": str(device)}
         settings |= {"seed": run.solver_param.random_seed, "max_iter": run.solver_param.max_iter}
         settings |= {"classes": list(run.classes), "base_lr": run.solver_param.base_lr}
-        settings |= {"init": arguments.init, "freeze": arguments.freeze}
+        settings |= {"init": arguments.init, "freeze": arguments.freeze, "minutes": arguments.minutes}
         prototxts = [run.folder / "solver.prototxt", run.folder / "train_val.prototxt"]
         if run.teachers is not None:  # by their hashes before the training, since other runs may replace them
             settings |= {"teachers": {str(path): sha256(path) for path in run.teachers.paths}}
@@ -533,7 +566,7 @@ def main() -> int:
     iterations = f"{run.solver.iter} iterations"
     if stage.counts["stopped_early"]:
         iterations += (
-            f" (stopped early, after epoch {stage.counts['epochs']:.0f} of {run.solver_param.max_iter // run.epoch})"
+            f" (stopped early, after epoch {stage.counts['epochs']:.0f} of {run.solver.param.max_iter // run.epoch})"
         )
     best = f"best validation accuracy {run.best['accuracy']:.2%} in epoch {run.best['epoch']:.0f}"
     stage.summary(f"{iterations}, {best} -> {run.folder / run.name}.caffemodel")

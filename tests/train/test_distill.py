@@ -192,14 +192,15 @@ def test_a_stopped_run_goes_on_to_the_same_weights(project: Path, monkeypatch: p
         str(project / "taught/tiny net.caffemodel"),
     ]
     assert train(monkeypatch, project, "whole", *more) == 0
-    step = caffe.Solver.step
+    update = caffe.Solver.apply_update
 
-    def stop_early(solver: caffe.Solver, count: int) -> None:
-        step(solver, min(count, 7))
-        solver.requested = "stop"
+    def update_and_stop(solver: caffe.Solver, display: bool = False) -> None:
+        update(solver, display)
+        if solver.iter == 6:
+            solver.requested = "stop"
 
     with monkeypatch.context() as patch:
-        patch.setattr(caffe.Solver, "step", stop_early)
+        patch.setattr(caffe.Solver, "apply_update", update_and_stop)
         assert train(patch, project, "parts", *more) == 130
     assert train(monkeypatch, project, "parts", *more) == 0
     whole, parts = (blobs(project / f"{name}/tiny net.caffemodel") for name in ("whole", "parts"))

@@ -128,6 +128,7 @@ def test_a_run_leaves_a_complete_model(
     assert manifest["settings"] == {
         "network": "tiny net", "solver": None, "train_on": "train", "device": "cpu", "seed": 3, "max_iter": 20,
         "classes": ["class_0", "class_1", "class_2"], "base_lr": pytest.approx(0.005), "init": None, "freeze": None,
+        "minutes": None,
     }  # fmt: skip
     counts = manifest["counts"]
     assert (counts["iterations"], counts["epochs"], counts["iterations_per_epoch"]) == (20, 4, EPOCH)

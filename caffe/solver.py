@@ -351,7 +351,7 @@ class Solver:
     def solve(self, resume_file: str | os.PathLike[str] | None = None) -> None:
         """Train until max_iter, a `stop` request or early stopping, from a .solverstate if given.
 
-        With a snapshot at the end, unless `snapshot_after_train` is false.
+        With a snapshot at the end, unless `snapshot_after_train` is false. A callback may move `param.max_iter`.
         """
         p = self.param
         log.info("solver.cpp:289", f"Solving {self.net.name}")

@@ -35,6 +35,7 @@ from explain.features import plain
 from preprocessing.network_input import FaceNetwork
 from preprocessing.stage import Stage, StageError, add_device_argument, progress, replace_file, run_main
 from train.ensemble import alignment, model_files
+from train.minutes import MOVED
 
 HEADS = (
     "#", "network", "faces", "seeds", "epochs", "val", "test", "mirrored", "ten crops", "without duplicates",
@@ -185,10 +186,19 @@ def _files(run: Path, net: dict[str, str]) -> Files:
 def _settings(run: Path, manifest: dict[str, Any], folds: bool) -> str:
     """The solver and the net, without the seed and the names of files.
 
-    Of a fold also without what depends on how many images it has: then its epochs stand for the iterations.
+    Of a fold also without what depends on how many images it has: then its epochs stand for the iterations. Of a run
+    that had a time (`--minutes`), that stands for them.
     """
+    minutes = manifest["settings"].get("minutes")
     solver, net = read_solver_parameter(run / "solver.prototxt"), read_net_parameter(run / "train_val.prototxt")
-    for field in ("random_seed", "snapshot_prefix", "net", "weights", *(BY_SIZE if folds else ())):
+    for field in (
+        "random_seed",
+        "snapshot_prefix",
+        "net",
+        "weights",
+        *(BY_SIZE if folds else ()),
+        *(MOVED if minutes else ()),
+    ):
         solver.ClearField(field)
     for layer in net.layer:
         layer.data_param.ClearField("source")
@@ -199,6 +209,8 @@ def _settings(run: Path, manifest: dict[str, Any], folds: bool) -> str:
             for names in (layer.teacher_param.net, layer.teacher_param.weights):
                 names[:] = [Path(name).parent.name for name in names]
     asked = manifest["settings"]["max_iter"] / manifest["counts"]["iterations_per_epoch"] if folds else ""
+    if minutes:
+        asked = f"{minutes} minutes"
     return f"{folds}\n{asked}\n{solver}\n{net}"
 
 

@@ -7,7 +7,7 @@ python -m train prototxt/face_emotion_net --train data/fer2013/lmdb/train_lmdb -
 The net gets as many outputs as the classes.txt beside the training LMDB has names. The run's folder is a Caffe project
 of its own: solver.prototxt and train_val.prototxt with every setting filled in, snapshots, train.log in Caffe's format.
 Stopped by Ctrl-C or a kill, the same command goes on from the last snapshot and ends with the same weights as if it had
-never stopped.
+never stopped; by --minutes, after what is left of its time.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from preprocessing.network_input import CALIBRATION
 from preprocessing.stage import Stage, StageError, add_device_argument, replace_file, run_main, sha256
 from train import finetune
 from train.distill import SHARE, TEMPERATURE, Teachers
-from train.minutes import TimeLimit
+from train.minutes import TimeLimit, move
 
 LARGEST_TEST_BATCH = 512
 KEPT_SNAPSHOTS = 2
@@ -404,8 +404,8 @@ class Run:
     def finish(self, stage: Stage) -> None:
         """Put the chosen weights, the deploy net, the mean and the manifest in place: a complete model folder."""
         chosen = self.train_on == "train" and self.best
-        if self.minutes is not None:  # the epochs that it came to: as if they had been asked for
-            self.solver_param = self._settings_for(self.solver.param.max_iter // self.epoch)
+        if self.minutes is not None:  # the epochs that it came to
+            move(self.solver_param, self.solver.param)
             replace_bytes(self.folder / "solver.prototxt", text_format.MessageToString(self.solver_param).encode())
             stage.settings["max_iter"] = self.solver_param.max_iter
         with replace_file(self.folder / "deploy.prototxt") as path:

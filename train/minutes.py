@@ -11,6 +11,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import caffe
@@ -20,10 +21,28 @@ from caffe.proto.caffe_pb2 import SolverParameter
 
 # shares of the time: how often it is looked at, by how much of it the speed is measured, and the least that tells it
 LOOK, WINDOW, LEAST = 1 / 500, 1 / 8, 1 / 100
+# the solver's settings that the number of epochs decides
+MOVED = ("max_iter", "warmup_iter", "stepsize", "stepvalue", "swa_start")
+
+
+def move(target: SolverParameter, source: SolverParameter) -> None:
+    """Give a solver's settings what another's say of MOVED."""
+    for name in MOVED:
+        target.ClearField(name)
+    part = SolverParameter()
+    for name in MOVED:
+        if name == "stepvalue":
+            part.stepvalue.extend(source.stepvalue)
+        elif source.HasField(name):
+            setattr(part, name, getattr(source, name))
+    target.MergeFrom(part)
 
 
 class TimeLimit:
     """Fits a solver's max_iter, and what is counted in shares of it, to a time.
+
+    A rate that falls by steps rises again where a step that is over moves behind the present iteration; an average of
+    weights begins anew where its beginning does.
 
     Parameters
     ----------
@@ -51,7 +70,8 @@ class TimeLimit:
         self._seen: deque[tuple[float, int]] = deque()
         self._next = 0.0
         solver.add_callback(self._look, lambda: None)
-        solver.on_snapshot.append(lambda _, __: self._write())
+        # before, so that what a kill in between leaves is not a plan that the snapshot is beyond
+        solver.before_snapshot.append(lambda _: self._write())
 
     @property
     def used(self) -> float:
@@ -64,35 +84,51 @@ class TimeLimit:
             state = json.loads(self.file.read_text())
             self._begin = self.clock() - state["seconds"]
             self._plan(state["epochs"])
+            self._average_from(state["swa_start"])
 
     def _write(self) -> None:
-        state = {"seconds": self.used, "epochs": self.solver.param.max_iter // self.epoch}
+        param = self.solver.param
+        state = {"seconds": self.used, "epochs": param.max_iter // self.epoch, "swa_start": param.swa_start}
         replace_bytes(self.file, json.dumps(state).encode())
 
     def _look(self) -> None:
         """Before an iteration: how many epochs the rest of the time is good for."""
         used, done = self.used, self.solver.iter
-        if used < self._next:
+        ends = done + 1 >= self.solver.param.max_iter  # then in any case
+        if used < self._next and not ends:
             return
         self._next = used + LOOK * self.seconds
         self._seen.append((used, done))
-        while len(self._seen) > 2 and self._seen[1][0] < used - WINDOW * self.seconds:
+        while len(self._seen) > 4 and self._seen[1][0] < used - WINDOW * self.seconds:
             self._seen.popleft()
-        (since, first) = self._seen[0]
-        if used - since < LEAST * self.seconds or done <= first:
+        parts = [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(self._seen)]
+        if len(parts) > 2:  # a machine that stood still, or an iteration that had to warm up, says nothing of the speed
+            parts.remove(max(parts))
+        elif used < self.seconds and not ends:
             return
-        to_come = (self.seconds - used) * (done - first) / (used - since)
+        seconds, iterations = (sum(numbers) for numbers in zip(*parts, strict=True)) if parts else (0, 0)
+        if iterations < 1 or (seconds < LEAST * self.seconds and not ends):
+            return
+        to_come = int(max(self.seconds - used, 0) * iterations / max(seconds, 1e-9))
         if to_come >= self.epoch or done + self.epoch < self.solver.param.max_iter:  # the last epoch stays the last
-            self._plan(max(int((done + to_come) // self.epoch), math.ceil((done + 1) / self.epoch)))
+            self._plan(max((done + to_come) // self.epoch, math.ceil((done + 1) / self.epoch)))
 
     def _plan(self, epochs: int) -> None:
         """Set the solver to end after so many epochs."""
-        param, average = self.solver.param, self.solver.average
+        param, before = self.solver.param, self.solver.param.swa_start
         if epochs * self.epoch == param.max_iter:
             return
         planned = self.schedule(epochs)
-        for name in ("max_iter", "warmup_iter", "stepsize", "swa_start"):
-            setattr(param, name, getattr(planned, name))
-        param.stepvalue[:] = planned.stepvalue
-        if isinstance(average, StochasticAverage) and not average.count:
-            average.start = planned.swa_start
+        move(param, planned)
+        average = self.solver.average
+        if isinstance(average, StochasticAverage):
+            begun = average.count > 0 and planned.swa_start <= self.solver.iter
+            self._average_from(before if begun else planned.swa_start)
+
+    def _average_from(self, start: int) -> None:
+        """Set the iteration from which weights are averaged; what was averaged before it is forgotten."""
+        average = self.solver.average
+        if isinstance(average, StochasticAverage):
+            if average.count and start > self.solver.iter:
+                average.set_state([], 0)
+            average.start = self.solver.param.swa_start = start

@@ -99,6 +99,27 @@ def test_folds_are_one_row_although_their_epochs_have_other_lengths(tmp_path: Pa
     ]
 
 
+def test_runs_of_the_same_time_are_one_row_although_their_epochs_differ(tmp_path: Path) -> None:
+    for place, accuracy, iterations, minutes, seed in (
+        ("runs/small", 0.8, 70, 5, 1),
+        ("runs/small_seed2", 0.6, 84, 5, 2),
+        ("runs/small_seed3", 0.5, 84, 6, 3),  # another time: another row
+        ("runs/small_seed4", 0.4, 84, None, 4),  # epochs that were asked for
+        ("fold1/runs/small", 0.3, 70, 5, 1),
+        ("fold2/runs/small", 0.3, 84, 5, 1),
+    ):
+        run = write_run(tmp_path, place, accuracy, seed, minutes=minutes, max_iter=iterations)
+        solver = (run / "solver.prototxt").read_text()
+        solver = solver.replace("max_iter: 70", f"max_iter: {iterations}")
+        (run / "solver.prototxt").write_text(solver.replace("stepvalue: 35", f"stepvalue: {iterations // 2}"))
+    assert [(row[3], row[6]) for row in rows(tmp_path)] == [
+        ("1, 2", "70.00 ± 14.14%"),
+        ("3", "50.00%"),
+        ("4", "40.00%"),
+        ("2 folds", "30.00 ± 0.00%"),
+    ]
+
+
 def test_folds_that_runs_of_their_own_taught_are_one_row(tmp_path: Path) -> None:
     for fold, teacher in ((1, "large"), (2, "large"), (3, "small")):
         run = write_run(tmp_path, f"fold{fold}/runs/small", 0.8)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 from small_training import train, write_problem, write_project
 
 import caffe
+import train.__main__ as command
+from caffe.averaging import StochasticAverage
 from caffe.io import read_solver_parameter
 from caffe.proto.caffe_pb2 import SolverParameter
 from train.__main__ import rescale
@@ -63,6 +66,61 @@ def test_as_many_epochs_as_fit(tmp_path: Path, seconds: float, each: float, iter
     assert limit.used == pytest.approx(iterations * each)
 
 
+def test_a_time_of_many_times_the_prototxts_epochs(tmp_path: Path) -> None:
+    """Its 15 iterations are over in a two-hundredth of the time, and the rest of it is slower."""
+    solver, limit = limited(tmp_path, 300, lambda i: 0.1 if i < 20 else 2.0)
+    solver.solve()
+    assert (solver.iter, solver.param.max_iter) == (165, 165)
+    assert limit.used == pytest.approx(2 + 145 * 2)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "each", "when", "stands", "iterations"),
+    [(1000, 2.0, 100, 300.0, 350), (1000, 2.0, 102, 300.0, 350), (100, 1.0, 0, 60.0, 40)],
+    ids=["between epochs", "in an epoch", "the first"],
+)
+def test_a_machine_that_stands_still_for_a_while(
+    tmp_path: Path, seconds: float, each: float, when: int, stands: float, iterations: int
+) -> None:
+    solver, limit = limited(tmp_path, seconds, lambda i: each + stands * (i == when))
+    solver.solve()
+    assert iterations - EPOCH <= solver.iter <= iterations
+    assert limit.used <= seconds
+
+
+def test_the_warm_up_is_no_longer_than_the_training(tmp_path: Path) -> None:
+    solver, _ = limited(tmp_path, 4, lambda _: 1.0, "warmup_iter: 6")  # one and a half epochs
+    assert solver.param.warmup_iter == 8
+    solver.solve()
+    assert (solver.iter, solver.param.warmup_iter) == (5, 5)
+
+
+def test_weights_are_averaged_from_where_the_last_plan_says(tmp_path: Path) -> None:
+    """The average that began by a shorter plan begins anew; a stopped training goes on with the one that it had."""
+    changes = "swa_start: 8 swa_interval: 1"
+    solver, _ = limited(tmp_path, 1000, lambda i: 4.0 if i < 180 else 0.4, changes)
+    average, begun = solver.average, []
+    assert isinstance(average, StochasticAverage)
+    solver.add_callback(lambda: begun.append(average.count), lambda: None)
+    solver.solve()
+    assert begun[175] > 0  # by the plan of 250 iterations
+    assert solver.iter > 800
+    assert solver.param.swa_start == average.start == pytest.approx(solver.iter * 2 / 3, abs=2 * EPOCH)
+    assert average.count == solver.iter - average.start + 1
+
+    (tmp_path / "b").mkdir()
+    solver, _ = limited(tmp_path / "b", 100, lambda _: 1.0, changes)
+    solver.add_callback(lambda: setattr(solver, "requested", "stop" if solver.iter == 79 else None), lambda: None)
+    solver.solve()
+    assert (solver.iter, solver.param.swa_start) == (80, 67)
+    again, limit = limited(tmp_path / "b", 100, lambda _: 0.5, changes)
+    limit.resume()
+    again.solve(tmp_path / "b/snap_iter_80.solverstate")
+    assert (again.iter, again.param.swa_start) == (120, 67)
+    assert again.average is not None
+    assert again.average.count == 120 - 67 + 1
+
+
 def test_the_rate_falls_as_if_the_epochs_had_been_asked_for(tmp_path: Path) -> None:
     changes = "stepvalue: 6 stepvalue: 9 swa_start: 8 swa_interval: 1 warmup_iter: 3"
     solver, _ = limited(tmp_path, 205, lambda _: 1.0, changes)
@@ -96,7 +154,9 @@ def test_a_stopped_training_has_the_rest_of_its_time(tmp_path: Path) -> None:
     solver.solve()  # the last snapshot is that of iteration 120
     assert solver.iter == 120
     states = sorted(tmp_path.glob("snap_iter_120.solverstate*"))
-    assert json.loads((tmp_path / "time.json").read_text()) == {"seconds": pytest.approx(120), "epochs": 40}
+    assert json.loads((tmp_path / "time.json").read_text()) == {
+        "seconds": pytest.approx(120), "epochs": 40, "swa_start": -1,
+    }  # fmt: skip
     again, limit = limited(tmp_path, 200, lambda _: 2.0)
     limit.resume()
     assert again.param.max_iter == 200
@@ -109,27 +169,63 @@ def test_a_stopped_training_has_the_rest_of_its_time(tmp_path: Path) -> None:
     assert over.iter == 160
 
 
-def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command's clock: an iteration takes a second."""
+    now, update = 0.0, caffe.Solver.apply_update
+
+    def tick(solver: caffe.Solver, display: bool = False) -> None:
+        nonlocal now
+        now += 1.0
+        update(solver, display)
+
+    monkeypatch.setattr(caffe.Solver, "apply_update", tick)
+    monkeypatch.setattr(command, "TimeLimit", partial(TimeLimit, clock=lambda: now))
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: None) -> None:
     write_project(tmp_path / "p")
-    assert train(monkeypatch, tmp_path / "p", "run", "--minutes", "0.02") == 0
+    assert train(monkeypatch, tmp_path / "p", "run", "--minutes", "0.55") == 0
     run = tmp_path / "p" / "run"
     manifest = json.loads((run / "manifest.json").read_text())
     counts, settings = manifest["counts"], manifest["settings"]
-    assert counts["epochs"] == counts["iterations"] / 5 == int(counts["epochs"])
-    assert not counts["stopped_early"]
-    assert (settings["minutes"], settings["max_iter"]) == (0.02, counts["iterations"])
+    assert (counts["iterations"], counts["epochs"], counts["stopped_early"]) == (30, 6, False)
+    assert (settings["minutes"], settings["max_iter"]) == (0.55, 30)
     solver = read_solver_parameter(run / "solver.prototxt")
-    assert (solver.max_iter, solver.test_interval) == (counts["iterations"], 5)
-    assert list(solver.stepvalue) == [max(round(share * solver.max_iter), 1) for share in (20 / 40, 35 / 40)]
+    assert (solver.max_iter, solver.test_interval) == (30, 5)
+    assert list(solver.stepvalue) == [15, 26]  # a half and seven eighths
     # the run is there: the command again trains no more
     weights = (run / "tiny net.caffemodel").read_bytes()
-    assert train(monkeypatch, tmp_path / "p", "run", "--minutes", "0.02") == 0
+    assert train(monkeypatch, tmp_path / "p", "run", "--minutes", "0.55") == 0
     assert (run / "tiny net.caffemodel").read_bytes() == weights
     assert json.loads((run / "manifest.json").read_text())["counts"] == counts
-    # another time is another training
-    assert train(monkeypatch, tmp_path / "p", "run", "--minutes", "0.001") == 0
-    assert json.loads((run / "time.json").read_text())["seconds"] < 0.02 * 60 + 1000
-    assert json.loads((run / "manifest.json").read_text())["settings"]["minutes"] == 0.001
+    # another time is another training, and so are epochs
+    assert train(monkeypatch, tmp_path / "p", "run", "--minutes", "0.4") == 0
+    assert json.loads((run / "manifest.json").read_text())["counts"]["iterations"] == 20
+    assert json.loads((run / "time.json").read_text())["seconds"] == 20
+    assert train(monkeypatch, tmp_path / "p", "run", "--epochs", "1") == 0
+    assert not (run / "time.json").exists()
+
+
+def test_a_command_that_was_stopped_has_the_rest_of_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: None
+) -> None:
+    write_project(tmp_path / "p")
+    update = caffe.Solver.apply_update
+
+    def update_and_stop(solver: caffe.Solver, display: bool = False) -> None:
+        update(solver, display)
+        if solver.iter == 16:
+            solver.requested = "stop"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(caffe.Solver, "apply_update", update_and_stop)
+        assert train(patch, tmp_path / "p", "run", "--minutes", "0.7") == 130
+    state = json.loads((tmp_path / "p/run/time.json").read_text())
+    assert (state["seconds"], state["epochs"]) == (17, 8)
+    assert train(monkeypatch, tmp_path / "p", "run", "--minutes", "0.7") == 0
+    counts = json.loads((tmp_path / "p/run/manifest.json").read_text())["counts"]
+    assert (counts["iterations"], counts["epochs"]) == (40, 8)
 
 
 @pytest.mark.parametrize(

@@ -133,3 +133,15 @@ def blobs(path: Path) -> dict[str, list[np.ndarray]]:
     """The parameters in a .caffemodel by layer, of the layers that have some."""
     message = read_binary(path, NetParameter())
     return {layer.name: [blobproto_to_array(blob) for blob in layer.blobs] for layer in message.layer if layer.blobs}
+
+
+def stop_after(patch: pytest.MonkeyPatch, iterations: int) -> None:
+    """Let trainings ask themselves to stop after so many iterations, as Ctrl-C does."""
+    update = caffe.Solver.apply_update
+
+    def update_and_stop(solver: caffe.Solver, display: bool = False) -> None:
+        update(solver, display)
+        if solver.iter == iterations - 1:
+            solver.requested = "stop"
+
+    patch.setattr(caffe.Solver, "apply_update", update_and_stop)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_training import blobs, images, train, write_project
+from small_training import blobs, images, stop_after, train, write_project
 from tiny_model import write_database
 
 import caffe
@@ -192,15 +192,8 @@ def test_a_stopped_run_goes_on_to_the_same_weights(project: Path, monkeypatch: p
         str(project / "taught/tiny net.caffemodel"),
     ]
     assert train(monkeypatch, project, "whole", *more) == 0
-    update = caffe.Solver.apply_update
-
-    def update_and_stop(solver: caffe.Solver, display: bool = False) -> None:
-        update(solver, display)
-        if solver.iter == 6:
-            solver.requested = "stop"
-
     with monkeypatch.context() as patch:
-        patch.setattr(caffe.Solver, "apply_update", update_and_stop)
+        stop_after(patch, 7)
         assert train(patch, project, "parts", *more) == 130
     assert train(monkeypatch, project, "parts", *more) == 0
     whole, parts = (blobs(project / f"{name}/tiny net.caffemodel") for name in ("whole", "parts"))

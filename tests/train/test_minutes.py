@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from small_training import train, write_problem, write_project
+from small_training import stop_after, train, write_problem, write_project
 
 import caffe
 import train.__main__ as command
@@ -211,15 +211,8 @@ def test_a_command_that_was_stopped_has_the_rest_of_its_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: None
 ) -> None:
     write_project(tmp_path / "p")
-    update = caffe.Solver.apply_update
-
-    def update_and_stop(solver: caffe.Solver, display: bool = False) -> None:
-        update(solver, display)
-        if solver.iter == 16:
-            solver.requested = "stop"
-
     with monkeypatch.context() as patch:
-        patch.setattr(caffe.Solver, "apply_update", update_and_stop)
+        stop_after(patch, 17)
         assert train(patch, tmp_path / "p", "run", "--minutes", "0.7") == 130
     state = json.loads((tmp_path / "p/run/time.json").read_text())
     assert (state["seconds"], state["epochs"]) == (17, 8)

@@ -50,10 +50,7 @@ FIGURES: dict[str, Callable[[dict[str, Any]], float]] = {
     "test_without_duplicates": lambda databases: databases["test"]["without_training_duplicates"]["accuracy"],
 }
 # solver settings that `python -m train` computes from the number of training images, which differs between folds
-BY_SIZE = (
-    "test_iter", "test_interval", "snapshot", "display", "average_loss", "max_iter", "stepvalue", "stepsize",
-    "warmup_iter", "swa_start", "swa_interval",
-)  # fmt: skip
+BY_SIZE = ("test_iter", "test_interval", "snapshot", "display", "average_loss", "swa_interval", *MOVED)
 VIEWS = ("centre", "ten_crop")  # by which the time a face is measured
 WARM_UP, ROUNDS, REPEATS = 3, 7, 5
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6BB1")
@@ -191,14 +188,8 @@ def _settings(run: Path, manifest: dict[str, Any], folds: bool) -> str:
     """
     minutes = manifest["settings"].get("minutes")
     solver, net = read_solver_parameter(run / "solver.prototxt"), read_net_parameter(run / "train_val.prototxt")
-    for field in (
-        "random_seed",
-        "snapshot_prefix",
-        "net",
-        "weights",
-        *(BY_SIZE if folds else ()),
-        *(MOVED if minutes else ()),
-    ):
+    by_epochs = BY_SIZE if folds else MOVED if minutes else ()
+    for field in ("random_seed", "snapshot_prefix", "net", "weights", *by_epochs):
         solver.ClearField(field)
     for layer in net.layer:
         layer.data_param.ClearField("source")

@@ -27,14 +27,10 @@ MOVED = ("max_iter", "warmup_iter", "stepsize", "stepvalue", "swa_start")
 
 def move(target: SolverParameter, source: SolverParameter) -> None:
     """Give a solver's settings what another's say of MOVED."""
-    for name in MOVED:
-        target.ClearField(name)
     part = SolverParameter()
-    for name in MOVED:
-        if name == "stepvalue":
-            part.stepvalue.extend(source.stepvalue)
-        elif source.HasField(name):
-            setattr(part, name, getattr(source, name))
+    part.CopyFrom(source)
+    for field in SolverParameter.DESCRIPTOR.fields:
+        (target if field.name in MOVED else part).ClearField(field.name)
     target.MergeFrom(part)
 
 

@@ -49,7 +49,7 @@ class WeightAverage:
         self.net = net
         self.values: list[torch.Tensor] = []
         self.count = 0
-        copies = {id(parameter): _own_copy(parameter) for parameter in net.learnable_params}
+        copies = {id(own): Parameter(own.shape, own.device) for own in net.learnable_params}
 
         def copy_of(blob: Parameter) -> Parameter:
             copy = copies[id(blob.owner)]
@@ -91,12 +91,6 @@ class WeightAverage:
     def set_state(self, values: list[torch.Tensor], count: int) -> None:
         """Go on from an average of `count` sets of weights, or with none from the beginning."""
         self.values, self.count = values, count if values else 0
-
-
-def _own_copy(parameter: Parameter) -> Parameter:
-    copy = Parameter(parameter.shape, parameter.device)
-    copy.name, copy.lr_mult, copy.decay_mult = parameter.name, parameter.lr_mult, parameter.decay_mult
-    return copy
 
 
 class ExponentialAverage(WeightAverage):

@@ -34,10 +34,18 @@ class _Synced:
     Parameters
     ----------
     keeps: whether it goes back into the same tensor, as what was recorded of the device's work needs, or a new one.
+
+    Attributes
+    ----------
+    default: what all values are while nothing has set them.
+    taken: how many arrays have been given out.
     """
 
     def __init__(self, keeps: bool = False) -> None:
         self._keeps = keeps
+        self.default = 0.0
+        self.taken = 0
+        self._arrays: list[weakref.ref[np.ndarray]] = []
         self._tensor: torch.Tensor | None = None
         self._host: np.ndarray | None = None
 
@@ -51,7 +59,7 @@ class _Synced:
         if self._host is not None:
             return self._host
         if self._tensor is None:
-            self._tensor = torch.zeros(shape, device=device)
+            self._tensor = torch.full(shape, self.default, device=device)
         # .contiguous() and .float() return the tensor itself where it has that form already: then a view
         host = self._tensor.detach().to("cpu", torch.float32).contiguous()
         if host.device == self._tensor.device and host.data_ptr() == self._tensor.data_ptr():
@@ -61,7 +69,7 @@ class _Synced:
 
     def tensor(self, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
         if self._tensor is None:
-            self._tensor = torch.zeros(shape, device=device)
+            self._tensor = torch.full(shape, self.default, device=device)
         elif self._host is not None:
             # the host copy may have been written to: it is the newer one
             host, self._host = torch.from_numpy(self._host), None
@@ -70,6 +78,19 @@ class _Synced:
             else:
                 self._tensor = host.to(device)
         return self._tensor
+
+    def take(self, shape: tuple[int, ...], device: torch.device) -> np.ndarray:
+        """`array`, of which it is noted that somebody has it."""
+        array = self.array(shape, device)
+        self.taken += 1
+        # views of an array keep the array itself alive
+        self._arrays = [other for other in self._arrays if other() is not None] + [weakref.ref(array)]
+        return array
+
+    @property
+    def held(self) -> bool:
+        """Whether somebody still has an array, into which he may write at any time."""
+        return any(array() is not None for array in self._arrays)
 
     @property
     def empty(self) -> bool:
@@ -168,7 +189,7 @@ class Blob:
 
     @property
     def has_diff(self) -> bool:
-        """False while the diff is all zeros because nothing has set it."""
+        """False while the diff is all zeros, or a loss's weight, because nothing has set it."""
         return not self._diff.empty
 
     def diff_tensor(self) -> torch.Tensor:
@@ -179,18 +200,23 @@ class Blob:
         self._diff.set(tensor)
 
     def clear_diff(self) -> None:
-        """Make the gradient 0."""
+        """Make the gradient 0, or the loss's weight."""
         self._diff.clear()
+
+    def set_default_diff(self, value: float) -> None:
+        """What the gradient is while nothing has set it: of a loss its weight, else 0."""
+        self._diff.default = value
 
 
 class Parameter(Blob):
-    """A learned blob: float32, contiguous, a leaf of the graph where its learning rate is not 0.
+    """A learned blob: float32, contiguous, a leaf of the graph where its gradient is wanted.
 
     Its diff accumulates over backward passes until `clear_diff`, as in Caffe.
 
     Attributes
     ----------
-    taken: how many arrays of the values have been given out.
+    lr_mult, decay_mult: what the solver's learning rate and weight decay are multiplied with.
+    forced: whether its gradient is wanted even where lr_mult is 0 (`force_backward`).
     """
 
     def __init__(self, shape: Sequence[int], device: torch.device) -> None:
@@ -198,39 +224,68 @@ class Parameter(Blob):
         self.name = ""
         self.lr_mult = 1.0
         self.decay_mult = 1.0
-        self.taken = 0
-        self._arrays: list[weakref.ref[np.ndarray]] = []
+        self.forced = False
         self._data = _Synced(keeps=True)
+        self._alias: tuple[torch.Tensor, torch.Tensor] | None = None  # of shared values: theirs, and this one's leaf
+        self._shares = False
         with torch.inference_mode(False):  # a tensor that counts its changes, wherever the net is made
             self._data.set(torch.zeros(self._shape, device=device))
 
     @property
     def data(self) -> np.ndarray:
         """The values, float32; write into it with `blob.data[...] = x`."""
-        array = super().data
-        self.taken += 1
-        # views of an array keep the array itself alive
-        self._arrays = [other for other in self._arrays if other() is not None] + [weakref.ref(array)]
-        return array
+        return self._data.take(self._shape, self.device).reshape(self._shape)
 
     @data.setter
     def data(self, value: np.ndarray) -> None:
         self.data[...] = value
 
     @property
+    def diff(self) -> np.ndarray:
+        """The gradient of the loss with respect to the values, float32; writable like `data`."""
+        return self._diff.take(self._shape, self.device)
+
+    @diff.setter
+    def diff(self, value: np.ndarray) -> None:
+        self.diff[...] = value
+
+    @property
     def owner(self) -> Parameter:
-        """The parameter that holds the values: itself, but for a `Reshaped` one."""
+        """The parameter that holds values and diff: itself, but for a `Reshaped` one."""
         return self
+
+    @property
+    def taken(self) -> int:
+        """How many arrays of the values have been given out, by this parameter and those that share them."""
+        return self._data.taken
 
     @property
     def held(self) -> bool:
         """Whether somebody has an array of the values, into which he may write at any time."""
-        return any(array() is not None for array in self._arrays)
+        return self._data.held
+
+    @property
+    def needs_diff(self) -> bool:
+        """Whether a backward pass computes its gradient."""
+        return self.lr_mult != 0 or self.forced
+
+    def share(self, other: Parameter) -> None:
+        """Have another's values, of as many, from now on: what changes there changes here, and the other way round.
+
+        The diff, lr_mult and decay_mult stay its own. (Caffe's Blob::ShareData.)
+        """
+        if self._data is not other.owner._data:
+            self._data, self._alias, self._shares = other.owner._data, None, True
 
     def tensor(self) -> torch.Tensor:
         leaf = super().tensor()
-        if leaf.requires_grad != (self.lr_mult != 0):
-            leaf.requires_grad_(self.lr_mult != 0)
+        if self._shares:
+            if self._alias is None or self._alias[0] is not leaf:
+                with torch.inference_mode(False):  # counts its changes together with the other
+                    self._alias = leaf, leaf.detach().view(self._shape)
+            leaf = self._alias[1]
+        if leaf.requires_grad != self.needs_diff:
+            leaf.requires_grad_(self.needs_diff)
         return leaf
 
     def accumulate(self, gradient: torch.Tensor) -> None:
@@ -239,6 +294,13 @@ class Parameter(Blob):
             self.diff_tensor().add_(gradient)
         else:
             self.set_diff(gradient.contiguous())
+
+    def clear_diff(self) -> None:
+        """Make the gradient 0, in arrays of it that somebody has too, where they are no copies."""
+        if self._diff.held and self.device.type == "cpu":
+            self.diff_tensor().zero_()
+        else:
+            self._diff.clear()
 
 
 class Reshaped(Parameter):

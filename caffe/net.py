@@ -245,6 +245,7 @@ class Net:
             (list(layer.param.bottom), list(layer.param.top), list(layer.param.propagate_down)) for layer in self.layers
         ]
         self._is_input = [layer.type == "Input" for layer in self.layers]
+        self._read = {bottom for layer in self.layers for bottom in layer.param.bottom}
         for name in self.outputs:
             log.info("net.cpp:244", f"This network produces output {name}")
         self._plan: Plan = [(layer, i, i) for i, layer in enumerate(self.layers)]
@@ -271,6 +272,7 @@ class Net:
                 layer.error(
                     f"bottom {bottom!r} is no top of an earlier layer; there are {', '.join(self.blobs) or 'none'}"
                 )
+            self.blobs[bottom].set_default_diff(0.0)  # of a loss that is read, the weight is but a part of the diff
             log.info("net.cpp:408", f"{param.name} <- {bottom}")
             available.pop(bottom, None)
         if len(param.propagate_down) not in (0, len(param.bottom)):
@@ -295,8 +297,10 @@ class Net:
             except CaffeError as error:
                 layer.error(f"top {top!r}: {error}")
             self.blob_loss_weights[top] = weights[i]
+            self.blobs[top].set_default_diff(weights[i])
             if not top.startswith(AUTOMATIC):
                 available[top] = None
+        layer.set_loss_weights(weights)
         if isinstance(layer, DummyData):  # whose constant tops hold their values before the first pass
             for top, constant in zip(param.top, layer.constants, strict=True):
                 if constant is not None:
@@ -328,6 +332,7 @@ class Net:
                     blob = self._share(layer, i, spec)
             if not any(blob.owner is other for other in self._learnable):
                 self._learnable.append(blob)
+                blob.forced = self.param.force_backward and not fixed
         if layer.blobs:
             self.params[layer.name] = layer.blobs
 
@@ -354,18 +359,29 @@ class Net:
         return layer.blobs[i]
 
     def _mark_backward(self) -> None:
-        """Which layers take part in the backward pass: those between a learned parameter and a loss."""
+        """Which layers take part in the backward pass: those between a learned parameter and a loss.
+
+        `force_backward` adds all, up to the data; `propagate_down: true` the bottoms that have it.
+        """
         self.force_backward = self.param.force_backward
-        needs = dict.fromkeys(self.inputs, self.force_backward)
+        needs: dict[str, bool] = {}
+        makers: dict[str, int] = {}
         reach: list[bool] = []
-        for layer in self.layers:
-            down = [needs.get(b, False) for b in layer.param.bottom]
+        # tops at which a gradient ends, though it goes no further, by the layer's number
+        self.gradient_ends: dict[int, set[str]] = {}
+        for number, layer in enumerate(self.layers):
+            down = [needs[bottom] for bottom in layer.param.bottom]
             for i, propagate in enumerate(layer.param.propagate_down):
-                down[i] = down[i] and propagate
-            learned = any(blob.owner.lr_mult != 0 for blob in layer.blobs)
+                bottom = layer.param.bottom[i]
+                if propagate and not down[i] and layer.differentiable:
+                    self.gradient_ends.setdefault(makers[bottom], set()).add(bottom)
+                down[i] = propagate
+            learned = any(blob.owner.needs_diff for blob in layer.blobs)
             reach.append((any(down) or learned) and layer.differentiable)
-            if layer.type != "Input":
-                needs.update((top, reach[-1]) for top in layer.param.top)
+            if self.force_backward and not reach[-1] and not layer.param.bottom:
+                self.gradient_ends[number] = {*layer.param.top}
+            for top in layer.param.top:
+                needs[top], makers[top] = reach[-1] or number in self.gradient_ends, number
         under_loss: set[str] = set()
         self.layer_needs_backward = [False] * len(self.layers)
         for i in reversed(range(len(self.layers))):
@@ -473,7 +489,7 @@ class Net:
                 if top not in values:
                     values[top] = self.blobs[top].tensor().detach()
                 if graph is not None:
-                    values[top].requires_grad_(self.force_backward)
+                    values[top].requires_grad_(top in self.gradient_ends.get(begin, ()))
             return
         bottoms = [values[bottom] for bottom in read]
         if propagate_down:
@@ -494,6 +510,12 @@ class Net:
         if graph is not None:
             # a top that is its bottom becomes a tensor of its own, since its gradient is one
             tops = [top.view_as(top) if any(top is bottom for bottom in bottoms) else top for top in tops]
+            if last in self.gradient_ends:
+                ends = self.gradient_ends[last]
+                tops = [
+                    top.detach().requires_grad_() if name in ends and not top.requires_grad else top
+                    for name, top in zip(self._ends[last][1], tops, strict=True)
+                ]
             graph[last] = (bottoms, tops)
         values.update(zip(self._ends[last][1], tops, strict=True))
 
@@ -588,8 +610,18 @@ class Net:
             self.blobs[name].set_tensor(values[name])
             weight = self.blob_loss_weights[name]
             if weight:
-                loss = loss + weight * values[name].detach().float().sum()
+                value = values[name].detach().float()
+                loss = loss + (value * self._loss_diff(name, value)).sum()
         return loss
+
+    def _loss_diff(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        """What each value of a blob counts in the objective: its diff, at first its loss weight, as in Caffe.
+
+        Of one that another layer reads, whose diff is more than that, it is the weight.
+        """
+        if name in self._read and (weight := self.blob_loss_weights[name]):
+            return torch.full_like(value, weight)
+        return self.blobs[name].diff_tensor().reshape(value.shape)
 
     def _current(self, name: str) -> torch.Tensor:
         """A blob's value for a pass that begins in the middle: what the user wrote, in the graph that it came from."""
@@ -597,6 +629,13 @@ class Net:
         if computed is None or not computed.requires_grad or now is computed:
             return now
         return _Overwritten.apply(computed, now.to(computed.dtype))
+
+    def _fitting(self, what: str, name: str, array: np.ndarray) -> np.ndarray:
+        """An array for a blob in the blob's shape: as many values, and as many rows."""
+        array, shape = np.asarray(array), self.blobs[name].shape
+        if array.size != self.blobs[name].count or array.shape[:1] != shape[:1]:
+            raise CaffeError(f"{what}: {name!r} has shape {array.shape}; expected {shape}")
+        return array.reshape(shape)
 
     def _number(self, layer: str | None, default: int, what: str) -> int:
         if layer is None:
@@ -628,9 +667,7 @@ class Net:
             if set(inputs) != set(self.inputs):
                 raise CaffeError(f"forward: inputs are {sorted(inputs)}; expected {sorted(self.inputs)}")
             for name, array in inputs.items():
-                if array.shape != self.blobs[name].shape:
-                    raise CaffeError(f"forward: {name!r} has shape {array.shape}; expected {self.blobs[name].shape}")
-                self.blobs[name].data[...] = array
+                self.blobs[name].data[...] = self._fitting("forward", name, array)
         first = self._number(start, 0, "forward: start")
         last = self._number(end, len(self.layers) - 1, "forward: end")
         self.compute(first, last, fuse=False)
@@ -690,7 +727,7 @@ class Net:
             consumed.update(set(layer.param.bottom) - set(layer.param.top))
             made.update(id(top) for top in tops)
         for layer in self.layers[end : start + 1]:
-            leaves.update((id(owner), owner) for blob in layer.blobs if (owner := blob.owner).lr_mult != 0)
+            leaves.update((id(owner), owner) for blob in layer.blobs if (owner := blob.owner).needs_diff)
         # float16 has no small numbers: gradients are computed that much larger
         scale = context.FLOAT16_LOSS_SCALE if self._dtype is torch.float16 else 1.0
         roots, seeds = [], []
@@ -699,9 +736,7 @@ class Net:
             if not value.requires_grad or (name in consumed and not weight and id(value) not in partly):
                 continue
             roots.append(value)
-            given = self.blobs[name].diff_tensor if not weight else None
-            seed = given().reshape(value.shape) if given else torch.full_like(value, weight)
-            seeds.append((seed * scale).to(value.dtype))
+            seeds.append((self._loss_diff(name, value) * scale).to(value.dtype))
         names = [name for name, value in entered.items() if blob_diffs and value.requires_grad]
         parameters = list(leaves.values())
         wanted = [p.tensor() for p in parameters] + [entered[name] for name in names]
@@ -746,7 +781,7 @@ class Net:
         ----------
         diffs: names of blobs whose diffs to return beside the inputs'.
         start, end: names of the layers to begin with (nearest the loss) and to stop behind; default: all.
-        top_diffs: diffs to put into the output blobs first (default: what stands there; a loss has its weight).
+        top_diffs: diffs to put into the output blobs first (default: what stands there: in a loss at first its weight).
 
         Returns
         -------
@@ -758,9 +793,7 @@ class Net:
         for name, array in top_diffs.items():
             if name not in allowed:
                 raise CaffeError(f"backward: {name!r} is given a diff; expected one of {sorted(allowed)}")
-            if array.shape != self.blobs[name].shape:
-                raise CaffeError(f"backward: {name!r} has shape {array.shape}; expected {self.blobs[name].shape}")
-            self.blobs[name].diff[...] = array
+            self.blobs[name].diff[...] = self._fitting("backward", name, array)
         self.propagate(first, last)
         names = self.inputs if end is None else list(self.layers[last].param.bottom)
         return {name: self.blobs[name].diff for name in [*names, *(diffs or [])]}
@@ -895,7 +928,7 @@ class Net:
                 size = _magnitude(self.blobs[bottom].diff_tensor())
                 log.info("net.cpp:611", f"    [Backward] Layer {layer.name}, bottom blob {bottom} diff: {size}")
         for i, blob in enumerate(layer.blobs):
-            if blob.owner.lr_mult != 0:
+            if blob.owner.needs_diff:
                 size = _magnitude(blob.diff_tensor())
                 log.info("net.cpp:621", f"    [Backward] Layer {layer.name}, param blob {i} diff: {size}")
 
@@ -1005,14 +1038,21 @@ class Net:
             raise
 
     def share_with(self, other: Net) -> None:
-        """Use `other`'s parameters, by layer name, as the ones of this net: what changes there changes here."""
+        """Have the values of `other`'s parameters, by layer name: what changes there changes here, and the reverse.
+
+        Diffs, and lr_mult and decay_mult, stay each net's own, as in Caffe: solvers of both may take turns.
+        """
+        pairs: dict[int, tuple[Parameter, Parameter]] = {}
         for name, blobs in other.params.items():
             if name in self.params:
-                mine = self.layer_dict[name].blobs
+                mine = self.params[name]
                 if [b.shape for b in mine] != [b.shape for b in blobs]:
                     shapes, others = [b.shape for b in mine], [b.shape for b in blobs]
                     self.layer_dict[name].error(f"has parameters of shapes {shapes}; the other net's are {others}")
-                mine[:] = blobs
+                for own, source in zip(mine, blobs, strict=True):
+                    pairs.setdefault(id(own.owner), (own.owner, source))
+        for own, source in pairs.values():
+            own.share(source)
         self._inference_plans = {}
 
     def to_proto(self, diff: bool = False) -> NetParameter:

@@ -19,14 +19,14 @@ WARM_UP = 3  # passes in the usual way first, in which cuDNN chooses its kernels
 def can_replay(net: Net) -> bool:
     """Whether a net's passes are the same launches for every batch, as far as its layers' types tell.
 
-    That needs a GPU, the data layers at the net's beginning, no gradient for them (`force_backward`), and no layer that
-    cannot be recorded.
+    That needs a GPU, the data layers at the net's beginning, no gradient for them (`force_backward`, `propagate_down`),
+    and no layer that cannot be recorded.
     """
     count = data_layers(net)
     rest = net.layers[count:]
     return (
         net.device.type == "cuda"
-        and not net.force_backward
+        and not net.gradient_ends
         and 0 < count < len(net.layers)
         and all(layer.recordable and not layer.reads_data and layer.type != "Input" for layer in rest)
     )
@@ -124,7 +124,9 @@ class Replay:
             self._passes += 1
             self._warm_up()
             return loss + self._loss
-        torch._foreach_copy_([self._inputs[name] for name in self.names], list(batch.values()))
+        # beside the batch what a user may have written: what a loss counts, the diff of an output
+        recorded = [*(self._inputs[name] for name in self.names), *(seed for _, seed in self._seeds)]
+        torch._foreach_copy_(recorded, [*batch.values(), *(blob.diff_tensor() for blob, _ in self._seeds)])
         self._graph.replay()
         torch.autograd.graph.increment_version(self._sums)
         net.forget()
@@ -178,7 +180,9 @@ class Replay:
                 blob.diff_tensor()
         # a top that no layer reads has its own diff for its gradient: what is recorded goes on reading it
         read = {bottom for layer in net.layers for bottom in {*layer.param.bottom} - {*layer.param.top}}
-        self._seeds = [blob.diff_tensor() for name, blob in net.blobs.items() if name not in read and blob.has_diff]
+        self._seeds = [
+            (blob, blob.diff_tensor()) for name, blob in net.blobs.items() if name not in read and blob.has_diff
+        ]
         self._inputs = {name: tensor.clone() for name, tensor in batch.items()}
         for name, tensor in self._inputs.items():
             net.blobs[name].set_tensor(tensor)

@@ -146,9 +146,7 @@ class Solver:
                 f"solver: {len(p.test_state)} test_state for {len(sources)} test nets; expected none or one each"
             )
         if p.test_interval and not sources:
-            raise CaffeError(
-                f"solver: test_interval is {p.test_interval} without a test net; expected a test_iter and a net"
-            )
+            log.warning("solver.cpp:184", f"test_interval is {p.test_interval}, but there is no test_iter: no test net")
         if sources and p.test_interval < 1:
             raise CaffeError(
                 f"solver: test_interval is {p.test_interval} with {len(sources)} test nets; expected at least 1"
@@ -292,7 +290,7 @@ class Solver:
             log.info("sgd_solver.cpp:112", f"Iteration {self.iter}, lr = {log.number(rate)}")
         with torch.no_grad():
             self._clip_gradients()
-            learned = [(i, p) for i, p in enumerate(self.net.learnable_params) if p.lr_mult and p.has_diff]
+            learned = [(i, p) for i, p in enumerate(self.net.learnable_params) if p.lr_mult]
             self._update_all(learned, rate)
 
     def _clip_gradients(self) -> None:

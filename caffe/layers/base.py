@@ -133,6 +133,9 @@ class Layer:
     def setup(self, shapes: list[Shape]) -> None:
         """Check the settings and make the parameters, given the bottoms' shapes. Called once."""
 
+    def set_loss_weights(self, weights: Sequence[float]) -> None:
+        """Be told what each top counts in the objective, after `setup`. Called once."""
+
     def top_shapes(self, shapes: list[Shape]) -> list[Shape]:
         """The tops' shapes, given the bottoms'. Raises CaffeError where they do not fit."""
         return [shapes[0]]

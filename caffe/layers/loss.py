@@ -146,7 +146,7 @@ class SoftmaxWithLoss(_Loss):
         scores = bottoms[0].float()
         rows = scores.movedim(self.along, -1).reshape(-1, scores.shape[self.along])
         if self.soft or self.smoothing or self.weights is not None:
-            labels = bottoms[1].reshape(scores.shape) if self.soft else bottoms[1]
+            labels = bottoms[1].detach().reshape(scores.shape) if self.soft else bottoms[1]
             total = self._general_loss(rows, labels, math.prod(scores.shape[: self.along]))
             return [total] if len(self.param.top) == 1 else [total, torch.softmax(scores.detach(), self.along)]
         labels = bottoms[1].reshape(-1).long()

@@ -176,6 +176,10 @@ class Python(Layer):
         with self._noted("setup"):
             self.instance.setup(self._bottom, self._top)
 
+    def set_loss_weights(self, weights: Sequence[float]) -> None:
+        for blob, weight in zip(self._top, weights, strict=True):
+            blob.set_default_diff(weight)
+
     def top_shapes(self, shapes: list[Shape]) -> list[Shape]:
         for blob, shape in zip(self._bottom, shapes, strict=True):
             blob.set_shape(shape)

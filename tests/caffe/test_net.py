@@ -917,8 +917,146 @@ def test_share_with() -> None:
     assert np.array_equal(reader.params["fc"][0].data, owner.params["fc"][0].data)
     owner.params["fc"][0].data[...] = 3
     assert (reader.params["fc"][0].data == 3).all()
+    reader.params["fc"][0].data[...] = 4
+    assert (owner.params["fc"][0].data == 4).all()
     with pytest.raises(caffe.CaffeError, match=r"layer 'fc'.*\(2, 36\)"):
         net_of(CHAIN.replace("num_output: 5", "num_output: 2")).share_with(owner)
+
+
+def test_nets_that_share_values_have_diffs_of_their_own() -> None:
+    """As Caffe's ShareTrainedLayersWith: one net's backward pass leaves the other's diffs, and multipliers, alone."""
+    text = input_layer("x", 2, 3) + (
+        'layer { name: "a" type: "InnerProduct" bottom: "x" top: "h" RATE '
+        'inner_product_param { num_output: 4 weight_filler { type: "gaussian" } } }'
+        'layer { name: "b" type: "InnerProduct" bottom: "h" top: "y" loss_weight: 1 '
+        'inner_product_param { num_output: 2 weight_filler { type: "gaussian" } } }'
+    )
+    alone, one = (net_of(text.replace("RATE", "")) for _ in range(2))
+    other = net_of(text.replace("RATE", "param { lr_mult: 0 }"), seed=2, backward=False)
+    other.share_with(one)
+    assert [net.params["a"][0].lr_mult for net in (one, other)] == [1, 0]
+    for net in (alone, one, other):
+        net.forward(x=normal(2, 3))
+        net.backward(y=normal(2, 2, seed=1))
+    assert alone.params["a"][0].diff.any()
+    for name, blobs in alone.params.items():
+        for i, blob in enumerate(blobs):
+            close(one.params[name][i].diff, blob.diff, name)
+    assert not other.params["a"][0].diff.any()
+    close(other.params["b"][0].diff, one.params["b"][0].diff)
+    other.clear_param_diffs()
+    assert one.params["b"][0].diff.any()
+    assert not other.params["b"][0].diff.any()
+
+
+def test_a_parameter_of_another_shape_shares_too() -> None:
+    """Two layers with one parameter, of another shape in the second: a net that shares its values has them in both."""
+    text = input_layer("x", 2, 3) + (
+        'layer { name: "a" type: "InnerProduct" bottom: "x" top: "h" param { name: "w" } '
+        'inner_product_param { num_output: 2 bias_term: false weight_filler { type: "gaussian" } } }'
+        'layer { name: "b" type: "InnerProduct" bottom: "h" top: "y" param { name: "w" share_mode: PERMISSIVE } '
+        "inner_product_param { num_output: 3 bias_term: false } }"
+    )
+    one, other = net_of(text), net_of(text, seed=2)
+    other.share_with(one)
+    x, top = normal(2, 3), normal(2, 3, seed=1)
+    for net in (one, other):
+        net.forward(x=x)
+        net.backward(y=top)
+    close(other.blobs["y"].data, one.blobs["y"].data)
+    close(other.params["b"][0].diff, one.params["b"][0].diff)
+    one.params["b"][0].data[...] = 1
+    assert (other.params["a"][0].data == 1).all()
+
+
+# How far the gradient goes
+
+FED = (
+    'layer { name: "x" type: "DummyData" top: "x" dummy_data_param { shape { dim: 2 dim: 3 } '
+    'data_filler { type: "gaussian" } } }'
+    'layer { name: "twice" type: "Power" bottom: "x" top: "h" power_param { scale: 2 } }'
+    'layer { name: "fc" type: "InnerProduct" bottom: "h" top: "y" FC inner_product_param { num_output: 1 '
+    'weight_filler { type: "gaussian" std: 1 } } }'
+    'layer { name: "loss" type: "Reduction" bottom: "y" top: "loss" loss_weight: 1 }'
+)
+
+
+def test_the_gradient_of_data_by_force_backward() -> None:
+    """loss = Σ w · 2x: a data layer's top has the gradient 2w, and a weight that does not learn has one too."""
+    net = net_of(FED.replace("FC", "param { lr_mult: 0 }"), backward=True)
+    net.forward()
+    net.backward()
+    w = net.params["fc"][0].data
+    close(net.blobs["x"].diff, np.repeat(2 * w, 2, 0))
+    close(net.params["fc"][0].diff, net.blobs["h"].data.sum(0, keepdims=True))
+    plain = net_of(FED.replace("FC", "param { lr_mult: 0 }"), backward=False)
+    plain.forward()
+    plain.backward()
+    assert not plain.blobs["x"].diff.any()
+    assert not plain.params["fc"][0].diff.any()
+
+
+@pytest.mark.parametrize("source", ["DummyData", "Input"])
+def test_the_gradient_of_a_bottom_by_propagate_down(source: str) -> None:
+    """As in Caffe, where `propagate_down: true` asks for the gradient of a bottom that nothing learned has made."""
+    text = FED.replace("FC", "propagate_down: true")
+    if source == "Input":
+        text = input_layer("x", 2, 3) + text[text.index('layer { name: "twice"') :]
+    net = net_of(text, backward=False)
+    net.forward()
+    net.backward()
+    close(net.blobs["h"].diff, np.repeat(net.params["fc"][0].data, 2, 0))
+    assert not net.blobs["x"].diff.any()
+    text = text.replace('top: "h"', 'top: "h" propagate_down: true')
+    net = net_of(text, backward=False)
+    net.forward()
+    net.backward()
+    close(net.blobs["x"].diff, np.repeat(2 * net.params["fc"][0].data, 2, 0))
+
+
+# What a loss counts
+
+LOSS = input_layer("x", 2, 3) + (
+    'layer { name: "fc" type: "InnerProduct" bottom: "x" top: "y" inner_product_param { num_output: 1 '
+    'weight_filler { type: "gaussian" std: 1 } } }'
+    'layer { name: "loss" type: "Reduction" bottom: "y" top: "loss" loss_weight: 2.5 }'
+)
+
+
+def test_the_diff_of_a_loss_is_its_weight_until_it_is_written() -> None:
+    net, x = net_of(LOSS), normal(2, 3)
+    assert net.blobs["loss"].diff == 2.5
+    net.forward(x=x)
+    assert net.backward()["x"] == pytest.approx(2.5 * np.repeat(net.params["fc"][0].data, 2, 0))
+    assert net.blobs["loss"].diff == 2.5
+    net.blobs["loss"].diff[...] = 5
+    for _ in range(2):  # it stays
+        net.forward()
+        assert net.backward()["x"] == pytest.approx(5 * np.repeat(net.params["fc"][0].data, 2, 0))
+    assert float(net.compute()) == pytest.approx(5 * float(net.blobs["loss"].data))
+    assert net.backward(loss=np.float32(-1))["x"] == pytest.approx(-np.repeat(net.params["fc"][0].data, 2, 0))
+
+
+def test_a_loss_that_is_read_counts_by_its_weight() -> None:
+    """Σ 2.5 y + Σ y²: y has the gradient 2.5 + 2y, which is no weight of the next pass."""
+    net = net_of(
+        LOSS[: LOSS.index('layer { name: "loss"')].replace('top: "y"', 'top: "y" loss_weight: 2.5')
+        + 'layer { name: "loss" type: "Reduction" bottom: "y" top: "loss" loss_weight: 1 '
+        "reduction_param { operation: SUMSQ } }"
+    )
+    for _ in range(2):
+        net.forward(x=normal(2, 3))
+        net.backward()
+        close(net.blobs["y"].diff, 2.5 + 2 * net.blobs["y"].data)
+
+
+def test_inputs_of_as_many_values_and_rows() -> None:
+    net, x = net_of(CHAIN), normal(*net_of(CHAIN).blobs["data"].shape)
+    expected = net.forward(data=x)["prob"].copy()
+    close(net.forward(data=x.reshape(len(x), -1))["prob"], expected)
+    close(net.forward(data=x.tolist())["prob"], expected)
+    with pytest.raises(caffe.CaffeError, match=r"'data' has shape \(3, .*expected \(2, 3"):
+        net.forward(data=x.reshape(3, -1))
 
 
 # Errors of the prototxt

@@ -59,6 +59,19 @@ def test_arrays_of_different_lengths_are_refused() -> None:
         net_of(NET).forward_backward_all(x=normal(2, 3), y=normal(3, 2))
 
 
+def test_cleared_diffs_are_so_in_arrays_that_somebody_has() -> None:
+    net = net_of(TRAINED)
+    net.forward(x=normal(4, 3))
+    net.backward()
+    diff = net.params["fc1"][0].diff
+    once = diff.copy()
+    assert once.any()
+    net.clear_param_diffs()
+    assert (diff == 0).all()
+    net.backward()
+    np.testing.assert_array_equal(diff, once)
+
+
 def test_hooks_see_each_layer_and_may_change_it() -> None:
     net, x = net_of(NET), normal(4, 3)
     net.blobs["x"].data[...] = x

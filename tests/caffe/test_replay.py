@@ -168,8 +168,11 @@ def test_which_nets_are_replayed(problem: Path) -> None:
         other = caffe.Net(param, caffe.TRAIN)
         other.device = torch.device("cuda")
         assert not can_replay(other), text
-    net.force_backward = True
-    assert not can_replay(net)
+    param = NetParameter(force_backward=True)
+    param.MergeFrom(net.param)
+    other = caffe.Net(param, caffe.TRAIN)
+    other.device = torch.device("cuda")
+    assert not can_replay(other)
 
 
 def test_checks_are_asked_afterwards() -> None:

@@ -103,6 +103,71 @@ def test_sgd_by_its_formula(regularization: str, momentum: float, clip: float, i
     assert (clipped > 0) == (clip > 0), "nothing is clipped: the test says nothing of it"
 
 
+@pytest.mark.parametrize("kind", ["SGD", "Nesterov", "Adam", "AdaGrad"])
+def test_solvers_that_share_weights_take_turns(kind: str) -> None:
+    """Each has its own gradients and history, and both move the same weights."""
+    momentum = "momentum: 0.9" if kind != "AdaGrad" else ""
+    one, other = (linear_solver(f'base_lr: 0.1 lr_policy: "fixed" type: "{kind}" {momentum}') for _ in range(2))
+    one.share_weights(other.net)
+    for solver, x in [(one, normal(1, 3)), (other, normal(1, 3, seed=1)), (one, normal(1, 3, seed=2))]:
+        before = solver.net.params["fc"][0].data.copy()
+        solver.net.blobs["x"].data[...] = x
+        solver.step(1)
+        assert (one.net.params["fc"][0].data != before).all()
+        np.testing.assert_array_equal(one.net.params["fc"][0].data, other.net.params["fc"][0].data)
+    if kind == "SGD":  # history: one's two gradients; other's one
+        expected = 0.9 * 0.1 * normal(1, 3) + 0.1 * normal(1, 3, seed=2)
+        np.testing.assert_allclose(one.history[0].numpy(), np.repeat(expected, 2, 0), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(other.history[0].numpy(), np.repeat(0.1 * normal(1, 3, seed=1), 2, 0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["SGD", "Nesterov", "Adam"])
+@pytest.mark.parametrize("weight", [0, 1])
+def test_what_has_no_gradient_decays_all_the_same(kind: str, weight: int) -> None:
+    """A head whose loss counts nothing: Caffe's update goes through all parameters, with a gradient of 0."""
+    param = text_format.Parse(
+        f'random_seed: 1 base_lr: 0.1 lr_policy: "fixed" weight_decay: 0.5 type: "{kind}" net_param {{ {LINEAR} '
+        'layer { name: "head" type: "InnerProduct" bottom: "x" top: "z" inner_product_param { num_output: 1 '
+        'bias_term: false weight_filler { type: "constant" value: 1 } } } '
+        f'layer {{ name: "aux" type: "Reduction" bottom: "z" top: "aux" loss_weight: {weight} }} }}',
+        SolverParameter(),
+    )
+    solver = caffe.get_solver(param)
+    solver.net.blobs["x"].data[...] = 2
+    solver.step(1)
+    gradient = 0.5 + 2 * weight
+    moved = 0.1 if kind == "Adam" else 0.1 * gradient  # Adam's first step is the rate, whatever the gradient
+    np.testing.assert_allclose(solver.net.params["head"][0].data, 1 - moved, rtol=1e-4)
+
+
+def test_what_a_loss_counts_may_be_written_before_a_step() -> None:
+    solver = linear_solver('base_lr: 0.1 lr_policy: "fixed"')
+    solver.net.blobs["x"].data[...] = x = normal(1, 3)
+    before = solver.net.params["fc"][0].data.copy()
+    solver.net.blobs["y"].diff[...] = 0
+    solver.step(2)
+    np.testing.assert_array_equal(solver.net.params["fc"][0].data, before)
+    solver.net.blobs["y"].diff[...] = [[1, -3]]
+    solver.step(1)
+    np.testing.assert_allclose(before - solver.net.params["fc"][0].data, 0.1 * np.array([[1], [-3]]) * x, rtol=1e-4)
+
+
+def test_an_interval_of_tests_without_a_test_net(caplog: pytest.LogCaptureFixture) -> None:
+    """As in Caffe, whose users take test_iter out to do without tests: it trains, and says so."""
+    log.logger.addHandler(caplog.handler)
+    try:
+        solver = linear_solver(
+            'base_lr: 0.1 lr_policy: "fixed" test_interval: 2 max_iter: 4 snapshot_after_train: false'
+        )
+    finally:
+        log.logger.removeHandler(caplog.handler)
+    assert "test_interval is 2" in caplog.text
+    solver.solve()
+    assert solver.iter == 4
+    with pytest.raises(caffe.CaffeError, match="early_stop 3 looks at tests, and there is no test net"):
+        linear_solver('base_lr: 0.1 lr_policy: "fixed" test_interval: 2 early_stop: 3')
+
+
 def plain_problem(folder: Path, batch: int, settings: str = "") -> caffe.Solver:
     """The small training without its random layers and its batch statistics."""
     write_problem(folder, batch)

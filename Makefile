@@ -106,13 +106,16 @@ $(error MINUTES is $(MINUTES) and EPOCHS $(EPOCHS); expected one of the two)
 endif
 endif
 
+ifneq ($(words $(DATASET))$(findstring /,$(DATASET))$(filter . ..,$(DATASET)),1)
+$(error DATASET is "$(DATASET)"; expected one word, the name of a folder of data/)
+endif
 D := data/$(DATASET)
 LAYOUTS := fer2013 ckplus rafdb affectnet folder
 ifeq ($(filter $(LAYOUTS),$(LAYOUT)),)
 $(error LAYOUT is $(LAYOUT); expected one of $(LAYOUTS))
 endif
 # the folder of CK+ tells who the persons are, so that there are folds; its CSV form does not
-FOLDED := $(if $(filter ckplus,$(LAYOUT)),$(shell test -d "$(CSV)" && echo yes))
+FOLDED := $(if $(filter ckplus,$(LAYOUT)),$(shell test -d $(call quoted,$(CSV)) && echo yes))
 NETWORKS := $(patsubst prototxt/%/solver.prototxt,%,$(wildcard prototxt/*/solver.prototxt))
 ifeq ($(wildcard prototxt/$(MODEL)/solver.prototxt),)
 $(error MODEL is $(MODEL); expected one of $(NETWORKS))
@@ -121,7 +124,7 @@ NET := prototxt/$(MODEL)
 # $(call pair,FOLDER): the net's prototxt where its input has two channels, a face aligned and as it is; else nothing
 pair = $(shell tr '\n' ' ' 2>/dev/null < '$(1)/deploy.prototxt' | grep -Eo 'dim: *1 +dim: *2 ')
 ALIGNMENTS := mtcnn none both
-GIVEN := $(if $(WEIGHTS),$(shell dirname "$(WEIGHTS)"))
+GIVEN := $(if $(WEIGHTS),$(shell dirname $(call quoted,$(WEIGHTS))))
 ALIGN := $(ALIGN)
 ifneq ($(words $(ALIGN))$(filter-out $(ALIGNMENTS),$(ALIGN)),1)
 $(error ALIGN is $(ALIGN); expected mtcnn, none or both)
@@ -161,12 +164,12 @@ ifneq ($(WEIGHTS),)
 ifeq ($(FROM),run)
 $(error WEIGHTS and FROM=run are given; expected one of the two)
 endif
-GIVEN_NAME := $(shell sed -E 's:^data/(.*/)?(runs/):\1:; t name; s:.*/::; :name; s:[/ ]+:_:g; s:^\.+$$:weights:' <<< "$(GIVEN)")
+GIVEN_NAME := $(shell sed -E 's:^data/(.*/)?(runs/):\1:; t name; s:.*/::; :name; s:[/ ]+:_:g; s:^\.+$$:weights:' <<< $(call quoted,$(GIVEN)))
 TRANSFER := $(W)/evaluations/$(GIVEN_NAME)/evaluation.json
 endif
 
 # the network that predict, features and explain use, and the files that it needs first
-NETWORK = $(if $(WEIGHTS),--deploy "$(GIVEN)/deploy.prototxt" --weights "$(WEIGHTS)" --mean "$(GIVEN)/mean.binaryproto",$(if \
+NETWORK = $(if $(WEIGHTS),--deploy $(call quoted,$(GIVEN)/deploy.prototxt) --weights $(call quoted,$(WEIGHTS)) --mean $(call quoted,$(GIVEN)/mean.binaryproto),$(if \
 	$(filter run,$(FROM)),--deploy $(RUN)/deploy.prototxt --weights $(TRAINED) --mean $(RUN)/mean.binaryproto,$(if $(filter file,$(origin MODEL)),,--model $(MODEL))))
 NETWORK_FILES = $(call escape,$(WEIGHTS)) $(if $(filter run,$(FROM)),$(TRAINED) $(EVALUATION))
 
@@ -176,19 +179,26 @@ stale = $(if $(filter-out x$(strip $(2)),x$(strip $(shell cat $(1) 2>/dev/null))
 joined = $(subst $() $(),_,$(strip $(1)))
 EXTRACT_OPTIONS := $(strip $(if $(filter-out fer2013,$(LAYOUT)),--layout $(LAYOUT)) $(if $(filter-out drop,$(CONTEMPT)),--contempt $(CONTEMPT)) \
 	$(if $(FRAMES),--frames $(FRAMES)) $(if $(filter 1,$(NEUTRAL)),--neutral) $(if $(CLASSES),--classes $(call each_quoted,$(CLASSES))))
-LMDB_OPTIONS := $(strip $(if $(FERPLUS),--ferplus "$(FERPLUS)") $(if $(filter none,$(ALIGN)),--size 48) $(if $(filter both,$(ALIGN)),--beside $(D)/images) $(if $(FOLD),--fold $(FOLD)))
+LMDB_OPTIONS := $(strip $(if $(FERPLUS),--ferplus $(call quoted,$(FERPLUS))) $(if $(filter none,$(ALIGN)),--size 48) $(if $(filter both,$(ALIGN)),--beside $(D)/images) $(if $(FOLD),--fold $(FOLD)))
 SET_EXTRACT := $(call joined,CSV=$(CSV) SKIP_BAD=$(SKIP_BAD) $(EXTRACT_OPTIONS))
 SET_LMDB := $(call joined,SEED=1$(if $(FERPLUS), FERPLUS=$(FERPLUS)))
 SET_TRAIN := $(call joined,EPOCHS=$(EPOCHS) SEED=$(SEED) TRAIN_ON=$(TRAIN_ON) PRECISION=$(PRECISION)$(if $(INIT), INIT=$(INIT))$(if $(FREEZE), FREEZE=$(FREEZE))$(if $(LR), LR=$(LR))$(if $(BATCH), BATCH=$(BATCH))$(if $(MINUTES), MINUTES=$(MINUTES))\
 	$(if $(TEACHERS), TEACHERS=$(TEACHERS) TEMPERATURE=$(TEMPERATURE) TEACHER_SHARE=$(TEACHER_SHARE)))
+# A run is trained anew where its files changed, and where it is asked for by other settings than it had. It is not where
+# none are named and something is to be done with it (`make evaluate`), or where `make ensemble` finds it trained.
+ASKED := $(foreach v,EPOCHS MINUTES PRECISION INIT FREEZE LR BATCH TEACHERS TEMPERATURE TEACHER_SHARE,$($(v)))
+TO_TRAIN := $(if $(MAKECMDGOALS),$(filter all train folds $(RUN)/%,$(MAKECMDGOALS)),all)
+CHANGED_SETTINGS = $(if $(strip $(ASKED) $(TO_TRAIN)),$(call stale,$(RUN)/.train,$(SET_TRAIN)))
 workers = $(if $(WORKERS),--workers $(WORKERS))
 DATABASES := $(foreach s,train val test,$(W)/lmdb/$(s)_lmdb)
 # a trained net by name: with a / a folder, else the name of a run on faces aligned by $(2)
 folder = $(if $(findstring /,$(1)),$(1:%/=%),$(call work,$(2))/runs/$(1))
 TAUGHT = $(foreach t,$(TEACHERS),$(call folder,$(call bare,$(t)),$(call align,$(t))))
-# $(call evaluate,train+val): on what and how a trained net, or several, are evaluated; calibrated only on unseen faces
-evaluate = --lmdb val=$(W)/lmdb/val_lmdb --lmdb test=$(W)/lmdb/test_lmdb --exclude-duplicates-of $(W)/lmdb/train_lmdb \
-	--views centre mirror ten_crop $(if $(filter %train+val,$(1)),,--calibrate-on val) --device $(DEVICE)
+# $(call evaluate,train+val): on what and how a trained net, or several, are evaluated, and calibrated: on unseen faces alone
+seen_val = $(filter %train+val,$(1))
+evaluate = $(if $(seen_val),,--lmdb val=$(W)/lmdb/val_lmdb) --lmdb test=$(W)/lmdb/test_lmdb \
+	--exclude-duplicates-of $(W)/lmdb/train_lmdb$(if $(seen_val),$(comma)$(W)/lmdb/val_lmdb) \
+	--views centre mirror ten_crop $(if $(seen_val),,--calibrate-on val) --device $(DEVICE)
 
 # the page is on the run, or on WEIGHTS; its photo is one that was asked for, and not IMG's default
 REPORT := $(if $(WEIGHTS),$(W)/reports/$(GIVEN_NAME),$(RUN)/report).html
@@ -203,14 +213,14 @@ RECIPES := $(wildcard prototxt/*/solver.prototxt prototxt/*/solver_*.prototxt)
 ifeq ($(MODELS),all)
 override MODELS := $(NETWORKS)
 endif
-base = $(shell sed -E 's/_train[+]val$$//; s/_seed[0-9]+$$//' <<< '$(1)')
+base = $(shell sed -E 's/_train[+]val$$//; s/_seed[0-9]+$$//' <<< $(call quoted,$(1)))
 find = $(strip $(foreach r,$(RECIPES),$(if $(filter $(1),$(subst /solver,,$(r:prototxt/%.prototxt=%))),$(r))))
 recipe = $(call find,$(call base,$(1)))
 model = $(word 2,$(subst /, ,$(call recipe,$(1))))
 solver = $(patsubst solver_%,%,$(filter solver_%,$(basename $(notdir $(call recipe,$(1))))))
-seed = $(or $(shell sed -nE 's/.*_seed([0-9]+)(_train[+]val)?$$/\1/p' <<< '$(1)'),1)
+seed = $(or $(shell sed -nE 's/.*_seed([0-9]+)(_train[+]val)?$$/\1/p' <<< $(call quoted,$(1))),1)
 bare = $(foreach m,$(1),$(if $(filter %@mtcnn,$(m)),$(m:%@mtcnn=%),$(if $(filter %@both,$(m)),$(m:%@both=%),$(m:%@none=%))))
-place = $(shell sed -nE 's:.*data/[^/]+/(unaligned|both)/.*:\1:p' <<< '$(1)')
+place = $(shell sed -nE 's:.*data/[^/]+/(unaligned|both)/.*:\1:p' <<< $(call quoted,$(1)))
 align = $(or $(patsubst @%,%,$(filter $(ALIGNMENTS:%=@%),$(1:$(call bare,$(1))%=%))),$(if $(findstring /runs/,$(1)),$(or $(patsubst \
 	unaligned,none,$(call place,$(1))),mtcnn)),$(if $(call pair,$(if $(findstring /,$(1)),$(1:%/=%),prototxt/$(call \
 	model,$(1)))),both),$(patsubst both,mtcnn,$(ALIGN)))
@@ -221,7 +231,12 @@ expected @mtcnn, @none or @both behind the name of a run, or nothing))))
 # each as FOLDER@ALIGN
 MEMBERS := $(foreach m,$(MODELS),$(call folder,$(call bare,$(m)),$(call align,$(m)))@$(call align,$(m)))
 # the alignments, but ALIGN, that members see the faces by
-OTHERS := $(foreach a,$(filter-out $(ALIGN),$(ALIGNMENTS)),$(if $(filter %@$(a),$(MEMBERS)),$(a)))
+OTHERS := $(strip $(foreach a,$(filter-out $(ALIGN),$(ALIGNMENTS)),$(if $(filter %@$(a),$(MEMBERS)),$(a))))
+ifeq ($(MAKECMDGOALS),ensemble)
+ifneq ($(and $(filter $(RUN)@%,$(MEMBERS)),$(wildcard $(TRAINED))),)
+AS_TRAINED := 1
+endif
+endif
 run = $(notdir $(call bare,$(1)))
 weights = $(wildcard $(call bare,$(1))/$(or $(call model,$(call run,$(1))),*).caffemodel)
 UNTRAINED := $(foreach m,$(filter $(foreach a,$(ALIGNMENTS),$(call work,$(a))/runs/%),$(MEMBERS)),$(if $(call weights,$(m)),,$(notdir $(m))))
@@ -253,7 +268,7 @@ ifeq ($(LOG),)
 plot: $(PLOTS) ## loss.png and accuracy.png of the run, or of LOG
 else
 plot: $(READY)
-	$(PYTHON) -m train.plot "$(LOG)"
+	$(PYTHON) -m train.plot $(call quoted,$(LOG))
 endif
 
 # the environment: torch first, so that no other package brings another build of it
@@ -284,7 +299,7 @@ NEEDED_rafdb := the folder "basic" of RAF-DB with EmoLabel and Image in it
 NEEDED_affectnet := the folder of AffectNet with training.csv, validation.csv and Manually_Annotated_Images, or with train_set and val_set
 NEEDED_folder := a folder train/EMOTION/*.jpg, test/EMOTION/*.jpg
 ifneq ($(CSV),)
-ifeq ($(filter data/sample.csv data/fer2013.csv,$(CSV))$(shell test -e "$(CSV)" && echo there),)
+ifeq ($(filter data/sample.csv data/fer2013.csv,$(CSV))$(shell test -e $(call quoted,$(CSV)) && echo there),)
 $(call escape,$(CSV)):
 	@echo $(call quoted,error: $(CSV) is not there; expected $(NEEDED_$(LAYOUT)): make DATASET=$(DATASET)$(if \
 		$(filter $(LAYOUT),fer2013 $(DATASET)),, LAYOUT=$(LAYOUT)) CSV=path) >&2
@@ -293,10 +308,10 @@ endif
 endif
 
 # what came or went anywhere in a source that is a folder changes the date of the folder that it was in
-CHANGED := $(if $(wildcard $(D)/images/manifest.json),$(shell test ! -d "$(CSV)" || find -L "$(CSV)/" -type d -newer $(D)/images/manifest.json | head -n 1))
+CHANGED := $(if $(wildcard $(D)/images/manifest.json),$(shell test ! -d $(call quoted,$(CSV)) || find -L $(call quoted,$(CSV)/) -type d -newer $(D)/images/manifest.json | head -n 1))
 # make takes a name that ends as "CK+ (1)" does for a part of an archive, and with a slash for a folder
 $(D)/images/manifest.json: $(call escape,$(CSV)$(if $(filter %$(closing),$(CSV)),/)) $(if $(CHANGED),FORCE,$(call stale,$(D)/.extract,$(SET_EXTRACT))) | $(READY)
-	$(PYTHON) -m preprocessing.extract "$(CSV)" $(D)/images $(if $(filter 1,$(SKIP_BAD)),--skip-bad) $(EXTRACT_OPTIONS) $(workers)
+	$(PYTHON) -m preprocessing.extract $(call quoted,$(CSV)) $(D)/images $(if $(filter 1,$(SKIP_BAD)),--skip-bad) $(EXTRACT_OPTIONS) $(workers)
 	@echo $(call quoted,$(SET_EXTRACT)) > $(D)/.extract
 
 $(D)/aligned/manifest.json: $(D)/images/manifest.json | $(READY)
@@ -313,13 +328,13 @@ $(W)/mean.binaryproto: $(W)/lmdb/manifest.json | $(READY)
 $(D)/report.md: $(D)/images/manifest.json $(FACES)/manifest.json | $(READY)
 	$(PYTHON) -m preprocessing.report $(D)/images $(if $(filter none,$(ALIGN)),-,$(FACES)) $@
 
-# AS_TRAINED (of `make compare`): a run is taken as it is
+# AS_TRAINED (of `make compare`, and of a member of `make ensemble`): a run is taken as it is
 $(TRAINED): $(if $(AS_TRAINED),,$(W)/lmdb/manifest.json $(W)/mean.binaryproto $(RECIPE) $(TRAIN_NET) $(NET)/deploy.prototxt \
-		$(call escape,$(INIT)) $(foreach t,$(filter-out $(RUN),$(TAUGHT)),$(foreach f,$(wildcard $(t)/*.caffemodel),$(call escape,$(f)))) $(call stale,$(RUN)/.train,$(SET_TRAIN))) | $(READY)
+		$(call escape,$(INIT)) $(foreach t,$(filter-out $(RUN),$(TAUGHT)),$(foreach f,$(wildcard $(t)/*.caffemodel),$(call escape,$(f)))) $(CHANGED_SETTINGS)) | $(READY)
 	$(PYTHON) -m train $(NET) --train $(W)/lmdb/train_lmdb --val $(W)/lmdb/val_lmdb --mean $(W)/mean.binaryproto \
 		--output $(RUN) --seed $(SEED) --device $(DEVICE) --train-on $(TRAIN_ON) $(if $(SOLVER),--solver $(SOLVER)) \
-		$(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(PRECISION),--precision $(PRECISION)) $(if $(INIT),--init "$(INIT)") \
-		$(if $(FREEZE),--freeze "$(FREEZE)") $(if $(LR),--lr $(LR)) $(if $(BATCH),--batch $(BATCH)) \
+		$(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(PRECISION),--precision $(PRECISION)) $(if $(INIT),--init $(call quoted,$(INIT))) \
+		$(if $(FREEZE),--freeze $(call quoted,$(FREEZE))) $(if $(LR),--lr $(LR)) $(if $(BATCH),--batch $(BATCH)) \
 		$(if $(TAUGHT),--teachers $(call each_quoted,$(TAUGHT))) $(if $(TEMPERATURE),--temperature $(TEMPERATURE)) $(if $(TEACHER_SHARE),--teacher-share $(TEACHER_SHARE))
 	@echo $(call quoted,$(SET_TRAIN)) > $(RUN)/.train
 
@@ -329,21 +344,22 @@ $(RUN)/metrics.csv: $(TRAINED) | $(READY)
 $(RUN)/loss.png $(RUN)/accuracy.png: $(RUN)/metrics.csv ;
 endif
 
-$(EVALUATION): $(TRAINED) | $(READY)
+$(EVALUATION): $(TRAINED) $(W)/lmdb/manifest.json | $(READY)
 	$(PYTHON) -m train.evaluate $(RUN)/deploy.prototxt $(TRAINED) --mean $(RUN)/mean.binaryproto \
 		--output $(RUN)/evaluation $(call evaluate,$(TRAIN_ON))
 
 ifneq ($(WEIGHTS),)
 # a net of another data set: on all splits, and nothing is chosen on them, so nothing is calibrated
 $(TRANSFER): $(call escape,$(WEIGHTS)) $(W)/lmdb/manifest.json $(call stale,$(W)/evaluations/.$(GIVEN_NAME),$(call joined,$(WEIGHTS) $(VIEWS))) | $(READY)
-	$(PYTHON) -m train.evaluate "$(GIVEN)/deploy.prototxt" "$(WEIGHTS)" --mean "$(GIVEN)/mean.binaryproto" --output $(@D) \
+	$(PYTHON) -m train.evaluate $(call quoted,$(GIVEN)/deploy.prototxt) $(call quoted,$(WEIGHTS)) --mean $(call quoted,$(GIVEN)/mean.binaryproto) --output $(@D) \
 		$(foreach d,$(DATABASES),--lmdb $(patsubst %_lmdb,%,$(notdir $(d)))=$(d)) --lmdb all=$(subst $() $(),$(comma),$(DATABASES)) \
 		--views $(VIEWS) --device $(DEVICE)
 	@echo $(call quoted,$(call joined,$(WEIGHTS) $(VIEWS))) > $(W)/evaluations/.$(GIVEN_NAME)
 endif
 
 # a trained member is taken as it is; one that is not is trained as `make train` does it
-$(ENSEMBLE): $(foreach m,$(MEMBERS),$(wildcard $(call bare,$(m))/*.caffemodel)) $(addprefix member-,$(UNTRAINED)) | $(READY) $(if $(OTHERS),other-faces)
+$(ENSEMBLE): $(foreach m,$(MEMBERS),$(wildcard $(call bare,$(m))/*.caffemodel)) $(addprefix member-,$(UNTRAINED)) \
+		$(W)/lmdb/manifest.json $(foreach a,$(OTHERS),$(wildcard $(call work,$(a))/lmdb/manifest.json)) | $(READY) $(if $(OTHERS),other-faces)
 	$(PYTHON) -m train.ensemble $(foreach m,$(MEMBERS),$(call bare,$(m))$(if $(filter $(OTHERS),$(call align,$(m))),@$(call work,$(call \
 		align,$(m)))/lmdb)) \
 		--output $(@D) $(call evaluate,$(call bare,$(MEMBERS)))
@@ -362,8 +378,8 @@ no-models:
 report: $(REPORT) ## one HTML page on the run (or WEIGHTS): settings, curves, accuracy, mistakes, what its layers see
 $(REPORT): $(if $(WEIGHTS),$(call escape,$(WEIGHTS)) $(TRANSFER),$(EVALUATION)) $(call escape,$(REPORT_IMG)) \
 		$(call stale,$(REPORT_SET),$(SET_REPORT)) | $(READY)
-	$(PYTHON) -m explain.report $(if $(WEIGHTS),"$(WEIGHTS)" --evaluation $(TRANSFER),$(RUN)) --lmdb val=$(W)/lmdb/val_lmdb \
-		--lmdb test=$(W)/lmdb/test_lmdb --output $@ $(if $(REPORT_IMG),--image "$(IMG)" --face $(FACE)) --device $(DEVICE)
+	$(PYTHON) -m explain.report $(if $(WEIGHTS),$(call quoted,$(WEIGHTS)) --evaluation $(TRANSFER),$(RUN)) --lmdb val=$(W)/lmdb/val_lmdb \
+		--lmdb test=$(W)/lmdb/test_lmdb --output $@ $(if $(REPORT_IMG),--image $(call quoted,$(IMG)) --face $(FACE)) --device $(DEVICE)
 	@echo $(call quoted,$(SET_REPORT)) > $(REPORT_SET)
 
 # one fold after the other, each made as `make evaluate FOLD=N` does it, so that what is up to date is not made again
@@ -394,15 +410,15 @@ $(PREDICTION): $(TRAINED) $(EVALUATION) images/astronaut.png | $(READY)
 	@touch $@
 
 predict: $(READY) $(NETWORK_FILES) ## the emotions in IMG: a photo, a folder, a quoted pattern
-	$(if $(filter 1,$(JSON)),@)$(PYTHON) -m predict "$(IMG)" --face $(FACE) --device $(DEVICE) \
+	$(if $(filter 1,$(JSON)),@)$(PYTHON) -m predict $(call quoted,$(IMG)) --face $(FACE) --device $(DEVICE) \
 		$(NETWORK) $(if $(filter 1,$(JSON)),--json)
 
 features: $(READY) $(NETWORK_FILES) ## what each layer (or LAYER) of the network makes of the face in IMG
-	$(PYTHON) -m explain.features "$(IMG)" --face $(FACE) --device $(DEVICE) $(NETWORK) $(if $(LAYER),--layer $(call each_quoted,$(LAYER)))
+	$(PYTHON) -m explain.features $(call quoted,$(IMG)) --face $(FACE) --device $(DEVICE) $(NETWORK) $(if $(LAYER),--layer $(call each_quoted,$(LAYER)))
 
 explain: $(READY) $(NETWORK_FILES) ## where in each face of IMG the network sees the emotion: Grad-CAM, guided gradients
-	$(PYTHON) -m explain.saliency "$(IMG)" --face $(FACE) --device $(DEVICE) $(NETWORK) \
-		$(if $(TARGET),--target $(call quoted,$(TARGET))) $(if $(LAYER),--layer $(call each_quoted,$(LAYER)))
+	$(PYTHON) -m explain.saliency $(call quoted,$(IMG)) --face $(FACE) --device $(DEVICE) $(NETWORK) \
+		$(if $(TARGET),--target $(call quoted,$(TARGET))) $(if $(LAYER),--layer $(call quoted,$(LAYER)))
 
 test: $(TESTED) ## the test suite
 	$(PYTHON) -m pytest

@@ -240,10 +240,11 @@ def evaluation_command(run: Path) -> str:
     deploy, weights, mean = map(str, model_files(run))
     databases = run.parent.parent / "lmdb"
     words = ["python", "-m", "train.evaluate", deploy, weights, "--mean", mean, "--output", str(run / "evaluation")]
-    words += [word for name in ("val", "test") for word in ("--lmdb", f"{name}={databases / f'{name}_lmdb'}")]
-    words += ["--exclude-duplicates-of", str(databases / "train_lmdb"), "--views", "centre", "mirror", "ten_crop"]
-    if "train+val" not in run.name:
-        words += ["--calibrate-on", "val"]
+    trained_on = ["train", "val"] if "train+val" in run.name else ["train"]
+    unseen = [name for name in ("val", "test") if name not in trained_on]
+    words += [word for name in unseen for word in ("--lmdb", f"{name}={databases / f'{name}_lmdb'}")]
+    words += ["--exclude-duplicates-of", ",".join(str(databases / f"{name}_lmdb") for name in trained_on)]
+    words += ["--views", "centre", "mirror", "ten_crop", *(["--calibrate-on", "val"] if "val" in unseen else [])]
     return shlex.join(words)
 
 

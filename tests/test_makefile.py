@@ -72,10 +72,10 @@ def trained(
         (["SEED=2"], "runs/small_seed2", ["--seed 2"]),
         (["SOLVER=modern"], "runs/small_modern", ["--solver modern"]),
         (["SOLVER=modern", "SEED=7", "TRAIN_ON=train+val"], "runs/small_modern_seed7_train+val", ["--solver modern"]),
-        (["INIT=start.caffemodel", "EPOCHS=9"], "runs/small", ['--init "start.caffemodel"', "--epochs 9"]),
+        (["INIT=start.caffemodel", "EPOCHS=9"], "runs/small", ["--init 'start.caffemodel'", "--epochs 9"]),
         (["BATCH=128", "LR=0.1"], "runs/small", ["--lr 0.1 --batch 128"]),
         (["MINUTES=7.5"], "runs/small", ["--train-on train --minutes 7.5"]),
-        (["INIT=start.caffemodel", "FREEZE=conv, fc1", "LR=0.001"], "runs/small", ['--freeze "conv, fc1" --lr 0.001']),
+        (["INIT=start.caffemodel", "FREEZE=conv, fc1", "LR=0.001"], "runs/small", ["--freeze 'conv, fc1' --lr 0.001"]),
     ],
 )
 def test_where_a_run_lies_and_how_it_is_trained(tree: Path, arguments: list[str], run: str, options: list[str]) -> None:
@@ -98,6 +98,44 @@ def test_what_is_trained_is_trained_again_when_a_setting_or_a_file_changes(tree:
     (tree / "prototxt/small/train_val_modern.prototxt").touch()
     assert commands(tree, "train") == []
     assert len(commands(tree, "train", "SOLVER=modern")) == 1
+
+
+@pytest.mark.parametrize("goal", ["evaluate", "plot", "report", "predict FROM=run"])
+def test_a_trained_run_is_taken_as_it_is_unless_other_settings_are_asked_for(tree: Path, goal: str) -> None:
+    """What `make train EPOCHS=30` took hours for is not trained anew by a `make evaluate` that does not say EPOCHS."""
+    trained(tree, "small", stamp="EPOCHS=30_SEED=1_TRAIN_ON=train_PRECISION=_BATCH=128")
+    (tree / "data/toy/mean.binaryproto").touch()
+
+    def trainings(*more: str) -> int:
+        return sum("-m train prototxt/" in command for command in commands(tree, *goal.split(), *more))
+
+    os.utime(tree / "data/toy/runs/small/small.caffemodel")
+    assert trainings() == trainings("EPOCHS=30", "BATCH=128") == 0
+    assert trainings("EPOCHS=31", "BATCH=128") == 1
+    assert len([c for c in commands(tree, "train") if "-m train prototxt/" in c]) == 1
+    newer = time.time() + 10
+    os.utime(tree / "data/toy/mean.binaryproto", (newer, newer))
+    assert trainings() == 1
+
+
+def test_a_data_set_is_a_folder_of_data(tree: Path) -> None:
+    for name in ("", ".", "..", "../prototxt", "a b", "a/b"):
+        done = make(tree, "clean", f"DATASET={name}")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f'DATASET is "{name}"; expected one word' in done.stderr
+    assert (tree / "data/toy.csv").exists()
+
+
+def test_arguments_reach_the_commands_letter_by_letter(tree: Path) -> None:
+    (tree / ".venv/bin/python").write_text('#!/bin/bash\nprintf "<%s>\\n" "$@"\n')
+    (tree / ".venv/bin/python").chmod(0o755)
+    name = 'a\'b`touch made`"$HOME".jpg'
+    for goal in ("predict", "features", "explain"):
+        done = make(tree, goal, "IMG=" + name.replace("$", "$$"))
+        assert (done.returncode, done.stderr) == (0, "")
+        assert f"<{name}>" in done.stdout
+    assert not (tree / "made").exists()
+    assert "<conv1 conv2>" in make(tree, "explain", "LAYER=conv1 conv2").stdout
 
 
 def test_a_training_has_epochs_or_a_time(tree: Path) -> None:
@@ -160,7 +198,7 @@ def test_a_recipe_or_weights_that_are_not_there(tree: Path) -> None:
 def test_ferplus_makes_lmdbs_of_its_own(tree: Path) -> None:
     (tree / "fer2013new.csv").touch()
     lmdb, mean, train = commands(tree, "train", "FERPLUS=fer2013new.csv")
-    assert 'preprocessing.lmdb data/toy/aligned data/toy/ferplus/lmdb --seed 1 --ferplus "fer2013new.csv"' in lmdb
+    assert "preprocessing.lmdb data/toy/aligned data/toy/ferplus/lmdb --seed 1 --ferplus 'fer2013new.csv'" in lmdb
     assert mean.endswith("data/toy/ferplus/lmdb/train_lmdb data/toy/ferplus/mean.binaryproto")
     assert "--output data/toy/ferplus/runs/small " in train
     for file in ("lmdb/manifest.json", "mean.binaryproto"):
@@ -175,8 +213,11 @@ def test_ferplus_makes_lmdbs_of_its_own(tree: Path) -> None:
 def test_evaluation_calibrates_on_validation_unless_that_was_trained_on(tree: Path) -> None:
     evaluate = commands(tree, "evaluate")[-1]
     assert "--views centre mirror ten_crop --calibrate-on val" in evaluate
-    assert "--exclude-duplicates-of data/toy/lmdb/train_lmdb" in evaluate
-    assert "--calibrate-on" not in commands(tree, "evaluate", "TRAIN_ON=train+val")[-1]
+    assert "--exclude-duplicates-of data/toy/lmdb/train_lmdb --views" in evaluate
+    seen = commands(tree, "evaluate", "TRAIN_ON=train+val")[-1]
+    assert "--calibrate-on" not in seen
+    assert "--lmdb val=" not in seen
+    assert "--exclude-duplicates-of data/toy/lmdb/train_lmdb,data/toy/lmdb/val_lmdb --views" in seen
 
 
 @pytest.mark.parametrize(
@@ -194,8 +235,8 @@ def test_given_weights_are_evaluated_on_all_splits_of_another_data_set(tree: Pat
     (tree / folder).mkdir(parents=True, exist_ok=True)
     (tree / folder / "net.caffemodel").touch()
     (command,) = commands(tree, "evaluate", given)
-    assert f'-m train.evaluate "{folder}/deploy.prototxt" "{folder}/net.caffemodel"' in command
-    assert f'--mean "{folder}/mean.binaryproto" --output data/toy/evaluations/{name} ' in command
+    assert f"-m train.evaluate '{folder}/deploy.prototxt' '{folder}/net.caffemodel'" in command
+    assert f"--mean '{folder}/mean.binaryproto' --output data/toy/evaluations/{name} " in command
     splits = [f"data/toy/lmdb/{split}_lmdb" for split in ("train", "val", "test")]
     assert (
         " ".join(f"--lmdb {split}={path}" for split, path in zip(("train", "val", "test"), splits, strict=True))
@@ -220,7 +261,7 @@ def test_given_weights_predict_and_do_not_replace_the_runs(tree: Path) -> None:
     (tree / "net").mkdir()
     (tree / "net/net.caffemodel").touch()
     (command,) = commands(tree, "predict", "WEIGHTS=net/net.caffemodel")
-    assert '--deploy "net/deploy.prototxt" --weights "net/net.caffemodel" --mean "net/mean.binaryproto"' in command
+    assert "--deploy 'net/deploy.prototxt' --weights 'net/net.caffemodel' --mean 'net/mean.binaryproto'" in command
     assert "--model" not in command
     (train,) = commands(tree, "train", "WEIGHTS=net/net.caffemodel")
     assert "net.caffemodel" not in train
@@ -243,6 +284,31 @@ def test_an_ensemble_trains_the_members_that_are_not_trained(tree: Path) -> None
     runs = "data/toy/runs/"
     assert f"{runs}small_modern_seed3 {runs}small_wide {runs}small_seed2 ./shipped --output" in ensemble
     assert f"--output {runs}ensemble_small_modern_seed3+small_wide+small_seed2+shipped/evaluation " in ensemble
+
+
+def test_an_ensemble_takes_a_trained_member_as_it_is_also_the_one_that_model_names(tree: Path) -> None:
+    for run in ("small", "small_seed2"):
+        trained(tree, run, stamp="EPOCHS=60_SEED=1_TRAIN_ON=train_PRECISION=")
+    time.sleep(0.02)
+    (tree / "data/toy/mean.binaryproto").touch()
+    (command,) = commands(tree, "ensemble", "MODELS=small small_seed2")
+    assert "-m train.ensemble" in command
+    (command,) = commands(tree, "ensemble", "MODELS=small small_seed2", "EPOCHS=3")
+    assert "-m train.ensemble" in command
+
+
+def test_new_databases_are_evaluated_on_anew(tree: Path) -> None:
+    for run in ("small", "small_seed2"):
+        trained(tree, run)
+    for made in ("small", "ensemble_small+small_seed2"):
+        (tree / "data/toy/runs" / made / "evaluation").mkdir(parents=True)
+        (tree / "data/toy/runs" / made / "evaluation/evaluation.json").touch()
+    assert commands(tree, "evaluate") == commands(tree, "ensemble", "MODELS=small small_seed2") == []
+    newer = time.time() + 10
+    for file in ("lmdb/manifest.json", "mean.binaryproto"):
+        os.utime(tree / "data/toy" / file, (newer, newer))
+    assert any("train.evaluate" in command for command in commands(tree, "evaluate", "AS_TRAINED=1"))
+    assert any("train.ensemble" in command for command in commands(tree, "ensemble", "MODELS=small small_seed2"))
 
 
 def test_members_that_see_the_faces_unaligned(tree: Path) -> None:
@@ -361,7 +427,8 @@ def test_help_lists_every_target_and_variable(tree: Path) -> None:
 def test_features_and_explain_take_the_network_that_predict_takes(tree: Path) -> None:
     for target, module in (("features", "explain.features"), ("explain", "explain.saliency")):
         (shipped,) = commands(tree, target, "LAYER=conv1 b;c", "IMG=a photo.png", "FACE=none")
-        assert f"-m {module} \"a photo.png\" --face none --device auto --model small --layer 'conv1' 'b;c'" in shipped
+        layers = {"features": "'conv1' 'b;c'", "explain": "'conv1 b;c'"}[target]
+        assert f"-m {module} 'a photo.png' --face none --device auto --model small --layer {layers}" in shipped
         own = commands(tree, target, "FROM=run")
         assert [line.split()[2] for line in own] == ["train", "train.evaluate", module]
         run = "data/toy/runs/small"
@@ -384,7 +451,7 @@ def test_the_report_is_made_again_for_another_photo_and_after_another_evaluation
     (run / ".report").write_text("IMG=\n")
     assert commands(tree, "report") == []
     (again,) = commands(tree, "report", "IMG=images/astronaut.png", "FACE=none")
-    assert '--image "images/astronaut.png" --face none' in again
+    assert "--image 'images/astronaut.png' --face none" in again
     os.utime(run / "report.html", (1, 1))
     assert len(commands(tree, "report")) == 1
 
@@ -393,9 +460,9 @@ def test_a_report_on_weights_is_beside_the_runs(tree: Path) -> None:
     (tree / "my net").mkdir()
     (tree / "my net/net.caffemodel").touch()
     evaluate, report = commands(tree, "report", "WEIGHTS=my net/net.caffemodel")
-    assert '-m train.evaluate "my net/deploy.prototxt"' in evaluate
+    assert "-m train.evaluate 'my net/deploy.prototxt'" in evaluate
     assert (
-        '-m explain.report "my net/net.caffemodel" --evaluation data/toy/evaluations/my_net/evaluation.json' in report
+        "-m explain.report 'my net/net.caffemodel' --evaluation data/toy/evaluations/my_net/evaluation.json" in report
     )
     assert "--output data/toy/reports/my_net.html" in report
 

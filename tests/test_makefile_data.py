@@ -28,9 +28,9 @@ def test_the_layout_is_the_name_of_the_data_set_where_it_is_one(tree: Path) -> N
     (tree / "my data").mkdir()
     for name in ("rafdb", "affectnet", "folder"):
         first = commands(tree, "extract", f"DATASET={name}", "CSV=my data")[0]
-        assert first.endswith(f'preprocessing.extract "my data" data/{name}/images --layout {name}')
+        assert first.endswith(f"preprocessing.extract 'my data' data/{name}/images --layout {name}")
     first = commands(tree, "extract", "DATASET=faces", "LAYOUT=rafdb", "CSV=my data", "WORKERS=2", "SKIP_BAD=1")[0]
-    assert first.endswith('"my data" data/faces/images --skip-bad --layout rafdb --workers 2')
+    assert first.endswith("'my data' data/faces/images --skip-bad --layout rafdb --workers 2")
     assert "LAYOUT is jaffe; expected one of fer2013 ckplus" in make(tree, "extract", "LAYOUT=jaffe").stderr
 
 
@@ -46,7 +46,7 @@ def test_the_layout_is_the_name_of_the_data_set_where_it_is_one(tree: Path) -> N
 def test_a_changed_choice_extracts_again(ckplus: Path, arguments: list[str], options: str) -> None:
     assert commands(ckplus, "align", "LAYOUT=ckplus", SOURCE) == []
     extract, align = commands(ckplus, "align", "LAYOUT=ckplus", SOURCE, *arguments)
-    assert extract.endswith(f'extract "my data/CK+" data/toy/images --layout ckplus {options}')
+    assert extract.endswith(f"extract 'my data/CK+' data/toy/images --layout ckplus {options}")
     assert "preprocessing.align data/toy/images data/toy/aligned" in align
 
 
@@ -143,7 +143,8 @@ def test_sources_of_any_name(tree: Path, name: str) -> None:
     arguments = ("extract", "DATASET=mine", "LAYOUT=folder", f"CSV={name}")
     done = make(tree, *arguments)
     assert (done.returncode, done.stderr) == (0, "")
-    assert f'"{name}" data/mine/images' in done.stdout
+    quoted = name.replace("'", r"'\''")
+    assert f"'{quoted}' data/mine/images" in done.stdout
     assert commands(tree, *arguments) == []  # what was written down is read as the same
     assert "preprocessing.extract" in commands(tree, *arguments, "SKIP_BAD=1")[0]
     missing = make(tree, "extract", "DATASET=mine", "LAYOUT=folder", "CSV=Anna's other faces")

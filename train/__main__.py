@@ -51,7 +51,22 @@ LARGEST_TEST_BATCH = 512
 KEPT_SNAPSHOTS = 2
 SNAPSHOT_SHARE = 0.05  # of a training's time: where an epoch takes a second, one in many ends in a snapshot
 INIT = "init.caffemodel"  # in a run's folder: of the weights to start from, the layers that are taken
+SETTINGS = "settings.json"  # there: what makes a run the same
+PREVIOUS = "previous"  # there: the finished run of other settings that was there before
 TIME = "time.json"  # there, where a training has a time: how much of it is used
+# there: what training and the stages behind it write, beside snapshots, settings and the trained net
+WRITTEN = (
+    "manifest.json",
+    "best.*",
+    "train.log",
+    "*.prototxt",
+    "mean.binaryproto",
+    INIT,
+    TIME,
+    CALIBRATION,
+    CLASSES_FILE,
+)
+WRITTEN += ("evaluation", "loss.png", "accuracy.png", "metrics.csv", "report.html", "predictions", ".train", ".report")
 
 
 def data_layer(net: NetParameter, state: NetState) -> LayerParameter:
@@ -299,7 +314,7 @@ class Run:
         if self.minutes is not None:
             settings["minutes"] = self.minutes
         text = json.dumps(settings, indent=1)
-        settings_file = self.folder / "settings.json"
+        settings_file = self.folder / SETTINGS
         if not settings_file.is_file() or settings_file.read_text() != text:
             self._clear()
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -312,13 +327,28 @@ class Run:
             replace_bytes(settings_file, text.encode())
 
     def _clear(self) -> None:
-        """Remove what a run with other settings left: it must not be taken for this run's."""
-        (self.folder / "settings.json").unlink(missing_ok=True)  # first, so that a kill in between begins anew too
-        files = ("manifest.json", "best.*", "train.log", INIT, TIME, CALIBRATION, CLASSES_FILE)
-        left = (*files, f"{self.name}_iter_*", f"{self.name}.caffemodel")
-        for pattern in left:
+        """Put away what a run with other settings left: it must not be taken for this run's.
+
+        What a finished one wrote, its evaluation and plots too, is kept in the folder `previous`, in place of the one
+        there; what one that was stopped wrote is removed, as all snapshots are.
+        """
+        weights, settings, previous = (self.folder / name for name in (f"{self.name}.caffemodel", SETTINGS, PREVIOUS))
+        finished = weights.is_file()
+        if finished and settings.is_file():  # else a kill came in between: what is there already stays
+            shutil.rmtree(previous, ignore_errors=True)
+        if finished:
+            previous.mkdir(exist_ok=True)
+        # the settings first and the weights last, so that after a kill in between it begins anew
+        for pattern in (SETTINGS, f"{self.name}_iter_*", *WRITTEN, weights.name):
             for path in self.folder.glob(pattern):
-                path.unlink()
+                if finished and "_iter_" not in path.name:
+                    path.rename(previous / path.name)
+                elif path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+        if finished:
+            print(f"train: the run that {self.folder} held has other settings or data: it is in {previous} now")
 
     def snapshots(self) -> list[Path]:
         """The run's .solverstate files, oldest first."""

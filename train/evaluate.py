@@ -438,7 +438,7 @@ def write_evaluation(
     databases: Mapping[str, Sequence[Path]],
     output: Path,
     views: Sequence[str] = ("centre",),
-    exclude_duplicates_of: Path | None = None,
+    exclude_duplicates_of: Sequence[Path] = (),
     calibrate_on: str | None = None,
     answer_by: Callable[[Path, Sequence[str], Collection[bytes] | None], Answers] | None = None,
 ) -> list[Evaluation]:
@@ -451,7 +451,7 @@ def write_evaluation(
     network: the net, or several together.
     databases: for each name the LMDBs that count as one.
     views: by what the faces are seen, names of VIEWS; the first is the one that confusion matrices are of.
-    exclude_duplicates_of: LMDB of the training images, to count also without those.
+    exclude_duplicates_of: LMDBs of the training images, to count also without those.
     calibrate_on: the database on which the temperature is chosen (validation, not test).
     answer_by: what answers for the faces in an LMDB; default: `answer` with the network, which is then one net.
 
@@ -472,9 +472,9 @@ def write_evaluation(
         "evaluate", [Path(files[what]) for files in network.files for what in ("deploy", "weights", "mean")], settings
     )
     training = None
-    if exclude_duplicates_of is not None:
-        stage.settings["exclude_duplicates_of"] = str(exclude_duplicates_of)
-        training = set(fingerprints(read_database(exclude_duplicates_of, network).images))
+    if exclude_duplicates_of:
+        stage.settings["exclude_duplicates_of"] = ",".join(map(str, exclude_duplicates_of))
+        training = {p for path in exclude_duplicates_of for p in fingerprints(read_database(path, network).images)}
     if answer_by is None:
         if not isinstance(network, FaceNetwork):
             raise ValueError(
@@ -555,7 +555,11 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
         help="what is seen of a face: the centre crop, it and its mirror image, ten crops (default: centre)",
     )
     parser.add_argument(
-        "--exclude-duplicates-of", type=Path, metavar="TRAIN_LMDB", help="also without the images that stand there too"
+        "--exclude-duplicates-of",
+        type=lambda text: list(map(Path, text.split(","))),
+        default=[],
+        metavar="TRAIN_LMDB[,LMDB]",
+        help="also without the images that stand there too",
     )
     parser.add_argument(
         "--calibrate-on",

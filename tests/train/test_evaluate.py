@@ -175,7 +175,7 @@ def test_images_that_stand_in_training_too_are_left_out_of_a_second_figure(tmp_p
         {"test": [test]},
         tmp_path / "out",
         ["centre", "mirror"],
-        exclude_duplicates_of=train,
+        exclude_duplicates_of=[train],
     )[0]
     result = evaluation.to_dict()
     assert result["accuracy"] == 3 / 5

@@ -471,7 +471,7 @@ def test_weights_to_start_from_that_do_not_fit(
 def test_other_settings_or_data_start_anew(project: Path, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
     assert train(monkeypatch, project, "run", "--epochs", "1") == 0
     run = project / "run"
-    first = weights(run / "tiny net_iter_5.caffemodel")
+    first, best = weights(run / "tiny net_iter_5.caffemodel"), weights(run / "tiny net.caffemodel")
     (run / "mine.txt").write_text("not the driver's")
     more = ["--epochs", "1"]
     if change == "seed":
@@ -496,6 +496,28 @@ def test_other_settings_or_data_start_anew(project: Path, monkeypatch: pytest.Mo
     later = run / f"tiny net_iter_{rows[-1]['NumIters'] + 1:.0f}.caffemodel"
     assert weights(later) != first
     assert (run / "mine.txt").exists()
+    # the finished one is kept, with what belongs to it, until another takes its place
+    kept = run / "previous"
+    assert {"settings.json", "manifest.json", "train.log", "tiny net.caffemodel", "solver.prototxt"} <= {
+        path.name for path in kept.iterdir()
+    }
+    assert weights(kept / "tiny net.caffemodel") == best
+    assert not list(kept.glob("*_iter_*"))
+
+
+def test_what_was_evaluated_does_not_stand_for_other_weights(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = project / "run"
+    assert train(monkeypatch, project, "run", "--epochs", "1") == 0
+    for _ in range(2):  # the second time a previous run is there
+        (run / "evaluation").mkdir()
+        (run / "evaluation/evaluation.json").touch()
+        assert train(monkeypatch, project, "run", "--epochs", "1", "--lr", "0.5") == 0
+        assert not (run / "evaluation").exists()
+        assert (run / "previous/evaluation/evaluation.json").is_file()
+        (run / "evaluation").mkdir()
+        assert train(monkeypatch, project, "run", "--epochs", "1", "--lr", "0.6") == 0
+        assert not (run / "evaluation").exists()
+        assert not (run / "previous/evaluation/evaluation.json").exists()
 
 
 def test_the_same_data_written_again_goes_on(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

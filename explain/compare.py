@@ -33,7 +33,7 @@ from caffe.errors import CaffeError
 from caffe.io import read_net_parameter, read_solver_parameter
 from explain.features import plain
 from preprocessing.network_input import FaceNetwork
-from preprocessing.stage import Stage, StageError, add_device_argument, progress, replace_file, run_main
+from preprocessing.stage import Stage, StageError, add_device_argument, progress, replace_file, run_main, sha256
 from train.ensemble import alignment, model_files
 from train.minutes import MOVED
 
@@ -209,7 +209,7 @@ def find_results(folder: Path) -> list[Result]:
     """All evaluated runs below the data set's folder, by path. Raises StageError where there is none."""
     if not folder.is_dir():
         raise StageError(f"{folder}: no such folder; expected a data set's, such as data/fer2013")
-    paths = sorted(p for p in folder.glob("**/evaluation/evaluation.json") if p.parent.parent.parent.name == "runs")
+    paths = sorted(p for p in folder.glob("**/evaluation/evaluation.json") if _evaluates(p.parent.parent))
     if not paths:
         waiting = "".join(f"\n  {run}: {what}" for run, what in find_others(folder))
         raise StageError(
@@ -218,17 +218,41 @@ def find_results(folder: Path) -> list[Result]:
     return [read_result(path, folder) for path in paths]
 
 
+def _evaluates(run: Path) -> bool:
+    """Whether a folder is a run's, or an ensemble's, whose evaluation is of the weights that are there now."""
+    result = run / "evaluation/evaluation.json"
+    if run.parent.name != "runs" or not result.is_file():
+        return False
+    try:
+        nets = json.loads(result.read_text())["model"]["nets"]
+        inputs = json.loads((run / "evaluation/manifest.json").read_text())["inputs"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return True  # nothing says of which weights it is; read_result says what is wrong with evaluation.json
+    recorded = [entry["sha256"] for entry in inputs if entry["file"].endswith(".caffemodel")]
+    weights = [_files(run, net)[1] for net in nets]
+    return len(recorded) != len(weights) or all(
+        not path.is_file() or sha256(path) == known for path, known in zip(weights, recorded, strict=True)
+    )
+
+
 def find_others(folder: Path) -> list[tuple[Path, str]]:
-    """The runs that are not evaluated, each with the command that does it, or that it is not trained to the end."""
+    """The runs that are not evaluated, or with other weights than they have now, each with the command that does it, or
+    that it is not trained to the end."""
     found = []
     for settings in sorted(folder.glob("**/settings.json")):
         run = settings.parent
-        if run.parent.name != "runs" or (run / "evaluation/evaluation.json").is_file():
+        if run.parent.name != "runs" or _evaluates(run):
             continue
         try:
             found.append((run, evaluation_command(run)))
         except StageError:  # no weights yet, or not all files that stand beside them
             found.append((run, "not trained to the end"))
+    ensembles = {path.parent.parent for path in folder.glob("**/runs/*/evaluation/evaluation.json")}
+    found += [
+        (run, "not evaluated with the weights that its members have now: `make ensemble` again")
+        for run in sorted(ensembles)
+        if not (run / "settings.json").exists() and not _evaluates(run)
+    ]
     return found
 
 

@@ -7,15 +7,18 @@ leaves the old output or none, never half of a new one.
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
+import itertools
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +26,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 T = TypeVar("T")
+_calls = itertools.count()
 
 
 class StageError(Exception):
@@ -53,37 +57,62 @@ def check_output(source: Path, output: Path) -> None:
         raise StageError(f"{output}: a file; expected a folder")
 
 
+def _temporary(target: Path, kind: str) -> Path:
+    """A path beside `target`, of the same suffix, that no other process and no other call has: `.KIND.PID-N.NAME`.
+
+    Makes the folder that they lie in, and clears what killed processes have left there for this target.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for entry in list(os.scandir(target.parent)):
+        match = re.fullmatch(rf"\.{kind}\.(\d+)-\d+\.(.*)", entry.name, re.DOTALL)
+        if match and match[2] == target.name and not _runs(int(match[1])):
+            _remove(Path(entry.path))
+    return target.parent / f".{kind}.{os.getpid()}-{next(_calls)}.{target.name}"
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # somebody else's
+    return True
+
+
 @contextmanager
 def replace_directory(target: Path) -> Iterator[Path]:
     """Yield an empty folder beside `target` that takes its place when the block ends without an error.
 
-    The name of the temporary folder is fixed (`.NAME.partial`), so that what a killed run left behind is
-    cleared by the next one. On an error the temporary folder is removed and `target` stays as it was.
+    On an error the temporary folder is removed and `target` stays as it was. Of processes that replace the same folder
+    at the same time, the one that ends last has its own there.
     """
     target = Path(target)
-    partial, old = target.parent / f".{target.name}.partial", target.parent / f".{target.name}.old"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for path in (partial, old):
-        _remove(path)
+    partial, old = _temporary(target, "partial"), _temporary(target, "old")
     partial.mkdir()
     try:
         yield partial
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    if target.exists():
-        target.rename(old)
-    partial.rename(target)
-    if old.exists():
-        _remove(old)
+    while True:
+        with suppress(FileNotFoundError):  # there is none, or another process has just taken it away
+            target.rename(old)
+        try:
+            partial.rename(target)
+            break
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another process has put its own there
+                raise
+            _remove(old)
+    _remove(old)
 
 
 @contextmanager
 def replace_file(target: Path) -> Iterator[Path]:
     """Yield a path beside `target`, of the same suffix, that takes its place when the block ends without an error."""
     target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.parent / f".partial.{target.name}"
+    partial = _temporary(target, "partial")
     try:
         yield partial
     except BaseException:

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # runs a module that is killed when an operation is about to be done on a path of that name
 KILLER = """
-import os, pathlib, runpy, shutil, signal, sys
+import fnmatch, os, pathlib, runpy, shutil, signal, sys
 
 operation, name, module = sys.argv[1:4]
 del sys.argv[1:4]
@@ -38,7 +38,7 @@ def kill_at(owner, attribute, which):
     function = getattr(owner, attribute)
 
     def call(*arguments, **settings):
-        if os.path.basename(arguments[which]) == name:
+        if fnmatch.fnmatchcase(os.path.basename(arguments[which]), name):
             os.kill(os.getpid(), signal.SIGKILL)
         return function(*arguments, **settings)
 
@@ -104,11 +104,11 @@ def contents(path: Path) -> dict[str, object]:
     ("stage", "operation", "name", "left"),
     [
         ("extract", "rename", "images", "old"),  # all is written, nothing is moved yet
-        ("extract", "rename", ".images.partial", "nothing"),  # the old output is out of the way, the new not in place
-        ("extract", "rmtree", ".images.old", "new"),  # only the old output is still to be cleared
+        ("extract", "rename", ".partial.*.images", "nothing"),  # the old output is out of the way, the new not in place
+        ("extract", "rmtree", ".old.*.images", "new"),  # only the old output is still to be cleared
         ("align", "write_bytes", "00004.png", "old"),  # in the middle of the work
-        ("align", "rename", ".aligned.partial", "nothing"),
-        ("lmdb", "rename", ".lmdb.partial", "nothing"),
+        ("align", "rename", ".partial.*.aligned", "nothing"),
+        ("lmdb", "rename", ".partial.*.lmdb", "nothing"),
         ("mean", "replace", "mean.png", "old"),
         ("mean", "replace", "mean.binaryproto", "old"),  # the picture and the manifest are new, the mean is not
     ],

@@ -56,17 +56,9 @@ PREVIOUS = "previous"  # there: the finished run of other settings that was ther
 TIME = "time.json"  # there, where a training has a time: how much of it is used
 # there: what training and the stages behind it write, beside snapshots, settings and the trained net
 WRITTEN = (
-    "manifest.json",
-    "best.*",
-    "train.log",
-    "*.prototxt",
-    "mean.binaryproto",
-    INIT,
-    TIME,
-    CALIBRATION,
-    CLASSES_FILE,
+    *("manifest.json", "best.*", "train.log", "*.prototxt", "mean.binaryproto", INIT, TIME, CALIBRATION, CLASSES_FILE),
+    *("evaluation", "loss.png", "accuracy.png", "metrics.csv", "report.html", "predictions", ".train", ".report"),
 )
-WRITTEN += ("evaluation", "loss.png", "accuracy.png", "metrics.csv", "report.html", "predictions", ".train", ".report")
 
 
 def data_layer(net: NetParameter, state: NetState) -> LayerParameter:

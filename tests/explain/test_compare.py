@@ -27,7 +27,7 @@ from explain.compare import (
     size,
     to_markdown,
 )
-from preprocessing.stage import StageError, run_main
+from preprocessing.stage import StageError, run_main, sha256
 
 
 def write_run(
@@ -253,6 +253,33 @@ def test_the_files_that_are_written(
     assert (folder / "compare.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_an_evaluation_of_other_weights_does_not_count(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        run = write_run(tmp_path, f"runs/small_seed{seed}", 0.5, seed)
+        make_model(run, name="small")
+    ensemble = tmp_path / "runs/ensemble_small_seed1+small_seed2"
+    members = [tmp_path / "runs/small_seed1", tmp_path / "runs/small_seed2"]
+    write_evaluation(ensemble, 0.6, members)
+    for run, nets in ((members[0], members[:1]), (members[1], members[1:]), (ensemble, members)):
+        inputs = [
+            {"file": str(net / name), "sha256": sha256(net / name)}
+            for net in nets
+            for name in ("deploy.prototxt", "small.caffemodel")
+        ]
+        (run / "evaluation/manifest.json").write_text(json.dumps({"inputs": inputs}))
+    assert len(find_results(tmp_path)) == 3
+    assert find_others(tmp_path) == []
+    (members[1] / "small.caffemodel").write_bytes(b"others")
+    assert [result.run for result in find_results(tmp_path)] == members[:1]
+    (run, command), (other, what) = find_others(tmp_path)
+    assert (run, other) == (members[1], ensemble)
+    assert "-m train.evaluate" in command
+    assert what.startswith("not evaluated with the weights that its members have now")
+    (members[0] / "small.caffemodel").write_bytes(b"others")
+    with pytest.raises(StageError, match=r"no evaluated run(?s:.*)train\.evaluate"):
+        find_results(tmp_path)
+
+
 def test_the_command_of_a_run_trained_on_both_splits_does_not_calibrate(tmp_path: Path) -> None:
     for name in ("small", "small_train+val"):
         run = write_run(tmp_path, f"runs/{name}", 0.5)
@@ -260,6 +287,8 @@ def test_the_command_of_a_run_trained_on_both_splits_does_not_calibrate(tmp_path
         (run / "evaluation/evaluation.json").unlink()
     commands = [what for _, what in find_others(tmp_path)]
     assert ["--calibrate-on val" in command for command in commands] == [True, False]
+    assert ["--lmdb val=" in command for command in commands] == [True, False]
+    assert f"--exclude-duplicates-of {tmp_path}/lmdb/train_lmdb,{tmp_path}/lmdb/val_lmdb " in commands[1]
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -252,10 +252,9 @@ def test_killed_midway_the_old_output_stays_and_the_next_run_is_right(tmp_path: 
     extract(write_csv(tmp_path / "old.csv", old, [1, 2], ["Training"] * 2), tmp_path / "images")
     before = tree(tmp_path / "images")
     (tmp_path / "new.csv").write_text("emotion,pixels,Usage\n" + f"3,{FACE},PrivateTest\n" * 2000)
-    partial = tmp_path / ".images.partial" / "PrivateTest" / "3_happy"
     process = subprocess.Popen(command(tmp_path / "new.csv", tmp_path / "images"), cwd=ROOT)
     try:
-        while process.poll() is None and not (partial.is_dir() and any(partial.iterdir())):
+        while process.poll() is None and not any(tmp_path.glob(".partial.*.images/PrivateTest/3_happy/*")):
             time.sleep(0.005)
     finally:
         process.send_signal(signal.SIGKILL)

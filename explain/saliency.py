@@ -28,7 +28,7 @@ from predict import ImageError
 from predict.options import add_model_arguments, check_model_arguments, make_recognizer
 from predict.recognizer import FoundFace
 from preprocessing.network_input import FaceNetwork, faces_to_input
-from preprocessing.stage import Stage, StageError, replace_file, run_main
+from preprocessing.stage import Stage, StageError, progress, replace_file, run_main
 
 OUTPUT = Path("data/explanations")
 RESHAPING = ("Flatten", "Reshape")  # what may stand behind a Softmax without changing its values
@@ -287,7 +287,7 @@ def run(args: argparse.Namespace) -> None:
         )
     network = recognizer.network
     pictures, results = [], []
-    for number, face in enumerate(faces, 1):
+    for number, face in progress(enumerate(faces, 1), len(faces), "explain", "face"):
         which = f", face {number} of {len(faces)}, at {face.box[0]:.0f}, {face.box[1]:.0f}" if len(faces) > 1 else ""
         pixels = face.pixels.reshape(network.face_shape)
         for channel, way in enumerate(channel_names(network)):

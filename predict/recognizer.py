@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -18,6 +18,9 @@ from preprocessing.network_input import FaceNetwork, check_views
 from preprocessing.stage import StageError
 
 from .images import check_image, read_image
+
+if TYPE_CHECKING:
+    from .video import VideoFrame
 
 MODELS = Path(__file__).resolve().parent.parent / "prototxt"
 DEFAULT_MODEL = "face_resnet16_pair"  # the most accurate one that ships
@@ -195,6 +198,30 @@ class Recognizer:
         stack = np.stack(faces) if faces else np.empty((0, *self.network.face_shape), np.uint8)
         answers = iter(self.network.probabilities(stack, self.views))
         return [[self._prediction(face, next(answers)) for face in in_image] for in_image in found]
+
+    def predict_video(self, source: StrPath | int, every: int = 1) -> Iterator[VideoFrame]:
+        """The frames of a video in their order, and the faces in them, as `predict` gives them.
+
+        Parameters
+        ----------
+        source: a video file, the number of a camera (0 is the first), or the address of a stream (`rtsp://…`).
+        every: 1 or more: only every Nth frame is looked at, the first one included; the others have the predictions of
+            the one before.
+
+        Raises
+        ------
+        VideoError (an ImageError): at once for what cannot be opened or gives no frame; behind the last frame where
+        the file ends clearly earlier than it says, or a camera stops. ValueError: `every` is none of the above.
+
+        Example
+        -------
+        >>> from predict import Recognizer
+        >>> for frame in Recognizer().predict_video("clip.mp4", every=5):
+        ...     print(frame.number, frame.seconds, frame.image.shape, [face.emotion for face in frame.predictions])
+        """
+        from .video import Video, recognize
+
+        return recognize(self, Video(source), every)
 
     def find_faces(self, images: Sequence[StrPath | np.ndarray]) -> list[list[FoundFace]]:
         """For each image its faces, found and aligned, the most confident first; images as `predict` takes them."""

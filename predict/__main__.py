@@ -74,11 +74,11 @@ def read_chunks(found: Sequence[tuple[str, str | None]]) -> Iterator[list[tuple[
         yield chunk
 
 
-def output_files(paths: Sequence[str], folder: Path) -> dict[str, Path]:
+def output_files(paths: Sequence[str], folder: Path, pictures: bool = True) -> dict[str, Path]:
     """Where each input's annotated copy goes: the same name, as .jpg, .png or .mp4, with a number where two are alike.
 
-    Beside a video's stands its table, the same name as .csv. Raises StageError where one of these would replace one of
-    the inputs themselves.
+    Beside a video's stands its table, the same name as .csv; without `pictures` that alone is written. Raises
+    StageError where what is written would replace one of the inputs themselves.
     """
     files: dict[str, Path] = {}
     used: set[Path] = set()
@@ -89,10 +89,12 @@ def output_files(paths: Sequence[str], folder: Path) -> dict[str, Path]:
         file, number = folder / f"{name.stem}{suffix}", 2
         while file in used:
             file, number = folder / f"{name.stem}-{number}{suffix}", number + 1
-        used.update([file, file.with_suffix(".csv")] if is_video(path) else [file])
+        used.add(file)
         files[path] = file
+    written = list(files.values()) if pictures else []
+    written += [file.with_suffix(".csv") for path, file in files.items() if is_video(path)]
     originals = {Path(path).resolve() for path in paths if Path(path).exists()}
-    for file in used:
+    for file in written:
         if file.resolve() in originals:
             raise StageError(f"{file}: would be replaced by its annotated copy; expected another --output folder")
     return files
@@ -149,7 +151,7 @@ def answer_video(
     """Recognise in a video or before a camera, until `stopped` says so of a frame; write annotated copy and table."""
     frames = video.recognize(recognizer, source, args.every)
     if not source.live:
-        frames = iter(progress(frames, source.frame_count, source.name, "frame"))
+        frames = iter(progress(frames, source.frame_count, Path(source.name).name, "frame"))
     tally, looked_at = Tally(), []
     size, csv = (source.width, source.height), target.with_suffix(".csv")
     makers: list[Callable[[], Any]] = [functools.partial(FaceTable, csv, recognizer.emotions)]
@@ -202,7 +204,7 @@ def interrupts() -> Iterator[Callable[[], bool]]:
 def run_inputs(args: argparse.Namespace) -> int:
     """Recognise in all images and videos; returns the exit code."""
     found = find_inputs(args.inputs)
-    files = output_files([path for path, problem in found if problem is None], args.output)
+    files = output_files([path for path, problem in found if problem is None], args.output, args.pictures)
     recognizer = functools.cache(lambda: make_recognizer(args, args.views))
     answers = Answers(args.json)
     for videos, group in itertools.groupby(found, lambda entry: entry[1] is None and is_video(entry[0])):

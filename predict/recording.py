@@ -17,7 +17,7 @@ from .annotate import annotate
 from .video import VideoError, VideoFrame, opencv_path, quiet
 
 CODEC = "mp4v"  # MPEG-4 part 2: the one for .mp4 that OpenCV's FFmpeg can write everywhere
-LONGEST_SIDE = 8191  # which that codec can state
+LONGEST_SIDE = 8190  # which that codec can state, being even
 COLUMNS = ("frame", "seconds", "x", "y", "width", "height", "confidence", "emotion")  # then a probability each
 
 
@@ -81,7 +81,9 @@ class AnnotatedVideo(Recording):
 
     def __init__(self, target: Path, size: tuple[int, int], fps: float, paced: bool = False) -> None:
         super().__init__(target)
-        self._size, self._fps, self._paced = size, fps, paced
+        # the codec counts time in 1/65535 s at the finest, and OpenCV takes a rate for so many thousandths
+        self._fps = round(fps, 3 - (fps > 65.5) - (fps > 655))
+        self._size, self._paced = size, paced
         self._written = 0
         self._last: np.ndarray | None = None
         self._writer = cv2.VideoWriter()
@@ -92,12 +94,12 @@ class AnnotatedVideo(Recording):
             self.discard()
             raise StageError(str(error)) from None
         with quiet():
-            self._writer.open(path, cv2.VideoWriter.fourcc(*CODEC), fps, (width, height))
+            self._writer.open(path, cv2.VideoWriter.fourcc(*CODEC), self._fps, (width, height))
         if not self._writer.isOpened():
             self.discard()
             raise StageError(
-                f"{target}: OpenCV cannot write {width}×{height} at {fps:g} frames a second as {CODEC}; "
-                f"expected sides of 2 to {LONGEST_SIDE} (--no-pictures answers without)"
+                f"{target}: OpenCV cannot write {width}×{height} at {self._fps:g} frames a second as {CODEC}; "
+                f"expected sides of {LONGEST_SIDE} at most (--no-pictures answers without)"
             )
 
     def write(self, frame: VideoFrame) -> None:

@@ -22,7 +22,7 @@ CHUNK_FRAMES, CHUNK_PIXELS = 64, 16 << 20  # frames that are held at a time
 RATES = (0.1, 1000.0)  # frames a second; a container that states another knows none
 USUAL_RATE = 25.0  # ... and then this is taken
 LONGEST_GAP = 60.0  # seconds between two frames of a stream; beyond, its clock has jumped
-FFMPEG_LOG, FFMPEG_QUIET = "OPENCV_FFMPEG_LOGLEVEL", "-8"  # what OpenCV reads each time that it opens a video
+FFMPEG_LOG, FFMPEG_QUIET = "OPENCV_FFMPEG_LOGLEVEL", "-8"  # OpenCV reads it when it first opens a video
 
 
 class VideoError(ImageError):
@@ -256,7 +256,10 @@ def opencv_path(path: Path) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """OpenCV and its FFmpeg do not write to the terminal: what they complain about becomes one message of ours."""
+    """OpenCV and its FFmpeg do not write to the terminal: what they complain about becomes one message of ours.
+
+    FFmpeg's part is decided for the whole process by whatever first opens a video in it.
+    """
     level, before = cv2.utils.logging.getLogLevel(), os.environ.get(FFMPEG_LOG)
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     os.environ[FFMPEG_LOG] = FFMPEG_QUIET

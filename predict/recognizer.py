@@ -27,6 +27,7 @@ DEFAULT_MODEL = "face_resnet16_pair"  # the most accurate one that ships
 FACES = ("detect", "one", "none")  # how many faces an image shows
 # by the channels of a net's input: two looks at a face in any case; a third and fourth cost more than they bring
 DEFAULT_VIEWS = {1: "mirror", 2: "centre"}
+LOOK_BELOW = 0.8  # of the least face: MTCNN misses many that are only just as large as the smallest it looks for
 
 StrPath = str | os.PathLike[str]
 
@@ -176,7 +177,7 @@ class Recognizer:
                 # the usual look alone: the others are at an image that may have been shrunk, for faces that fill it
                 looks = self._detector.looks
                 looks[0] = copy.copy(looks[0])  # shares the nets
-                looks[0].min_face_size = min_face_size
+                looks[0].min_face_size = max(1.0, LOOK_BELOW * min_face_size)
 
     @property
     def emotions(self) -> tuple[str, ...]:

@@ -104,7 +104,7 @@ class AnnotatedVideo(Recording):
 
     def write(self, frame: VideoFrame) -> None:
         """Draw and append a frame; by `paced` as often as its time asks, perhaps never."""
-        place = int(frame.seconds * self._fps) if self._paced else self._written
+        place = round(frame.seconds * self._fps) if self._paced else self._written
         if place < self._written:
             return
         image = annotate(frame.image, frame.predictions, same_size=True)

@@ -109,11 +109,11 @@ def test_the_least_face_is_what_the_detector_looks_for(model: tuple[Path, Path, 
     usual = Recognizer(*model, device="cpu")
     (expected,) = usual.predict(photo)
     pixels = []
-    for least, found in ((70, 1), (120, 0)):
+    for least, found in ((105, 1), (120, 0)):
         recognizer = Recognizer(*model, device="cpu", min_face_size=least)
         faces = recognizer.predict(photo)
         assert len(faces) == found
-        assert all(face.box == pytest.approx(expected.box, abs=6) for face in faces)
+        assert all(face.box == pytest.approx(expected.box, abs=15) for face in faces)
         pixels.append(sum(512 * scale for scale in recognizer._detector.looks[0]._scales(512, 512)))
     assert sum(512 * scale for scale in usual._detector.looks[0]._scales(512, 512)) > 3 * pixels[0] > 3 * pixels[1]
 
@@ -278,7 +278,7 @@ def test_arguments_that_do_not_fit(model: tuple[Path, Path, Path]) -> None:
     for confidence in (-0.1, 1.1, float("nan")):
         with pytest.raises(ValueError, match=rf"min_confidence is {confidence}; expected a probability, 0 to 1"):
             Recognizer(*model, min_confidence=confidence)
-    with pytest.raises(ValueError, match="min_face_size is 40, but face 'none' looks for no faces"):
+    with pytest.raises(ValueError, match="min_face_size is 40, but face is 'none', which looks for no faces"):
         Recognizer(*model, face="none", min_face_size=40)
     with pytest.raises(ValueError, match="only deploy and mean given"):
         Recognizer(deploy=model[0], mean=model[2])

@@ -223,6 +223,8 @@ def bad_videos(folder: Path) -> dict[Path, str]:
     unknown.write_bytes(good.replace(b"mp4v", b"zzzz").replace(b"esds", b"zzzz"))
     none = folder / "none.mp4"
     cv2.VideoWriter(str(none), cv2.VideoWriter.fourcc(*"mp4v"), 10, (96, 96)).release()
+    head = folder / "head.avi"
+    head.write_bytes(write_video(folder / "good.avi", [band_frame(HAPPY)], codec="MJPG").read_bytes()[:4000])
     bytes_name = folder / os.fsdecode(b"\xff.mp4")
     bytes_name.write_bytes(good)
     return {
@@ -231,6 +233,7 @@ def bad_videos(folder: Path) -> dict[Path, str]:
         cut: "not a video, cut off, or of a codec",
         unknown: "not a video, cut off, or of a codec",
         none: "not a video, cut off, or of a codec",
+        head: "not a video, cut off, or of a codec",
         folder / "missing.mp4": "no such file; expected a video",
         bytes_name: "the name is not UTF-8",
     }
@@ -256,7 +259,7 @@ def test_ffmpeg_and_opencv_say_nothing_themselves(tmp_path: Path) -> None:
     run = subprocess.run(command, cwd=ASTRONAUT.parents[1], capture_output=True, text=True, check=False)
     assert (run.returncode, run.stdout) == (1, "")
     assert [line.split(":")[0] for line in run.stderr.splitlines()] == ["error"] * len(bad)
-    assert run.stderr.count("not a video") == 4  # of which FFmpeg would have said more
+    assert run.stderr.count("not a video") == 5  # of which FFmpeg and OpenCV would have said more
 
 
 def test_a_folder_named_as_a_video_is_read_as_a_folder(predict: Any, cropped: Recognizer, tmp_path: Path) -> None:

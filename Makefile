@@ -60,10 +60,20 @@ DEVICE ?= auto
 WORKERS ?=
 #: what `make ensemble` averages, or `make compare` trains first: networks, names of runs (MODEL_SOLVER_seedN), folders of trained ones, in quotes; with @none (@mtcnn, @both) one that sees the faces so; all: every network of prototxt/
 MODELS ?=
-#: a photo for `make predict`, `make features`, `make explain`, and for `make report` (default: a test face); for `make predict` also a folder, or a quoted pattern
+#: a photo for `make predict`, `make features`, `make explain`, and for `make report` (default: a test face); for `make predict` also a video, a folder, or a quoted pattern
 IMG ?= images/astronaut.png
 #: detect: find and align the faces of a photo; one: the image shows one face, aligned as those of training are; none: it is a cropped face
 FACE ?= detect
+#: predict, features, explain: leave out faces whose longer side has fewer pixels (default: about 20); the larger, the quicker
+MIN_FACE ?=
+#: predict, features, explain: leave out faces that the detector is less sure of, 0 to 1 (default: all that it finds)
+MIN_CONFIDENCE ?=
+#: for `make predict` in place of IMG: the number of a camera (0 is the first), its device or address; until Ctrl-C
+CAMERA ?=
+#: of a video, `make predict` looks at every Nth frame only (default: 1, all)
+EVERY ?=
+#: 0: `make predict` writes no annotated copies
+PICTURES ?= 1
 #: blobs that `make features` draws (names, in quotes; default: all), or the one that `make explain` takes Grad-CAM from
 LAYER ?=
 #: the emotion that `make explain` explains (default: the answer)
@@ -99,6 +109,13 @@ quoted = '$(subst ','\'',$(1))'
 each_quoted = $(foreach word,$(1),$(call quoted,$(word)))
 # what is on or off: anything else than 1 would silently be off
 $(foreach v,SKIP_BAD NEUTRAL JSON,$(if $(filter-out 0 1,$($(v))),$(error $(v) is $($(v)); expected 1 or nothing)))
+$(if $(filter-out 0 1,$(PICTURES)),$(error PICTURES is $(PICTURES); expected 0 or 1))
+
+ifneq ($(CAMERA),)
+ifneq ($(origin IMG),file)
+$(error CAMERA is $(CAMERA) and IMG $(IMG); expected one of the two)
+endif
+endif
 
 ifneq ($(MINUTES),)
 ifneq ($(EPOCHS),)
@@ -172,6 +189,10 @@ endif
 NETWORK = $(if $(WEIGHTS),--deploy $(call quoted,$(GIVEN)/deploy.prototxt) --weights $(call quoted,$(WEIGHTS)) --mean $(call quoted,$(GIVEN)/mean.binaryproto),$(if \
 	$(filter run,$(FROM)),--deploy $(RUN)/deploy.prototxt --weights $(TRAINED) --mean $(RUN)/mean.binaryproto,$(if $(filter file,$(origin MODEL)),,--model $(MODEL))))
 NETWORK_FILES = $(call escape,$(WEIGHTS)) $(if $(filter run,$(FROM)),$(TRAINED) $(EVALUATION))
+
+# what predict, features and explain are to look at, and at which of its faces
+SHOWN = $(if $(IMG),$(call quoted,$(IMG)),$(error IMG is empty; expected a photo, as in IMG=face.jpg))
+LOOK = --face $(FACE) $(if $(MIN_FACE),--min-face $(MIN_FACE)) $(if $(MIN_CONFIDENCE),--min-confidence $(MIN_CONFIDENCE))
 
 # $(call stale,NAME,VALUES): FORCE where the file NAME does not hold VALUES
 stale = $(if $(filter-out x$(strip $(2)),x$(strip $(shell cat $(1) 2>/dev/null))),FORCE)
@@ -409,15 +430,15 @@ $(PREDICTION): $(TRAINED) $(EVALUATION) images/astronaut.png | $(READY)
 		--mean $(RUN)/mean.binaryproto --output $(RUN)/predictions --device $(DEVICE)
 	@touch $@
 
-predict: $(READY) $(NETWORK_FILES) ## the emotions in IMG: a photo, a folder, a quoted pattern
-	$(if $(filter 1,$(JSON)),@)$(PYTHON) -m predict $(call quoted,$(IMG)) --face $(FACE) --device $(DEVICE) \
-		$(NETWORK) $(if $(filter 1,$(JSON)),--json)
+predict: $(READY) $(NETWORK_FILES) ## the emotions in IMG (a photo, a video, a folder, a quoted pattern), or before CAMERA
+	$(if $(filter 1,$(JSON)),@)$(PYTHON) -m predict $(if $(CAMERA),--camera $(call quoted,$(CAMERA)),$(SHOWN)) $(LOOK) --device $(DEVICE) \
+		$(NETWORK) $(if $(EVERY),--every $(EVERY)) $(if $(filter 0,$(PICTURES)),--no-pictures) $(if $(filter 1,$(JSON)),--json)
 
 features: $(READY) $(NETWORK_FILES) ## what each layer (or LAYER) of the network makes of the face in IMG
-	$(PYTHON) -m explain.features $(call quoted,$(IMG)) --face $(FACE) --device $(DEVICE) $(NETWORK) $(if $(LAYER),--layer $(call each_quoted,$(LAYER)))
+	$(PYTHON) -m explain.features $(SHOWN) $(LOOK) --device $(DEVICE) $(NETWORK) $(if $(LAYER),--layer $(call each_quoted,$(LAYER)))
 
 explain: $(READY) $(NETWORK_FILES) ## where in each face of IMG the network sees the emotion: Grad-CAM, guided gradients
-	$(PYTHON) -m explain.saliency $(call quoted,$(IMG)) --face $(FACE) --device $(DEVICE) $(NETWORK) \
+	$(PYTHON) -m explain.saliency $(SHOWN) $(LOOK) --device $(DEVICE) $(NETWORK) \
 		$(if $(TARGET),--target $(call quoted,$(TARGET))) $(if $(LAYER),--layer $(call quoted,$(LAYER)))
 
 test: $(TESTED) ## the test suite

@@ -1,6 +1,10 @@
-"""The recogniser: faces in a photo and their emotions. `from predict import Recognizer; Recognizer().predict(image)`"""
+"""The recogniser: faces in photos and videos and their emotions.
+
+`from predict import Recognizer; Recognizer().predict(image)`, or `.predict_video(file)`
+"""
 
 from .images import ImageError
 from .recognizer import Prediction, Recognizer
+from .video import VideoError, VideoFrame
 
-__all__ = ["ImageError", "Prediction", "Recognizer"]
+__all__ = ["ImageError", "Prediction", "Recognizer", "VideoError", "VideoFrame"]

@@ -1,31 +1,56 @@
-"""Say which emotion each face in some images shows, and draw it on them.
+"""Say which emotion each face in some images or videos, or before a camera, shows, and draw it on them.
 
-python -m predict photo.jpg [more images, folders, 'patterns/*.png'] [--face one] [--json] [--output DIR]
+python -m predict photo.jpg clip.mp4 [more, folders, 'patterns/*.png'] [--face one] [--json] [--output DIR]
+python -m predict --camera 0 [--seconds 60]
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import functools
+import itertools
+import os
+import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import cv2
 import numpy as np
 
 from preprocessing.network_input import VIEWS
-from preprocessing.stage import StageError, replace_file, run_main
+from preprocessing.stage import StageError, progress, replace_file, run_main
 
+from . import video
 from .annotate import annotate
+from .answers import Answers, Tally, describe, describe_frame
 from .images import ImageError, find_images, read_image
 from .options import add_model_arguments, check_model_arguments, make_recognizer
-from .recognizer import Prediction, Recognizer
+from .recognizer import Recognizer
+from .recording import AnnotatedVideo, FaceTable, Recorder, cannot_write
+from .video import Video, VideoError, VideoFrame, camera_source, is_video
 
 OUTPUT = Path("data/predictions")
+MakeRecognizer = Callable[[], Recognizer]  # loaded when there is something to look at, and once
 CHUNK_IMAGES, CHUNK_PIXELS = 64, 16 << 20  # images that are held at a time
+
+
+def find_inputs(arguments: Iterable[str]) -> list[tuple[str, str | None]]:
+    """As `find_images`, but of a folder also the videos, in one order with its images."""
+    found: dict[str, str | None] = {}
+    for argument in arguments:
+        inputs = find_images([argument])
+        if os.path.isdir(argument):
+            videos = [entry.path for entry in os.scandir(argument) if entry.is_file() and is_video(entry.name)]
+            inside = sorted([*videos, *(path for path, problem in inputs if problem is None)])
+            problem = f"{argument}: no images or videos in this folder"
+            inputs = [(path, None) for path in inside] or [(argument, problem)]
+        found.update(inputs)
+    return list(found.items())
 
 
 def read_chunks(found: Sequence[tuple[str, str | None]]) -> Iterator[list[tuple[str, np.ndarray | str]]]:
@@ -49,98 +74,185 @@ def read_chunks(found: Sequence[tuple[str, str | None]]) -> Iterator[list[tuple[
         yield chunk
 
 
-def output_files(paths: Sequence[str], folder: Path) -> dict[str, Path]:
-    """Where each image's annotated copy goes: the same name, as .jpg or .png, with a number where two are alike.
+def output_files(paths: Sequence[str], folder: Path, pictures: bool = True) -> dict[str, Path]:
+    """Where each input's annotated copy goes: the same name, as .jpg, .png or .mp4, with a number where two are alike.
 
-    Raises StageError where that would replace one of the images themselves.
+    Beside a video's stands its table, the same name as .csv; without `pictures` that alone is written. Raises
+    StageError where what is written would replace one of the inputs themselves.
     """
     files: dict[str, Path] = {}
     used: set[Path] = set()
     for path in paths:
         name = Path(path)
         suffix = name.suffix if name.suffix.lower() in (".jpg", ".jpeg", ".png") else ".png"
+        suffix = ".mp4" if is_video(path) else suffix
         file, number = folder / f"{name.stem}{suffix}", 2
         while file in used:
             file, number = folder / f"{name.stem}-{number}{suffix}", number + 1
         used.add(file)
         files[path] = file
+    written = list(files.values()) if pictures else []
+    written += [file.with_suffix(".csv") for path, file in files.items() if is_video(path)]
     originals = {Path(path).resolve() for path in paths if Path(path).exists()}
-    for file in used:
+    for file in written:
         if file.resolve() in originals:
             raise StageError(f"{file}: would be replaced by its annotated copy; expected another --output folder")
     return files
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
-    """Write an image as its name says, all or nothing."""
+    """Write an image as its name says, all or nothing. Raises StageError where it cannot be written."""
     written, data = cv2.imencode(path.suffix.lower(), image)
     if not written:
         raise StageError(f"{path}: OpenCV cannot encode {image.shape[1]}×{image.shape[0]} pixels so")
-    with replace_file(path) as partial:
-        partial.write_bytes(data.tobytes())
+    try:
+        with replace_file(path) as partial:
+            partial.write_bytes(data.tobytes())
+    except OSError as error:
+        raise StageError(cannot_write(path, error)) from None
 
 
-def table(predictions: Sequence[Prediction]) -> str:
-    """A line a face: its box, how sure it is a face, its emotion, and the probability of each emotion in percent."""
-    names = list(predictions[0].probabilities)
-    widths = [max(len(name), 5) for name in names]
-    heads = " ".join(f"{name:>{width}}" for name, width in zip(names, widths, strict=True))
-    emotions = max(len("emotion"), *(len(name) for name in names))
-    lines = [f"   #  {'box (x y w h)':<19}  {'face':>4}  {'emotion':<{emotions}}  {heads}"]
-    for number, face in enumerate(predictions, 1):
-        box = " ".join(f"{value:.0f}" for value in face.box)
-        sure = "-" if face.confidence is None else f"{100 * face.confidence:.0f}%"
-        values = zip(face.probabilities.values(), widths, strict=True)
-        shares = " ".join(f"{100 * value:>{width - 1}.1f}%" for value, width in values)
-        lines.append(f"  {number:>2}  {box:<19}  {sure:>4}  {face.emotion:<{emotions}}  {shares}")
-    return "\n".join(lines)
-
-
-def describe(path: str, image: np.ndarray, predictions: Sequence[Prediction]) -> str:
-    """What is printed for people about one image."""
-    count = {0: "no face found", 1: "1 face"}.get(len(predictions), f"{len(predictions)} faces")
-    head = f"{path} ({image.shape[1]}×{image.shape[0]}): {count}"
-    return f"{head}\n{table(predictions)}" if predictions else head
-
-
-def run(args: argparse.Namespace) -> int:
-    """Recognise in all images; returns the exit code."""
-    start = time.perf_counter()
-    found = find_images(args.images)
-    files = output_files([path for path, problem in found if problem is None], args.output)
-    recognizer: Recognizer | None = None
-    results: list[dict[str, Any]] = []
-    faces = failed = 0
+def answer_images(
+    found: Sequence[tuple[str, str | None]],
+    files: dict[str, Path],
+    recognizer: MakeRecognizer,
+    pictures: bool,
+    answers: Answers,
+) -> None:
+    """Recognise in images, some at a time, and write their annotated copies."""
     for chunk in read_chunks(found):
         images = [image for _, image in chunk if isinstance(image, np.ndarray)]
-        if images and recognizer is None:  # loaded when there is something to look at
-            recognizer = make_recognizer(args, args.views)
-        answers = iter(recognizer.predict_batch(images) if recognizer else [])
+        predicted = iter(recognizer().predict_batch(images) if images else [])
         for path, image in chunk:
             if isinstance(image, str):
-                failed += 1
-                print(f"error: {image}", file=sys.stderr)
-                results.append({"file": path, "error": image})
+                answers.add_error(path, image)
                 continue
-            predictions = next(answers)
-            faces += len(predictions)
-            write_image(files[path], annotate(image, predictions))
-            result = {"file": path, "width": image.shape[1], "height": image.shape[0], "annotated": str(files[path])}
-            results.append({**result, "faces": [face.to_dict() for face in predictions]})
-            if not args.json:
-                print(describe(path, image, predictions), flush=True)
-    if args.json:
-        print(json.dumps(results, indent=1))
-    elif len(found) > failed:
-        done = f"{len(found) - failed:,} image{'s' * (len(found) - failed != 1)}, {faces:,} face{'s' * (faces != 1)}"
-        print(f"predict: {done}; annotated in {args.output} ({time.perf_counter() - start:.1f} s)")
-    return 1 if failed else 0
+            predictions = next(predicted)
+            problems = []
+            if pictures:
+                try:
+                    write_image(files[path], annotate(image, predictions))
+                except StageError as error:
+                    problems.append(str(error))
+            result = {"file": path, "width": image.shape[1], "height": image.shape[0]}
+            result["annotated"] = str(files[path]) if pictures and not problems else None
+            result["faces"] = [face.to_dict() for face in predictions]
+            answers.add("image", len(predictions), result, describe(path, image, predictions), problems)
+
+
+def answer_video(
+    source: Video,
+    target: Path,
+    recognizer: Recognizer,
+    args: argparse.Namespace,
+    answers: Answers,
+    stopped: Callable[[VideoFrame], bool] = lambda _: False,
+) -> None:
+    """Recognise in a video or before a camera, until `stopped` says so of a frame; write annotated copy and table."""
+    frames = video.recognize(recognizer, source, args.every)
+    if not source.live:
+        frames = iter(progress(frames, source.frame_count, Path(source.name).name, "frame"))
+    tally, looked_at = Tally(), []
+    size, csv = (source.width, source.height), target.with_suffix(".csv")
+    makers: list[Callable[[], Any]] = [functools.partial(FaceTable, csv, recognizer.emotions)]
+    if args.pictures:
+        makers.append(functools.partial(AnnotatedVideo, target, size, source.fps, source.live))
+    problems = []
+    with Recorder(makers) as recorder:
+        try:
+            for frame in frames:
+                recorder.write(frame)
+                tally.add(frame)
+                if frame.looked_at and args.json:
+                    faces = [face.to_dict() for face in frame.predictions]
+                    looked_at.append({"frame": frame.number, "seconds": round(frame.seconds, 3), "faces": faces})
+                if frame.looked_at and source.live:
+                    answers.say(describe_frame(frame))
+                if stopped(frame):
+                    break
+        except VideoError as error:  # it ended too early: what there was of it is answered
+            problems.append(str(error))
+    result = {"file": source.name, "width": source.width, "height": source.height, "fps": round(source.fps, 3)}
+    result["frame_count"] = tally.frames
+    result["annotated"] = str(target) if target in recorder.written else None
+    result["csv"] = str(csv) if csv in recorder.written else None
+    result["frames"] = looked_at
+    text = tally.describe(source)
+    if source.live and recorder.written:  # under a name that nobody has given
+        text += "\nwritten: " + ", ".join(str(file) for file in recorder.written)
+    answers.add("video", tally.faces, result, text, [*problems, *recorder.problems])
+
+
+@contextmanager
+def interrupts() -> Iterator[Callable[[], bool]]:
+    """Yield what tells whether Ctrl-C was pressed, which then ends nothing by itself; pressed again it does."""
+    pressed = False
+
+    def press(number: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def run_inputs(args: argparse.Namespace) -> int:
+    """Recognise in all images and videos; returns the exit code."""
+    found = find_inputs(args.inputs)
+    files = output_files([path for path, problem in found if problem is None], args.output, args.pictures)
+    recognizer = functools.cache(lambda: make_recognizer(args, args.views))
+    answers = Answers(args.json)
+    for videos, group in itertools.groupby(found, lambda entry: entry[1] is None and is_video(entry[0])):
+        if not videos:
+            answer_images(list(group), files, recognizer, args.pictures, answers)
+            continue
+        for path, _ in group:
+            try:
+                source = Video(path)
+            except VideoError as error:
+                answers.add_error(path, str(error))
+                continue
+            with source:
+                answer_video(source, files[path], recognizer(), args, answers)
+    return answers.finish()
+
+
+def run_camera(args: argparse.Namespace) -> int:
+    """Recognise before a camera until Ctrl-C or for some seconds; returns the exit code."""
+    answers = Answers(args.json)
+    target = args.output / time.strftime("camera-%Y%m%d-%H%M%S.mp4")  # what was filmed before is kept
+    try:
+        source = Video(camera_source(args.camera))
+    except VideoError as error:
+        answers.add_error(args.camera, str(error))
+        return answers.finish()
+    with source:
+        recognizer = make_recognizer(args, args.views)
+        with interrupts() as pressed:
+            until = args.seconds or float("inf")
+            answer_video(source, target, recognizer, args, answers, lambda frame: pressed() or frame.seconds >= until)
+    return answers.finish()
 
 
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m predict", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders of them, or quoted patterns")
+    parser.add_argument("inputs", nargs="*", metavar="FILE", help="images, videos, folders of them, or quoted patterns")
+    parser.add_argument(
+        "--camera",
+        metavar="N",
+        help="until Ctrl-C, instead of files: the number of a camera (0 is the first), its device, or an address "
+        "(rtsp://…)",
+    )
+    parser.add_argument("--seconds", type=positive, metavar="S", help="with --camera: stop after S seconds")
+    parser.add_argument(
+        "--every", type=whole, default=1, metavar="N", help="of videos, look at every Nth frame only (default: 1)"
+    )
     add_model_arguments(parser)
     parser.add_argument(
         "--views",
@@ -150,14 +262,47 @@ def main() -> int:
     )
     parser.add_argument("--json", action="store_true", help="print JSON for programs, and nothing else")
     parser.add_argument(
-        "--output", type=Path, default=OUTPUT, help="folder for annotated images (default: %(default)s)"
+        "--no-pictures", dest="pictures", action="store_false", help="write no annotated copies (videos have their CSV)"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=OUTPUT,
+        help="folder for annotated copies, and a CSV a video (default: %(default)s)",
     )
     args = parser.parse_args()
     check_model_arguments(parser, args)
+    check_inputs(parser, args)
     for stream in (sys.stdout, sys.stderr):  # a file name may hold what the terminal cannot show
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    return run(args)
+    return run_inputs(args) if args.camera is None else run_camera(args)
+
+
+def check_inputs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with the usage unless there are files, or a camera."""
+    if bool(args.inputs) == (args.camera is not None):
+        parser.error("expected files, or --camera, and not both")
+    if args.seconds is not None and args.camera is None:
+        parser.error(f"--seconds is {args.seconds:g}, but there is no --camera; expected both")
+
+
+def whole(text: str) -> int:
+    """A whole number, 1 or more, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected a whole number, 1 or more")
+    return int(text)
+
+
+def positive(text: str) -> float:
+    """A number above 0, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r}; expected a number of seconds above 0")
+    return value
 
 
 if __name__ == "__main__":

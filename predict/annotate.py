@@ -34,27 +34,32 @@ LONGEST_NAME = 24  # letters of a class's name that are drawn
 PANEL, TRACK = (30, 30, 30), (90, 90, 90)
 
 
-def annotate(image: np.ndarray, predictions: Sequence[Prediction]) -> np.ndarray:
+def annotate(image: np.ndarray, predictions: Sequence[Prediction], same_size: bool = False) -> np.ndarray:
     """A copy of the photo with its faces marked; text and lines grow with the photo.
 
     Parameters
     ----------
     image: uint8, H×W or H×W×3 (BGR).
     predictions: as `Recognizer.predict` gives them.
+    same_size: keep the size, as the frames of a video must.
 
     Returns
     -------
-    uint8, BGR; a whole number of times as large as `image` where that is small, and with a margin for the bars where
-    the face is the whole image. Bars are left out where there is no room for them beside, below or above a face.
+    uint8, BGR; unless `same_size`, a whole number of times as large as `image` where that is small, and with a margin
+    for the bars where the face is the whole image. Bars are left out where there is no room for them beside, below or
+    above a face.
     """
     canvas = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) if image.ndim == 2 else image.copy()
     height, width = canvas.shape[:2]
     scale = max(1, min(-(-SMALLEST_SIDE // min(height, width)), LARGEST_SIDE // max(height, width)))
+    scale = 1 if same_size else scale
     if scale > 1:
         canvas = cv2.resize(canvas, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
     text = _text_height(canvas, [scale * face.box[2] for face in predictions])
     boxes = [_corners(face, scale, canvas) for face in predictions]
-    if any(face.landmarks is None for face in predictions):  # the face is the whole photo: bars go on a margin
+    if not same_size and any(
+        face.landmarks is None for face in predictions
+    ):  # the face is the whole photo: bars go on a margin
         margin = max(_panel_width(face, text) for face in predictions) + text
         canvas = cv2.copyMakeBorder(canvas, 0, 0, 0, margin, cv2.BORDER_CONSTANT, value=PANEL)
     labels = [_label_box(canvas, box, face, text) for box, face in zip(boxes, predictions, strict=True)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from preprocessing.network_input import FaceNetwork
@@ -12,7 +13,8 @@ from .recognizer import DEFAULT_MODEL, FACES, Recognizer, model_files
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, faces: bool = True) -> None:
-    """`--model NAME`, or `--deploy`, `--weights` and `--mean`; `--device`; with `faces`, `--face detect|one|none`."""
+    """`--model NAME`, or `--deploy`, `--weights` and `--mean`; `--device`; with `faces`, `--face`, `--min-face`,
+    `--min-confidence`."""
     parser.add_argument("--model", default=DEFAULT_MODEL, help="a model that ships (default: %(default)s)")
     parser.add_argument("--deploy", type=Path, help="deploy.prototxt of a net of your own, with --weights and --mean")
     parser.add_argument("--weights", type=Path, help="its .caffemodel")
@@ -25,13 +27,51 @@ def add_model_arguments(parser: argparse.ArgumentParser, faces: bool = True) -> 
             help="detect: find the faces in photos; one: each image shows one face, aligned as training images are; "
             "none: each image is a cropped face, for a net that was trained on such (default: %(default)s)",
         )
+        parser.add_argument(
+            "--min-face",
+            type=pixels,
+            metavar="N",
+            help="leave out faces whose longer side has fewer than N pixels; the larger N, the quicker "
+            "(default: the detector's own, about 20)",
+        )
+        parser.add_argument(
+            "--min-confidence",
+            type=probability,
+            metavar="P",
+            help="leave out faces that the detector is less sure of than P, 0 to 1 (default: all that it finds, of "
+            "which it is at least 0.8 sure; 0.3 by --face one)",
+        )
     add_device_argument(parser)
 
 
+def pixels(text: str) -> float:
+    """A number of pixels, 1 or more, for argparse."""
+    return _number(text, 1, math.inf, "a number of pixels, 1 or more")
+
+
+def probability(text: str) -> float:
+    """A number of 0 to 1, for argparse."""
+    return _number(text, 0, 1, "a probability, 0 to 1")
+
+
+def _number(text: str, lowest: float, highest: float, expected: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not lowest <= value <= highest or math.isinf(value):
+        raise argparse.ArgumentTypeError(f"{text!r}; expected {expected}")
+    return value
+
+
 def check_model_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """End with the usage where only some of a net's three files are given."""
+    """End with the usage where only some of a net's three files are given, or the detector's settings without it."""
     if len({args.deploy is None, args.weights is None, args.mean is None}) == 2:
         parser.error("--deploy, --weights and --mean belong together: expected all three or none")
+    if getattr(args, "face", None) == "none":
+        for name, value in (("--min-face", args.min_face), ("--min-confidence", args.min_confidence)):
+            if value is not None:
+                parser.error(f"{name} is {value:g}, but --face none looks for no faces; expected detect or one")
 
 
 def make_network(args: argparse.Namespace) -> FaceNetwork:
@@ -42,4 +82,14 @@ def make_network(args: argparse.Namespace) -> FaceNetwork:
 
 def make_recognizer(args: argparse.Namespace, views: str | None = None) -> Recognizer:
     """The recogniser that these options ask for. Raises StageError as it does."""
-    return Recognizer(args.deploy, args.weights, args.mean, args.face, args.device, views, args.model)
+    return Recognizer(
+        args.deploy,
+        args.weights,
+        args.mean,
+        args.face,
+        args.device,
+        views,
+        args.model,
+        args.min_face,
+        args.min_confidence,
+    )

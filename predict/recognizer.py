@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -17,11 +19,15 @@ from preprocessing.stage import StageError
 
 from .images import check_image, read_image
 
+if TYPE_CHECKING:
+    from .video import VideoFrame
+
 MODELS = Path(__file__).resolve().parent.parent / "prototxt"
 DEFAULT_MODEL = "face_resnet16_pair"  # the most accurate one that ships
 FACES = ("detect", "one", "none")  # how many faces an image shows
 # by the channels of a net's input: two looks at a face in any case; a third and fourth cost more than they bring
 DEFAULT_VIEWS = {1: "mirror", 2: "centre"}
+LOOK_BELOW = 0.8  # of the least face: MTCNN misses many that are only just as large as the smallest it looks for
 
 StrPath = str | os.PathLike[str]
 
@@ -111,6 +117,10 @@ class Recognizer:
         mirrored too); the probabilities are averaged, at 2 or 10 times the multiply-adds. Default: `mirror`, and
         `centre` for a net that sees each face twice anyway.
     model: the name of the shipped model, used where no files are given.
+    min_face_size: pixels, 1 or more: faces whose longer side is shorter are not looked for, which is quicker, and not
+        given. Default: the detector's own 20, about which it is not strict.
+    min_confidence: 0..1: faces that the detector is less sure of are not given. Default: all that it finds, of which
+        it is at least 0.8 sure (0.3 for `face="one"`).
 
     Raises
     ------
@@ -132,11 +142,14 @@ class Recognizer:
         device: str = "auto",
         views: str | None = None,
         model: str = DEFAULT_MODEL,
+        min_face_size: float | None = None,
+        min_confidence: float | None = None,
     ) -> None:
         if face not in FACES:
             raise ValueError(f"face is {face!r}; expected one of {', '.join(FACES)}")
         if views is not None:
             check_views([views])
+        _check_detector_settings(face, min_face_size, min_confidence)
         given = [name for name, path in (("deploy", deploy), ("weights", weights), ("mean", mean)) if path is not None]
         if given and len(given) < 3:
             raise ValueError(
@@ -153,12 +166,18 @@ class Recognizer:
                 "of those of ALIGN=both"
             )
         self.views = views or DEFAULT_VIEWS[self._channels]
+        self._min_face_size, self._min_confidence = min_face_size or 0.0, min_confidence or 0.0
         self._detector: Any = None
         if face != "none":
             # a third of the time it takes to load, and not always needed
             from preprocessing.mtcnn import PatientDetector
 
             self._detector = PatientDetector(device, certain=face == "one")
+            if min_face_size is not None:
+                # the usual look alone: the others are at an image that may have been shrunk, for faces that fill it
+                looks = self._detector.looks
+                looks[0] = copy.copy(looks[0])  # shares the nets
+                looks[0].min_face_size = max(1.0, LOOK_BELOW * min_face_size)
 
     @property
     def emotions(self) -> tuple[str, ...]:
@@ -180,6 +199,30 @@ class Recognizer:
         stack = np.stack(faces) if faces else np.empty((0, *self.network.face_shape), np.uint8)
         answers = iter(self.network.probabilities(stack, self.views))
         return [[self._prediction(face, next(answers)) for face in in_image] for in_image in found]
+
+    def predict_video(self, source: StrPath | int, every: int = 1) -> Iterator[VideoFrame]:
+        """The frames of a video in their order, and the faces in them, as `predict` gives them.
+
+        Parameters
+        ----------
+        source: a video file, the number of a camera (0 is the first), or the address of a stream (`rtsp://…`).
+        every: 1 or more: only every Nth frame is looked at, the first one included; the others have the predictions of
+            the one before.
+
+        Raises
+        ------
+        VideoError (an ImageError): at once for what cannot be opened or gives no frame; behind the last frame where
+        the file ends clearly earlier than it says, or a camera stops. ValueError: `every` is none of the above.
+
+        Example
+        -------
+        >>> from predict import Recognizer
+        >>> for frame in Recognizer().predict_video("clip.mp4", every=5):
+        ...     print(frame.number, frame.seconds, frame.image.shape, [face.emotion for face in frame.predictions])
+        """
+        from .video import Video, recognize
+
+        return recognize(self, Video(source), every)
 
     def find_faces(self, images: Sequence[StrPath | np.ndarray]) -> list[list[FoundFace]]:
         """For each image its faces, found and aligned, the most confident first; images as `predict` takes them."""
@@ -211,7 +254,10 @@ class Recognizer:
         whole = [((0.0, 0.0, float(image.shape[1]), float(image.shape[0])), None, None) for image in images]
         if self._detector is None:
             return [[face] for face in whole]
-        found = self._detector.detect_batch(images)
+        found = [
+            [face for face in faces if self._wanted(face.box, face.confidence)]
+            for faces in self._detector.detect_batch(images)
+        ]
         if self.face == "one":
             from preprocessing.align import main_face
 
@@ -221,6 +267,9 @@ class Recognizer:
         return (
             [faces or [image] for faces, image in zip(answers, whole, strict=True)] if self.face == "one" else answers
         )
+
+    def _wanted(self, box: tuple[float, float, float, float], confidence: float) -> bool:
+        return max(box[2:]) >= self._min_face_size and confidence >= self._min_confidence
 
     def _prediction(self, face: FoundFace, probabilities: np.ndarray) -> Prediction:
         named = None
@@ -232,3 +281,16 @@ class Recognizer:
         return Prediction(
             face.box, named, face.confidence, emotion, dict(zip(self.emotions, probabilities.tolist(), strict=True))
         )
+
+
+def _check_detector_settings(face: str, min_face_size: float | None, min_confidence: float | None) -> None:
+    """Raise ValueError for settings out of their range, or where no face is looked for."""
+    if min_face_size is not None and not 1 <= min_face_size < math.inf:
+        raise ValueError(f"min_face_size is {min_face_size!r}; expected a number of pixels, 1 or more")
+    if min_confidence is not None and not 0 <= min_confidence <= 1:
+        raise ValueError(f"min_confidence is {min_confidence!r}; expected a probability, 0 to 1")
+    for name, value in (("min_face_size", min_face_size), ("min_confidence", min_confidence)):
+        if value is not None and face == "none":
+            raise ValueError(
+                f"{name} is {value!r}, but face is 'none', which looks for no faces; expected detect or one"
+            )

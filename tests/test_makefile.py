@@ -135,6 +135,10 @@ def test_arguments_reach_the_commands_letter_by_letter(tree: Path) -> None:
         assert (done.returncode, done.stderr) == (0, "")
         assert f"<{name}>" in done.stdout
     assert not (tree / "made").exists()
+    for goal in ("predict", "features", "explain"):
+        done = make(tree, goal, "IMG=")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "IMG is empty; expected a photo" in done.stderr
     assert "<conv1 conv2>" in make(tree, "explain", "LAYER=conv1 conv2").stdout
 
 
@@ -435,6 +439,23 @@ def test_features_and_explain_take_the_network_that_predict_takes(tree: Path) ->
         files = f"--deploy {run}/deploy.prototxt --weights {run}/small.caffemodel --mean {run}/mean.binaryproto"
         assert files in own[-1]
     assert "--target 'sad'" in commands(tree, "explain", "TARGET=sad")[0]
+
+
+def test_what_predict_looks_at(tree: Path) -> None:
+    (photo,) = commands(tree, "predict")
+    assert "-m predict 'images/astronaut.png' --face detect --device auto --model small" in photo
+    assert not re.search(r"--(camera|every|no-pictures|min-face|min-confidence|json)", photo)
+    (clip,) = commands(tree, "predict", "IMG=a clip.mp4", "EVERY=5", "PICTURES=0")
+    assert "-m predict 'a clip.mp4' " in clip
+    assert clip.endswith(" --every 5 --no-pictures")
+    (camera,) = commands(tree, "predict", "CAMERA=0", "PICTURES=1")
+    assert "-m predict --camera '0' --face detect" in camera
+    assert "--no-pictures" not in camera
+    for target in ("predict", "features", "explain"):
+        (command,) = commands(tree, target, "MIN_FACE=40", "MIN_CONFIDENCE=0.9")
+        assert "--face detect --min-face 40 --min-confidence 0.9 --device auto" in command
+    assert "CAMERA is 0 and IMG a.mp4; expected one of the two" in make(tree, "predict", "CAMERA=0", "IMG=a.mp4").stderr
+    assert "PICTURES is no; expected 0 or 1" in make(tree, "predict", "PICTURES=no").stderr
 
 
 def test_the_report_is_made_again_for_another_photo_and_after_another_evaluation(tree: Path) -> None:

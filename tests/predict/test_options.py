@@ -75,3 +75,28 @@ def test_some_of_a_nets_files_are_refused(model: list[str], capsys: pytest.Captu
     with pytest.raises(SystemExit):
         parse("--deploy", model[0])
     assert "--deploy, --weights and --mean belong together" in capsys.readouterr().err
+
+
+def test_the_detectors_settings(model: list[str]) -> None:
+    photo = str(ASTRONAUT)
+    for given, found in (([], 1), (["--min-face", "120"], 0), (["--min-confidence", "1"], 0)):
+        assert len(make_recognizer(parse(*options(model), *given)).predict(photo)) == found, given
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--min-face", "0"], "'0'; expected a number of pixels, 1 or more"),
+        (["--min-face", "inf"], "'inf'; expected a number of pixels"),
+        (["--min-confidence", "95%"], "'95%'; expected a probability, 0 to 1"),
+        (["--min-confidence", "1.01"], "'1.01'; expected a probability"),
+        (["--face", "none", "--min-face", "40"], "--min-face is 40, but --face none looks for no faces"),
+        (["--face", "none", "--min-confidence", "0"], "--min-confidence is 0, but --face none looks for no faces"),
+    ],
+)
+def test_settings_of_the_detector_that_do_not_fit(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(*arguments)
+    assert message in capsys.readouterr().err

@@ -83,6 +83,41 @@ def test_faces_are_aligned_by_their_landmarks_and_told_apart(detecting: Recogniz
     assert predictions[0].landmarks["nose"] == pytest.approx((40 + 56.0252 * 192 / 112, 50 + 71.7366 * 192 / 112))
 
 
+def test_small_and_doubtful_faces_are_left_out(model: tuple[Path, Path, Path], monkeypatch: Any) -> None:
+    photo, faces = drawn_photo([3, 0, 6])
+    sizes = [(150.0, 80.0), (79.0, 100.0), (79.0, 79.0)]
+    confidences = [0.99, 0.85, 0.95]
+    faces = [
+        Face((*face.box[:2], *size), face.landmarks, confidence)
+        for face, size, confidence in zip(faces, sizes, confidences, strict=True)
+    ]
+
+    def emotions(**settings: float) -> list[str]:
+        recognizer = Recognizer(*model, device="cpu", views="centre", **settings)  # type: ignore[arg-type]
+        monkeypatch.setattr(recognizer, "_detector", FixedDetector([faces]))
+        return [face.emotion for face in recognizer.predict(photo)]
+
+    assert emotions() == ["happy", "angry", "neutral"]
+    assert emotions(min_face_size=80) == ["happy", "angry"]  # by the longer side
+    assert emotions(min_confidence=0.95) == ["happy", "neutral"]
+    assert emotions(min_face_size=80, min_confidence=0.95) == ["happy"]
+
+
+def test_the_least_face_is_what_the_detector_looks_for(model: tuple[Path, Path, Path]) -> None:
+    """A face of 83×107 pixels; a larger least face makes the pyramid that is searched smaller."""
+    photo = cv2.imread(str(ASTRONAUT))
+    usual = Recognizer(*model, device="cpu")
+    (expected,) = usual.predict(photo)
+    pixels = []
+    for least, found in ((105, 1), (120, 0)):
+        recognizer = Recognizer(*model, device="cpu", min_face_size=least)
+        faces = recognizer.predict(photo)
+        assert len(faces) == found
+        assert all(face.box == pytest.approx(expected.box, abs=15) for face in faces)
+        pixels.append(sum(512 * scale for scale in recognizer._detector.looks[0]._scales(512, 512)))
+    assert sum(512 * scale for scale in usual._detector.looks[0]._scales(512, 512)) > 3 * pixels[0] > 3 * pixels[1]
+
+
 @pytest.mark.parametrize("angle", [-35, 20, 90])
 def test_a_turned_face_is_turned_back(detecting: Recognizer, monkeypatch: Any, angle: float) -> None:
     photo, (face,) = drawn_photo([1])
@@ -237,6 +272,14 @@ def test_arguments_that_do_not_fit(model: tuple[Path, Path, Path]) -> None:
         Recognizer(*model, face="some")
     with pytest.raises(ValueError, match="views is 'two'; expected one of centre, mirror, ten_crop"):
         Recognizer(*model, views="two")
+    for size in (0, -3, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=rf"min_face_size is {size}; expected a number of pixels, 1 or more"):
+            Recognizer(*model, min_face_size=size)
+    for confidence in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match=rf"min_confidence is {confidence}; expected a probability, 0 to 1"):
+            Recognizer(*model, min_confidence=confidence)
+    with pytest.raises(ValueError, match="min_face_size is 40, but face is 'none', which looks for no faces"):
+        Recognizer(*model, face="none", min_face_size=40)
     with pytest.raises(ValueError, match="only deploy and mean given"):
         Recognizer(deploy=model[0], mean=model[2])
 

@@ -1,0 +1,219 @@
+"""What is written about a video: its annotated copy and a table of the faces, each all or nothing."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from preprocessing.stage import StageError
+
+from .annotate import annotate
+from .video import VideoError, VideoFrame, opencv_path, quiet
+
+CODEC = "mp4v"  # MPEG-4 part 2: the one for .mp4 that OpenCV's FFmpeg can write everywhere
+LONGEST_SIDE = 8190  # which that codec can state, being even
+COLUMNS = ("frame", "seconds", "x", "y", "width", "height", "confidence", "emotion")  # then a probability each
+
+
+def cannot_write(target: Path, error: OSError) -> str:
+    """What is said of a file that the system does not let us write."""
+    return (
+        f"{target}: cannot be written: {error.strerror or error}; "
+        "expected an --output folder with room, in which files may be made"
+    )
+
+
+class Recording:
+    """A file on a video that is written frame by frame, beside its target, and takes its place at the end.
+
+    Raises StageError, here and by its methods, for what cannot be written.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        self.partial = target.parent / f".partial.{target.name}"
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self.partial.touch()  # tells why, where OpenCV would only say that it cannot
+        except OSError as error:
+            raise StageError(cannot_write(target, error)) from None
+
+    def write(self, frame: VideoFrame) -> None:
+        """Take the next frame."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Write what is not written yet."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Put the file in its place."""
+        try:
+            self.close()
+            os.replace(self.partial, self.target)
+        except OSError as error:
+            raise StageError(cannot_write(self.target, error)) from None
+
+    def discard(self) -> None:
+        """Leave nothing behind; a file that was there before stays."""
+        with suppress(OSError, StageError):
+            self.close()
+        with suppress(OSError):  # nothing more can be done about it, and why it failed has been said
+            self.partial.unlink(missing_ok=True)
+
+
+class AnnotatedVideo(Recording):
+    """The frames with their faces marked, as MPEG-4 of the same rate and size (an odd side is one pixel longer).
+
+    Parameters
+    ----------
+    target: an .mp4.
+    size: width and height of the frames in pixels; a frame of another size, which a stream may have, is resized.
+    fps: frames a second.
+    paced: repeat and leave out frames so that they show at their seconds, for a camera that gives them as it can.
+    """
+
+    def __init__(self, target: Path, size: tuple[int, int], fps: float, paced: bool = False) -> None:
+        super().__init__(target)
+        # the codec counts time in 1/65535 s at the finest, and OpenCV takes a rate for so many thousandths
+        self._fps = round(fps, 3 - (fps > 65.5) - (fps > 655))
+        self._size, self._paced = size, paced
+        self._written = 0
+        self._last: np.ndarray | None = None
+        self._writer = cv2.VideoWriter()
+        width, height = (side + side % 2 for side in size)  # the codec has even sides, and OpenCV would cut
+        try:
+            path = opencv_path(self.partial)
+        except VideoError as error:
+            self.discard()
+            raise StageError(str(error)) from None
+        with quiet():
+            self._writer.open(path, cv2.VideoWriter.fourcc(*CODEC), self._fps, (width, height))
+        if not self._writer.isOpened():
+            self.discard()
+            raise StageError(
+                f"{target}: OpenCV cannot write {width}×{height} at {self._fps:g} frames a second as {CODEC}; "
+                f"expected sides of {LONGEST_SIDE} at most (--no-pictures answers without)"
+            )
+
+    def write(self, frame: VideoFrame) -> None:
+        """Draw and append a frame; by `paced` as often as its time asks, perhaps never."""
+        place = round(frame.seconds * self._fps) if self._paced else self._written
+        if place < self._written:
+            return
+        image = annotate(frame.image, frame.predictions, same_size=True)
+        width, height = self._size
+        if image.shape[:2] != (height, width):
+            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+        if width % 2 or height % 2:
+            image = cv2.copyMakeBorder(image, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
+        while self._written < place and self._last is not None:
+            self._append(self._last)
+        self._append(image)
+        self._last = image if self._paced else None
+
+    def _append(self, image: np.ndarray) -> None:
+        self._writer.write(image)
+        self._written += 1
+
+    def close(self) -> None:
+        """End the file, and look whether all of it is there: VideoWriter says nothing of a disk that is full."""
+        if not self._writer.isOpened():
+            return
+        self._writer.release()
+        with quiet():
+            written = cv2.VideoCapture(opencv_path(self.partial), cv2.CAP_ANY)
+            count = int(written.get(cv2.CAP_PROP_FRAME_COUNT)) if written.isOpened() else 0
+            written.release()
+        if count != self._written:
+            raise StageError(
+                f"{self.target}: {count} of {self._written} frames could be written; expected a disk with room for all"
+            )
+
+
+class FaceTable(Recording):
+    """A CSV of the faces in the frames that were looked at: a row a face, box in pixels, probabilities 0..1.
+
+    Parameters
+    ----------
+    target: a .csv.
+    emotions: what the net tells apart, in the order of its outputs.
+    """
+
+    def __init__(self, target: Path, emotions: Sequence[str]) -> None:
+        super().__init__(target)
+        # open for as long as the video is
+        self._file = open(self.partial, "w", newline="", encoding="utf-8")  # noqa: SIM115
+        self._rows = csv.writer(self._file, lineterminator="\n")
+        self._rows.writerow([*COLUMNS, *emotions])
+
+    def write(self, frame: VideoFrame) -> None:
+        """Append the frame's faces."""
+        if not frame.looked_at:
+            return
+        try:
+            for face in frame.predictions:
+                values = face.to_dict()
+                head = [frame.number, round(frame.seconds, 3), *values["box"], values["confidence"], face.emotion]
+                self._rows.writerow([*head, *values["probabilities"].values()])
+        except OSError as error:
+            raise StageError(cannot_write(self.target, error)) from None
+
+    def close(self) -> None:
+        """Write the last rows."""
+        self._file.close()
+
+
+class Recorder:
+    """Several recordings of one video: one that cannot be written is left out, and does not stop the others.
+
+    A block with it ends with the files in their places, or where it raises with none of them.
+
+    Attributes
+    ----------
+    written: the files that are in their places.
+    problems: what could not be written, and why.
+    """
+
+    def __init__(self, makers: Sequence[Callable[[], Recording]]) -> None:
+        self.written: list[Path] = []
+        self.problems: list[str] = []
+        self._recordings: list[Recording] = []
+        for make in makers:
+            try:
+                self._recordings.append(make())
+            except StageError as error:
+                self.problems.append(str(error))
+
+    def write(self, frame: VideoFrame) -> None:
+        """Give all of them the next frame."""
+        for recording in list(self._recordings):
+            try:
+                recording.write(frame)
+            except StageError as error:
+                self._leave_out(recording, error)
+
+    def _leave_out(self, recording: Recording, error: StageError) -> None:
+        self.problems.append(str(error))
+        self._recordings.remove(recording)
+        recording.discard()
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        for recording in list(self._recordings):
+            if kind is not None:
+                recording.discard()
+                continue
+            try:
+                recording.finish()
+                self.written.append(recording.target)
+            except StageError as problem:
+                self._leave_out(recording, problem)

@@ -169,7 +169,7 @@ class Run:
         self.train_on = arguments.train_on
         self.recipe = solver_file(self.source, arguments.solver)
         self.solver_param = read_solver_parameter(self.recipe)
-        for setting in ("max_iter", "test_interval"):
+        for setting in ("max_iter", "test_interval", "iter_size"):
             value = getattr(self.solver_param, setting)
             if value < 1:
                 raise StageError(f"{self.recipe}: {setting} is {value}; expected at least 1")
@@ -273,7 +273,12 @@ class Run:
         test.data_param.batch_size, test_iter = validation_batches(len(DatumReader(self.val)))
         if self.batch is not None:
             train.data_param.batch_size = self.batch
-        self.epoch = math.ceil(records / train.data_param.batch_size)
+        if train.data_param.batch_size < 1:
+            raise StageError(
+                f"{self.net_file}: Data layer {train.name!r} of phase TRAIN: batch_size is 0; expected at least 1"
+            )
+        # an iteration reads as many batches as the solver's iter_size says
+        self.epoch = math.ceil(records / (train.data_param.batch_size * self.solver_param.iter_size))
         if self.teachers is not None:
             taught = LayerParameter()
             taught.CopyFrom(train)

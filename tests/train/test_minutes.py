@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from small_training import stop_after, train, write_problem, write_project
+from small_training import stop_after, train, write_problem, write_project, write_recipe
 
 import caffe
 import train.__main__ as command
@@ -205,6 +205,15 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: N
     assert json.loads((run / "time.json").read_text())["seconds"] == 20
     assert train(monkeypatch, tmp_path / "p", "run", "--epochs", "1") == 0
     assert not (run / "time.json").exists()
+
+
+def test_an_iteration_of_several_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: None) -> None:
+    """By iter_size 2 an epoch of 22 images in batches of 5 takes three seconds."""
+    write_project(tmp_path / "p")
+    write_recipe(tmp_path / "p", "large", "iter_size: 2")
+    assert train(monkeypatch, tmp_path / "p", "run", "--minutes", "0.55", "--solver", "large") == 0
+    counts = json.loads((tmp_path / "p/run/manifest.json").read_text())["counts"]
+    assert (counts["iterations"], counts["epochs"]) == (33, 11)
 
 
 def test_a_command_that_was_stopped_has_the_rest_of_its_time(

@@ -538,6 +538,8 @@ def spoil(project: Path, what: str) -> None:
             text = text[: text.index('layer { name: "accuracy"')]
         elif what == "unknown field":
             text = text.replace("num_output: 8", "num_outputs: 8")
+        elif what == "no batch_size":
+            text = text.replace("batch_size: 5", "")
         (network / "train_val.prototxt").write_text(text)
         text = (network / "solver.prototxt").read_text()
         if what == "diverges":
@@ -546,6 +548,8 @@ def spoil(project: Path, what: str) -> None:
             text = text.replace("max_iter: 40", "")
         elif what == "no test_interval":
             text = text.replace("test_interval: 10", "")
+        elif what == "no iter_size":
+            text += " iter_size: 0"
         (network / "solver.prototxt").write_text(text)
 
 
@@ -583,6 +587,8 @@ def test_a_deep_net_whose_first_test_overflows_trains(project: Path, monkeypatch
         ("diverges", r"training diverged: at iteration \d+ .*try a lower base_lr"),
         ("no max_iter", r"solver\.prototxt: max_iter is 0; expected"),
         ("no test_interval", r"solver\.prototxt: test_interval is 0; expected"),
+        ("no batch_size", r"train_val\.prototxt: Data layer 'data' of phase TRAIN: batch_size is 0; expected"),
+        ("no iter_size", r"solver\.prototxt: iter_size is 0; expected at least 1"),
     ],
 )
 def test_errors(
@@ -605,6 +611,21 @@ def test_a_batch_of_another_size(project: Path, monkeypatch: pytest.MonkeyPatch)
     assert manifest["counts"]["iterations"] == 4
     layers = caffe.io.read_net_parameter(project / "run/train_val.prototxt").layer
     assert [layer.data_param.batch_size for layer in layers if layer.type == "Data"] == [11, 12]
+
+
+def test_an_iteration_of_several_batches(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By iter_size 2 an epoch of 22 images in batches of 5 is three iterations, and so is all that counts in epochs."""
+    write_recipe(project, "large", "iter_size: 2 warmup_iter: 10 swa_start: 20 swa_interval: 10 display: 1")
+    assert train(monkeypatch, project, "run", "--solver", "large") == 0
+    run = project / "run"
+    counts = json.loads((run / "manifest.json").read_text())["counts"]
+    assert (counts["iterations"], counts["epochs"], counts["iterations_per_epoch"]) == (12, 4, 3)
+    assert [row["NumIters"] for row in parse_log(run / "train.log")[1]] == [0, 3, 6, 9, 12]
+    # one that would come too soon after another is left out
+    assert {int(path.stem.rsplit("_", 1)[1]) for path in run.glob("*.solverstate")} <= {3, 6, 9, 12}
+    solver = read_solver_parameter(run / "solver.prototxt")
+    assert (solver.max_iter, solver.test_interval, solver.snapshot, solver.iter_size) == (12, 3, 3, 2)
+    assert (list(solver.stepvalue), solver.warmup_iter, solver.swa_start, solver.swa_interval) == ([6, 10], 3, 6, 3)
 
 
 @pytest.mark.parametrize("option", ["--epochs", "--batch"])

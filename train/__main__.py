@@ -49,6 +49,7 @@ from train.minutes import TimeLimit, move
 
 LARGEST_TEST_BATCH = 512
 KEPT_SNAPSHOTS = 2
+STATES = (".solverstate", ".solverstate.h5")  # what a snapshot's state ends in, by the solver's snapshot_format
 SNAPSHOT_SHARE = 0.05  # of a training's time: where an epoch takes a second, one in many ends in a snapshot
 INIT = "init.caffemodel"  # in a run's folder: of the weights to start from, the layers that are taken
 TIME = "time.json"  # there, where a training has a time: how much of it is used
@@ -326,9 +327,9 @@ class Run:
                 path.unlink()
 
     def snapshots(self) -> list[Path]:
-        """The run's .solverstate files, oldest first."""
-        found = self.folder.glob(f"{self.name}_iter_*.solverstate")
-        return sorted(found, key=lambda path: int(path.stem.rsplit("_", 1)[1]))
+        """The run's .solverstate files, or .solverstate.h5 where the solver's snapshot_format is HDF5, oldest first."""
+        found = [path for kind in STATES for path in self.folder.glob(f"{self.name}_iter_*{kind}")]
+        return sorted(found, key=lambda path: int(path.name.rsplit(".solverstate", 1)[0].rsplit("_", 1)[1]))
 
     def train(self) -> bool:
         """Train to the end, from the last snapshot if there is one; False where Ctrl-C stopped it."""
@@ -403,8 +404,9 @@ class Run:
     def _prune(self, solver: caffe.Solver, state_file: str) -> None:
         for old in self.snapshots()[:-KEPT_SNAPSHOTS]:
             old.unlink()
+            name, kind = old.name.rsplit(".solverstate", 1)  # its weights are of the same kind, .h5 or not
             for ending in (".caffemodel", "_averaged.caffemodel"):
-                old.with_name(old.stem + ending).unlink(missing_ok=True)
+                old.with_name(name + ending + kind).unlink(missing_ok=True)
 
     def finish(self, stage: Stage) -> None:
         """Put the chosen weights, the deploy net, the mean and the manifest in place: a complete model folder."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from google.protobuf import text_format
-from small_training import arguments, blobs, images, train, write_project, write_recipe
+from small_training import arguments, blobs, images, stop_after, train, write_project, write_recipe
 from tiny_model import write_database
 
 import caffe
@@ -297,6 +297,29 @@ def test_killed_and_stopped_again_and_again(project: Path) -> None:
         for row in [*ours, *theirs]:
             row.pop("Seconds")
         assert ours == theirs
+
+
+def test_a_stopped_training_goes_on_from_snapshots_in_hdf5(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_recipe(project, "hdf5", "snapshot_format: HDF5 ema_decay: 0.8 display: 1")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 8)
+        assert train(patch, project, "stopped", "--solver", "hdf5") == 130
+    for output in ("stopped", "straight"):
+        assert train(monkeypatch, project, output, "--solver", "hdf5") == 0
+    run = project / "stopped"
+    log = (run / "train.log").read_text()
+    assert f"Restoring previous solver status from {run}/tiny net_iter_8.solverstate.h5" in log
+    for name in ("tiny net.caffemodel", "best.caffemodel"):
+        assert weights(run / name) == weights(project / "straight" / name), name
+    assert (run / "best.json").read_text() == (project / "straight" / "best.json").read_text()
+    ours, theirs = (parse_log(project / name / "train.log")[0] for name in ("stopped", "straight"))
+    assert [row["loss"] for row in ours] == [row["loss"] for row in theirs]
+    # of 5, 8, 10 and 20, and where they come quickly 15, the last two are kept, each with its weights
+    kept = sorted(path.name.split(".")[0] for path in run.glob("*.solverstate.h5"))
+    assert len(kept) == 2
+    assert {path.name for path in run.glob("tiny net_iter_*")} == {
+        f"{name}{ending}.h5" for name in kept for ending in (".solverstate", ".caffemodel", "_averaged.caffemodel")
+    }
 
 
 def test_early_stopping_ends_the_run_and_says_when(

@@ -45,9 +45,10 @@ from preprocessing.network_input import CALIBRATION
 from preprocessing.stage import Stage, StageError, add_device_argument, replace_file, run_main, sha256
 from train import finetune
 from train.distill import SHARE, TEMPERATURE, Teachers
-from train.minutes import TimeLimit, move
+from train.minutes import LARGEST_COUNT, TimeLimit, move
 
 LARGEST_TEST_BATCH = 512
+LARGEST_SEED = 2**63 - 1  # of SolverParameter's int64; PyTorch's and NumPy's generators take that and one more
 KEPT_SNAPSHOTS = 2
 STATES = (".solverstate", ".solverstate.h5")  # what a snapshot's state ends in, by the solver's snapshot_format
 SNAPSHOT_SHARE = 0.05  # of a training's time: where an epoch takes a second, one in many ends in a snapshot
@@ -96,22 +97,34 @@ def rescale(solver: SolverParameter, epoch: int, epochs: int | None) -> None:
     max_iter, stepvalue, stepsize and swa_start keep their proportions. warmup_iter and swa_interval stay as many epochs
     as they are of the prototxt's, whose epoch is its test_interval; patience and early_stop count tests, so epochs.
     Without `epochs`: as many as the prototxt's max_iter makes of FER2013's 449 iterations, its test_interval.
+
+    Raises StageError for more epochs than max_iter can count.
     """
     before, epoch_before = solver.max_iter, solver.test_interval
+    said = f"--epochs is {epochs}"
     if epochs is None:
         epochs = max(round(before / epoch_before), 1)
+        said = f"max_iter {before} / test_interval {epoch_before} is {epochs} epochs"
+    if epoch * epochs > LARGEST_COUNT:
+        raise StageError(
+            f"{said}; expected at most {LARGEST_COUNT // epoch}, since an epoch is {epoch} iterations here and "
+            f"max_iter at most {LARGEST_COUNT}"
+        )
+
+    def scaled(count: int, new: int, old: int) -> int:
+        """At most what the field holds: that is behind the end, as is what it stands for."""
+        return min(max(round(count * new / old), 1), LARGEST_COUNT)
+
     solver.max_iter = epoch * epochs
-    steps = [max(round(step * solver.max_iter / before), 1) for step in solver.stepvalue]
-    del solver.stepvalue[:]
-    solver.stepvalue.extend(steps)
+    solver.stepvalue[:] = [scaled(step, solver.max_iter, before) for step in solver.stepvalue]
     if solver.stepsize:
-        solver.stepsize = max(round(solver.stepsize * solver.max_iter / before), 1)
+        solver.stepsize = scaled(solver.stepsize, solver.max_iter, before)
     if solver.warmup_iter:
-        solver.warmup_iter = min(max(round(solver.warmup_iter * epoch / epoch_before), 1), solver.max_iter)
+        solver.warmup_iter = min(scaled(solver.warmup_iter, epoch, epoch_before), solver.max_iter)
     if solver.swa_start > 0:
-        solver.swa_start = max(round(solver.swa_start * solver.max_iter / before), 1)
+        solver.swa_start = scaled(solver.swa_start, solver.max_iter, before)
     if solver.swa_interval > 1:
-        solver.swa_interval = max(round(solver.swa_interval * epoch / epoch_before), 1)
+        solver.swa_interval = scaled(solver.swa_interval, epoch, epoch_before)
     solver.test_interval = solver.snapshot = epoch
     solver.display = max(min(solver.display, epoch // 4), 1)
     solver.average_loss = solver.display
@@ -539,6 +552,10 @@ def main() -> int:
         raise StageError(f"--minutes is {arguments.minutes:g} and --epochs {arguments.epochs}; expected one of the two")
     if arguments.batch is not None and arguments.batch < 1:
         raise StageError(f"--batch is {arguments.batch}; expected 1 or more")
+    if arguments.batch is not None and arguments.batch > LARGEST_COUNT:
+        raise StageError(f"--batch is {arguments.batch}; expected at most {LARGEST_COUNT}")
+    if arguments.seed is not None and not 0 <= arguments.seed <= LARGEST_SEED:
+        raise StageError(f"--seed is {arguments.seed}; expected 0 to {LARGEST_SEED}")
     if arguments.lr is not None and not 0 < arguments.lr < math.inf:
         raise StageError(f"--lr is {arguments.lr}; expected a number above 0")
     if arguments.freeze and not arguments.init:

@@ -74,6 +74,17 @@ def test_a_time_of_many_times_the_prototxts_epochs(tmp_path: Path) -> None:
     assert limit.used == pytest.approx(2 + 145 * 2)
 
 
+def test_a_time_of_more_iterations_than_can_be_counted(tmp_path: Path) -> None:
+    """Ten million iterations pass as one, at one a second, and the time is good for ten thousand million."""
+    solver, limit = limited(tmp_path, 1e10, lambda _: 1e7)
+    solver.add_callback(lambda: None, lambda: setattr(solver, "iter", solver.iter + 9_999_999))
+    solver.param.max_iter = 1_000_000_000  # until the speed is known
+    solver.on_test.append(lambda *_: setattr(solver, "requested", "stop" if solver.iter > 150_000_000 else None))
+    solver.solve()
+    assert solver.param.max_iter == 2147483645  # the whole epochs of five iterations below 2^31
+    assert limit.used == pytest.approx(17e7)
+
+
 @pytest.mark.parametrize(
     ("seconds", "each", "when", "stands", "iterations"),
     [(1000, 2.0, 100, 300.0, 350), (1000, 2.0, 102, 300.0, 350), (100, 1.0, 0, 60.0, 40)],

@@ -96,6 +96,12 @@ def test_batches_that_read_the_validation_split_once(count: int, expected: tuple
         ("max_iter: 1000 test_interval: 100 warmup_iter: 300 swa_start: 0", 10, 2,
          {"warmup_iter": 20, "swa_start": 0, "swa_interval": 1}),
         ("max_iter: 1000 test_interval: 100", 10, 2, {"warmup_iter": 0, "swa_start": -1}),
+        # as long as can be; what lay behind the end for ever still does
+        ("max_iter: 1000 test_interval: 100 stepvalue: 500 stepvalue: 2000 stepsize: 2000 swa_start: 2000", 1,
+         2147483647, {"max_iter": 2147483647, "stepvalue": [1073741824, 2147483647], "stepsize": 2147483647,
+                      "swa_start": 2147483647}),
+        ("max_iter: 1000 test_interval: 1 swa_interval: 2000000000 warmup_iter: 2000000000", 10, 1,
+         {"swa_interval": 2147483647, "warmup_iter": 10}),
     ],
 )  # fmt: skip
 def test_rescaling(settings: str, epoch: int, epochs: int | None, expected: dict[str, object]) -> None:
@@ -657,6 +663,47 @@ def test_epochs_and_batches_below_one(
 ) -> None:
     assert train(monkeypatch, project, "run", option, "0") == 1
     assert f"{option} is 0; expected 1 or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--seed", "-1"), "--seed is -1; expected 0 to 9223372036854775807"),
+        (("--seed", "9223372036854775808"), "--seed is 9223372036854775808; expected 0 to 9223372036854775807"),
+        (("--batch", "5000000000"), "--batch is 5000000000; expected at most 2147483647"),
+        (
+            ("--epochs", "429496730"),  # 2147483650 iterations
+            "--epochs is 429496730; expected at most 429496729, since an epoch is 5 iterations here and max_iter at "
+            "most 2147483647",
+        ),
+        (
+            ("--solver", "long"),
+            "max_iter 2000000000 / test_interval 1 is 2000000000 epochs; expected at most 429496729, since an epoch "
+            "is 5 iterations here and max_iter at most 2147483647",
+        ),
+    ],
+)
+def test_numbers_that_no_field_holds(
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: tuple[str, ...],
+    message: str,
+) -> None:
+    write_recipe(project, "long", "max_iter: 2000000000 test_interval: 1")
+    assert train(monkeypatch, project, "run", *options) == 1
+    assert capsys.readouterr().err == f"error: {message}\n"
+    assert not (project / "run").exists()
+
+
+def test_the_first_and_the_last_seed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On both splits, which are shuffled by it; each gives weights of its own."""
+    found = []
+    for seed in (0, 1, 2**63 - 1):
+        assert train(monkeypatch, project, "run", "--seed", str(seed), "--train-on", "train+val", "--epochs", "1") == 0
+        found.append(weights(project / "run/tiny net.caffemodel"))
+        assert json.loads((project / "run/manifest.json").read_text())["settings"]["seed"] == seed
+    assert found[0] != found[1] != found[2] != found[0]
 
 
 def test_the_command_shows_no_traceback(project: Path) -> None:

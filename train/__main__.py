@@ -91,19 +91,28 @@ def validation_batches(records: int, largest: int = LARGEST_TEST_BATCH) -> tuple
     return size, -(-records // size)
 
 
+def epochs_of(solver: SolverParameter) -> int:
+    """How many epochs a solver prototxt asks for: max_iter / test_interval, since it tests once an epoch.
+
+    Nothing else in it tells what an epoch is: with the data set and the batch that it was written for (those that ship:
+    FER2013 in batches of 64, 449 iterations) max_iter alone says nothing on another one.
+    """
+    return max(round(solver.max_iter / solver.test_interval), 1)
+
+
 def rescale(solver: SolverParameter, epoch: int, epochs: int | None) -> None:
     """Set what a solver counts in iterations for `epochs` epochs of `epoch` iterations.
 
     max_iter, stepvalue, stepsize and swa_start keep their proportions. warmup_iter and swa_interval stay as many epochs
     as they are of the prototxt's, whose epoch is its test_interval; patience and early_stop count tests, so epochs.
-    Without `epochs`: as many as the prototxt's max_iter makes of FER2013's 449 iterations, its test_interval.
+    Without `epochs`: as many as the prototxt has, `epochs_of`.
 
     Raises StageError for more epochs than max_iter can count.
     """
     before, epoch_before = solver.max_iter, solver.test_interval
     said = f"--epochs is {epochs}"
     if epochs is None:
-        epochs = max(round(before / epoch_before), 1)
+        epochs = epochs_of(solver)
         said = f"max_iter {before} / test_interval {epoch_before} is {epochs} epochs"
     if epoch * epochs > LARGEST_COUNT:
         raise StageError(
@@ -392,6 +401,14 @@ class Run:
         rescale(solver, self.epoch, epochs)
         return solver
 
+    def describe_length(self) -> str:
+        """How long the prototxt's own training is, and by which of its settings: a test_interval is easily changed."""
+        epochs, recipe = epochs_of(self.recipe_param), self.recipe_param
+        return (
+            f"train: {epochs} epoch{'s' * (epochs != 1)} of {self.epoch} iterations "
+            f"({self.recipe}: max_iter {recipe.max_iter} / test_interval {recipe.test_interval})"
+        )
+
     def _keep_best(self, solver: caffe.Solver, number: int, outputs: dict[str, float]) -> None:
         """Keep the weights of the best validation so far. A resumed run repeats tests, with the same results."""
         # the test before the training is by BatchNorm without statistics, and overflows in deep nets
@@ -570,6 +587,8 @@ def main() -> int:
         device = caffe.use_device(arguments.device)
         run = Run(arguments)
         run.prepare()
+        if run.epochs is None and run.minutes is None:
+            print(run.describe_length(), flush=True)
         if run.start is not None:
             print(run.start.describe(), flush=True)
         settings = {"network": run.name, "solver": arguments.solver, "train_on": run.train_on, "device": str(device)}

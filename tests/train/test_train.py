@@ -154,7 +154,9 @@ def test_a_run_leaves_a_complete_model(
     answers = network.probabilities(np.stack([datum_to_array(datum) for datum in data])).argmax(1)
     assert (answers == [datum.label for datum in data]).mean() == pytest.approx(best["accuracy"], abs=1e-5)
 
-    lines = out.out.splitlines()
+    recipe = project / "tiny net" / "solver.prototxt"
+    length, *lines = out.out.splitlines()
+    assert length == f"train: 4 epochs of 5 iterations ({recipe}: max_iter 40 / test_interval 10)"
     assert [line.split()[1] for line in lines[:-1]] == ["1/4", "2/4", "3/4", "4/4"]
     assert re.fullmatch(
         rf"train: 20 iterations, best validation accuracy {best['accuracy']:.2%} in epoch {best['NumIters'] // 5} "
@@ -172,6 +174,20 @@ def test_a_run_leaves_a_complete_model(
     assert train(monkeypatch, project, "run one") == 0
     assert weights(run / "tiny net.caffemodel") == model
     assert len(parse_log(run / "train.log")[0]) == 20
+
+
+def test_the_solvers_test_interval_is_an_epoch_in_it(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A test_interval that was changed alone makes a training of another length, which says so; EPOCHS does not."""
+    write_recipe(project, "often", "test_interval: 4 max_iter: 6")
+    assert train(monkeypatch, project, "run", "--solver", "often") == 0
+    recipe = project / "tiny net" / "solver_often.prototxt"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"train: 2 epochs of 5 iterations ({recipe}: max_iter 6 / test_interval 4)"
+    assert json.loads((project / "run/manifest.json").read_text())["counts"]["epochs"] == 2
+    assert train(monkeypatch, project, "run", "--solver", "often", "--epochs", "1") == 0
+    assert "max_iter" not in capsys.readouterr().out
 
 
 def test_epochs_seed_and_precision(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

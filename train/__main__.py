@@ -45,10 +45,12 @@ from preprocessing.network_input import CALIBRATION
 from preprocessing.stage import Stage, StageError, add_device_argument, replace_file, run_main, sha256
 from train import finetune
 from train.distill import SHARE, TEMPERATURE, Teachers
-from train.minutes import TimeLimit, move
+from train.minutes import LARGEST_COUNT, TimeLimit, move
 
 LARGEST_TEST_BATCH = 512
+LARGEST_SEED = 2**63 - 1  # of SolverParameter's int64; PyTorch's and NumPy's generators take that and one more
 KEPT_SNAPSHOTS = 2
+STATES = (".solverstate", ".solverstate.h5")  # what a snapshot's state ends in, by the solver's snapshot_format
 SNAPSHOT_SHARE = 0.05  # of a training's time: where an epoch takes a second, one in many ends in a snapshot
 INIT = "init.caffemodel"  # in a run's folder: of the weights to start from, the layers that are taken
 SETTINGS = "settings.json"  # there: what makes a run the same
@@ -96,28 +98,49 @@ def validation_batches(records: int, largest: int = LARGEST_TEST_BATCH) -> tuple
     return size, -(-records // size)
 
 
+def epochs_of(solver: SolverParameter) -> int:
+    """How many epochs a solver prototxt asks for: max_iter / test_interval, since it tests once an epoch.
+
+    Nothing else in it tells what an epoch is: with the data set and the batch that it was written for (those that ship:
+    FER2013 in batches of 64, 449 iterations) max_iter alone says nothing on another one.
+    """
+    return max(round(solver.max_iter / solver.test_interval), 1)
+
+
 def rescale(solver: SolverParameter, epoch: int, epochs: int | None) -> None:
     """Set what a solver counts in iterations for `epochs` epochs of `epoch` iterations.
 
     max_iter, stepvalue, stepsize and swa_start keep their proportions. warmup_iter and swa_interval stay as many epochs
     as they are of the prototxt's, whose epoch is its test_interval; patience and early_stop count tests, so epochs.
-    Without `epochs`: as many as the prototxt's max_iter makes of FER2013's 449 iterations, its test_interval.
+    Without `epochs`: as many as the prototxt has, `epochs_of`.
+
+    Raises StageError for more epochs than max_iter can count.
     """
     before, epoch_before = solver.max_iter, solver.test_interval
+    said = f"--epochs is {epochs}"
     if epochs is None:
-        epochs = max(round(before / epoch_before), 1)
+        epochs = epochs_of(solver)
+        said = f"max_iter {before} / test_interval {epoch_before} is {epochs} epochs"
+    if epoch * epochs > LARGEST_COUNT:
+        raise StageError(
+            f"{said}; expected at most {LARGEST_COUNT // epoch}, since an epoch is {epoch} iterations here and "
+            f"max_iter at most {LARGEST_COUNT}"
+        )
+
+    def scaled(count: int, new: int, old: int) -> int:
+        """At most what the field holds: that is behind the end, as is what it stands for."""
+        return min(max(round(count * new / old), 1), LARGEST_COUNT)
+
     solver.max_iter = epoch * epochs
-    steps = [max(round(step * solver.max_iter / before), 1) for step in solver.stepvalue]
-    del solver.stepvalue[:]
-    solver.stepvalue.extend(steps)
+    solver.stepvalue[:] = [scaled(step, solver.max_iter, before) for step in solver.stepvalue]
     if solver.stepsize:
-        solver.stepsize = max(round(solver.stepsize * solver.max_iter / before), 1)
+        solver.stepsize = scaled(solver.stepsize, solver.max_iter, before)
     if solver.warmup_iter:
-        solver.warmup_iter = min(max(round(solver.warmup_iter * epoch / epoch_before), 1), solver.max_iter)
+        solver.warmup_iter = min(scaled(solver.warmup_iter, epoch, epoch_before), solver.max_iter)
     if solver.swa_start > 0:
-        solver.swa_start = max(round(solver.swa_start * solver.max_iter / before), 1)
+        solver.swa_start = scaled(solver.swa_start, solver.max_iter, before)
     if solver.swa_interval > 1:
-        solver.swa_interval = max(round(solver.swa_interval * epoch / epoch_before), 1)
+        solver.swa_interval = scaled(solver.swa_interval, epoch, epoch_before)
     solver.test_interval = solver.snapshot = epoch
     solver.display = max(min(solver.display, epoch // 4), 1)
     solver.average_loss = solver.display
@@ -176,7 +199,7 @@ class Run:
         self.train_on = arguments.train_on
         self.recipe = solver_file(self.source, arguments.solver)
         self.solver_param = read_solver_parameter(self.recipe)
-        for setting in ("max_iter", "test_interval"):
+        for setting in ("max_iter", "test_interval", "iter_size"):
             value = getattr(self.solver_param, setting)
             if value < 1:
                 raise StageError(f"{self.recipe}: {setting} is {value}; expected at least 1")
@@ -280,7 +303,12 @@ class Run:
         test.data_param.batch_size, test_iter = validation_batches(len(DatumReader(self.val)))
         if self.batch is not None:
             train.data_param.batch_size = self.batch
-        self.epoch = math.ceil(records / train.data_param.batch_size)
+        if train.data_param.batch_size < 1:
+            raise StageError(
+                f"{self.net_file}: Data layer {train.name!r} of phase TRAIN: batch_size is 0; expected at least 1"
+            )
+        # an iteration reads as many batches as the solver's iter_size says
+        self.epoch = math.ceil(records / (train.data_param.batch_size * self.solver_param.iter_size))
         if self.teachers is not None:
             taught = LayerParameter()
             taught.CopyFrom(train)
@@ -343,9 +371,9 @@ class Run:
             print(f"train: the run that {self.folder} held has other settings or data: it is in {previous} now")
 
     def snapshots(self) -> list[Path]:
-        """The run's .solverstate files, oldest first."""
-        found = self.folder.glob(f"{self.name}_iter_*.solverstate")
-        return sorted(found, key=lambda path: int(path.stem.rsplit("_", 1)[1]))
+        """The run's .solverstate files, or .solverstate.h5 where the solver's snapshot_format is HDF5, oldest first."""
+        found = [path for kind in STATES for path in self.folder.glob(f"{self.name}_iter_*{kind}")]
+        return sorted(found, key=lambda path: int(path.name.rsplit(".solverstate", 1)[0].rsplit("_", 1)[1]))
 
     def train(self) -> bool:
         """Train to the end, from the last snapshot if there is one; False where Ctrl-C stopped it."""
@@ -395,6 +423,14 @@ class Run:
         rescale(solver, self.epoch, epochs)
         return solver
 
+    def describe_length(self) -> str:
+        """How long the prototxt's own training is, and by which of its settings: a test_interval is easily changed."""
+        epochs, recipe = epochs_of(self.recipe_param), self.recipe_param
+        return (
+            f"train: {epochs} epoch{'s' * (epochs != 1)} of {self.epoch} iterations "
+            f"({self.recipe}: max_iter {recipe.max_iter} / test_interval {recipe.test_interval})"
+        )
+
     def _keep_best(self, solver: caffe.Solver, number: int, outputs: dict[str, float]) -> None:
         """Keep the weights of the best validation so far. A resumed run repeats tests, with the same results."""
         # the test before the training is by BatchNorm without statistics, and overflows in deep nets
@@ -420,8 +456,9 @@ class Run:
     def _prune(self, solver: caffe.Solver, state_file: str) -> None:
         for old in self.snapshots()[:-KEPT_SNAPSHOTS]:
             old.unlink()
+            name, kind = old.name.rsplit(".solverstate", 1)  # its weights are of the same kind, .h5 or not
             for ending in (".caffemodel", "_averaged.caffemodel"):
-                old.with_name(old.stem + ending).unlink(missing_ok=True)
+                old.with_name(name + ending + kind).unlink(missing_ok=True)
 
     def finish(self, stage: Stage) -> None:
         """Put the chosen weights, the deploy net, the mean and the manifest in place: a complete model folder."""
@@ -554,6 +591,10 @@ def main() -> int:
         raise StageError(f"--minutes is {arguments.minutes:g} and --epochs {arguments.epochs}; expected one of the two")
     if arguments.batch is not None and arguments.batch < 1:
         raise StageError(f"--batch is {arguments.batch}; expected 1 or more")
+    if arguments.batch is not None and arguments.batch > LARGEST_COUNT:
+        raise StageError(f"--batch is {arguments.batch}; expected at most {LARGEST_COUNT}")
+    if arguments.seed is not None and not 0 <= arguments.seed <= LARGEST_SEED:
+        raise StageError(f"--seed is {arguments.seed}; expected 0 to {LARGEST_SEED}")
     if arguments.lr is not None and not 0 < arguments.lr < math.inf:
         raise StageError(f"--lr is {arguments.lr}; expected a number above 0")
     if arguments.freeze and not arguments.init:
@@ -568,6 +609,8 @@ def main() -> int:
         device = caffe.use_device(arguments.device)
         run = Run(arguments)
         run.prepare()
+        if run.epochs is None and run.minutes is None:
+            print(run.describe_length(), flush=True)
         if run.start is not None:
             print(run.start.describe(), flush=True)
         settings = {"network": run.name, "solver": arguments.solver, "train_on": run.train_on, "device": str(device)}

@@ -21,6 +21,7 @@ from caffe.proto.caffe_pb2 import SolverParameter
 
 # shares of the time: how often it is looked at, by how much of it the speed is measured, and the least that tells it
 LOOK, WINDOW, LEAST = 1 / 500, 1 / 8, 1 / 100
+LARGEST_COUNT = 2**31 - 1  # caffe.proto counts iterations, and a blob its values, in 32 bits
 # the solver's settings that the number of epochs decides
 MOVED = ("max_iter", "warmup_iter", "stepsize", "stepvalue", "swa_start")
 
@@ -112,6 +113,7 @@ class TimeLimit:
     def _plan(self, epochs: int) -> None:
         """Set the solver to end after so many epochs."""
         param, before = self.solver.param, self.solver.param.swa_start
+        epochs = min(epochs, LARGEST_COUNT // self.epoch)  # weeks of a fast net may be good for more
         if epochs * self.epoch == param.max_iter:
             return
         planned = self.schedule(epochs)

@@ -238,8 +238,19 @@ def _limit(values: np.ndarray) -> float:
     return OFF_SCALE * usual if usual > 0 else math.inf
 
 
+def _after_the_beginning(readings: dict[int, float]) -> dict[int, float]:
+    """The finite readings but that of iteration 0, which `python -m train` never chooses either.
+
+    It is of the weights that the training starts from: what it says of them is chance, or not the training's merit.
+    """
+    return {i: value for i, value in readings.items() if i and math.isfinite(value)}
+
+
 def draw_loss(curves: Curves, scale: _Scale) -> Figure:
-    """Training and validation loss, the lowest validation loss marked; what is off the scale or no number is named."""
+    """Training and validation loss, the lowest of the latter after iteration 0 marked; what is off the scale is named.
+
+    So is what is no number.
+    """
     figure, axes, panel = _figure(curves, scale, "loss")
     values = _finite(curves.train_loss, curves.val_loss)
     limit = _limit(values)
@@ -266,7 +277,7 @@ def draw_loss(curves: Curves, scale: _Scale) -> Figure:
         first = min(filter(None, broken))
         remarks.append(f"not a number from {scale.text(first)} on")
         axes.axvspan(float(scale([first])[0]), axes.get_xlim()[1], color="#CC79A7", alpha=0.15, zorder=0)
-    readable = {i: value for i, value in curves.val_loss.items() if math.isfinite(value) and value <= limit}
+    readable = {i: value for i, value in _after_the_beginning(curves.val_loss).items() if value <= limit}
     if readable:
         best = min(readable, key=lambda i: readable[i])
         _mark(axes, scale, best, readable[best], f"lowest {readable[best]:.4g} at {scale.text(best)}")
@@ -278,7 +289,7 @@ def draw_loss(curves: Curves, scale: _Scale) -> Figure:
 
 
 def draw_accuracy(curves: Curves, scale: _Scale) -> Figure:
-    """Training accuracy (where the log has it) and validation accuracy, the best validation reading marked."""
+    """Training accuracy (where the log has it) and validation accuracy, its best reading after iteration 0 marked."""
     figure, axes, panel = _figure(curves, scale, "accuracy")
     if curves.train_accuracy:
         _draw_curve(axes, scale, curves.train_accuracy, TRAINING, "training", 4)
@@ -291,10 +302,10 @@ def draw_accuracy(curves: Curves, scale: _Scale) -> Figure:
         low, high = float(values.min()), float(values.max())
         axes.set_ylim(max(0.0, math.floor(10 * low) / 10), min(1.02, high + 0.08 * (high - low) + 0.01))
         axes.yaxis.set_major_locator(MaxNLocator(9, steps=NICE))
-    finite = {i: value for i, value in curves.val_accuracy.items() if math.isfinite(value)}
-    if finite:
-        best = max(finite, key=lambda i: finite[i])  # the first of equals
-        _mark(axes, scale, best, finite[best], f"best {100 * finite[best]:.2f}% at {scale.text(best)}")
+    read = _after_the_beginning(curves.val_accuracy)
+    if read:
+        best = max(read, key=lambda i: read[i])  # the first of equals
+        _mark(axes, scale, best, read[best], f"best {100 * read[best]:.2f}% at {scale.text(best)}")
     _draw_learning_rate(axes, panel, curves, scale)
     axes.legend(loc="lower right", frameon=True, framealpha=0.9, edgecolor="none")
     return figure
@@ -424,9 +435,11 @@ def _summary(curves: Curves, scale: _Scale) -> str:
         parts.append(f"validation loss {list(curves.val_loss.values())[-1]:.4g}")
     finite = {i: value for i, value in curves.val_accuracy.items() if math.isfinite(value)}
     if finite:
-        best = max(finite, key=lambda i: finite[i])
         parts.append(f"validation accuracy {100 * list(finite.values())[-1]:.2f}%")
-        parts.append(f"best {100 * finite[best]:.2f}% at {scale.text(best)}")
+    read = _after_the_beginning(curves.val_accuracy)
+    if read:
+        best = max(read, key=lambda i: read[i])
+        parts.append(f"best {100 * read[best]:.2f}% at {scale.text(best)}")
     return ", ".join(parts)
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from small_training import stop_after, train, write_problem, write_project
+from small_training import stop_after, train, write_problem, write_project, write_recipe
 
 import caffe
 import train.__main__ as command
@@ -72,6 +72,17 @@ def test_a_time_of_many_times_the_prototxts_epochs(tmp_path: Path) -> None:
     solver.solve()
     assert (solver.iter, solver.param.max_iter) == (165, 165)
     assert limit.used == pytest.approx(2 + 145 * 2)
+
+
+def test_a_time_of_more_iterations_than_can_be_counted(tmp_path: Path) -> None:
+    """Ten million iterations pass as one, at one a second, and the time is good for ten thousand million."""
+    solver, limit = limited(tmp_path, 1e10, lambda _: 1e7)
+    solver.add_callback(lambda: None, lambda: setattr(solver, "iter", solver.iter + 9_999_999))
+    solver.param.max_iter = 1_000_000_000  # until the speed is known
+    solver.on_test.append(lambda *_: setattr(solver, "requested", "stop" if solver.iter > 150_000_000 else None))
+    solver.solve()
+    assert solver.param.max_iter == 2147483645  # the whole epochs of five iterations below 2^31
+    assert limit.used == pytest.approx(17e7)
 
 
 @pytest.mark.parametrize(
@@ -205,6 +216,15 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: N
     assert json.loads((run / "time.json").read_text())["seconds"] == 20
     assert train(monkeypatch, tmp_path / "p", "run", "--epochs", "1") == 0
     assert not (run / "time.json").exists()
+
+
+def test_an_iteration_of_several_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: None) -> None:
+    """By iter_size 2 an epoch of 22 images in batches of 5 takes three seconds."""
+    write_project(tmp_path / "p")
+    write_recipe(tmp_path / "p", "large", "iter_size: 2")
+    assert train(monkeypatch, tmp_path / "p", "run", "--minutes", "0.55", "--solver", "large") == 0
+    counts = json.loads((tmp_path / "p/run/manifest.json").read_text())["counts"]
+    assert (counts["iterations"], counts["epochs"]) == (33, 11)
 
 
 def test_a_command_that_was_stopped_has_the_rest_of_its_time(

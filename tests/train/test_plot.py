@@ -111,6 +111,22 @@ def test_epochs_best_and_learning_rate_steps_are_marked(tmp_path: Path) -> None:
     assert rows[1]["train_loss"] == "1.8125"  # the mean of 2, 1.875, 1.75 and 1.625
 
 
+def test_the_net_before_its_training_is_never_the_best(tmp_path: Path) -> None:
+    """By chance it may answer better than those that follow; `python -m train` chooses none but these."""
+    tests = {0: ("0.2", "1"), 100: ("0.15", "1.6"), 200: ("0.18", "1.4"), 300: ("0.18", "1.5")}
+    log = make_log(tmp_path / "train.log", dict.fromkeys(range(0, 301, 50), "1.5"), tests)
+    curves = read_curves(read_log(log))
+    assert "best 18.00% at epoch 2\n" in texts(draw_accuracy(curves, Scale(100))) + "\n"
+    assert "lowest 1.4 at epoch 2\n" in texts(draw_loss(curves, Scale(100))) + "\n"
+    assert plot_log(log).summary.endswith("validation accuracy 18.00%, best 18.00% at iteration 200")
+    # where there is no other test yet, none is the best
+    log = make_log(tmp_path / "train.log", {0: "1.5"}, {0: ("0.2", "1")})
+    curves = read_curves(read_log(log))
+    assert "best" not in texts(draw_accuracy(curves, Scale(100)))
+    assert "lowest" not in texts(draw_loss(curves, Scale(100)))
+    assert plot_log(log).summary.endswith("validation accuracy 20.00%")
+
+
 def test_the_distance_of_tests_can_be_the_epoch(tmp_path: Path) -> None:
     tests = dict.fromkeys((0, 30, 60, 75), ("0.5", "1"))  # the last one, at the end, breaks the rhythm
     plotted = plot_log(make_log(tmp_path / "train.log", {0: "1"}, tests), iterations_per_epoch="test")

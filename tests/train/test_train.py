@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from google.protobuf import text_format
-from small_training import arguments, blobs, images, train, write_project, write_recipe
+from small_training import arguments, blobs, images, stop_after, train, write_project, write_recipe
 from tiny_model import write_database
 
 import caffe
@@ -96,6 +96,12 @@ def test_batches_that_read_the_validation_split_once(count: int, expected: tuple
         ("max_iter: 1000 test_interval: 100 warmup_iter: 300 swa_start: 0", 10, 2,
          {"warmup_iter": 20, "swa_start": 0, "swa_interval": 1}),
         ("max_iter: 1000 test_interval: 100", 10, 2, {"warmup_iter": 0, "swa_start": -1}),
+        # as long as can be; what lay behind the end for ever still does
+        ("max_iter: 1000 test_interval: 100 stepvalue: 500 stepvalue: 2000 stepsize: 2000 swa_start: 2000", 1,
+         2147483647, {"max_iter": 2147483647, "stepvalue": [1073741824, 2147483647], "stepsize": 2147483647,
+                      "swa_start": 2147483647}),
+        ("max_iter: 1000 test_interval: 1 swa_interval: 2000000000 warmup_iter: 2000000000", 10, 1,
+         {"swa_interval": 2147483647, "warmup_iter": 10}),
     ],
 )  # fmt: skip
 def test_rescaling(settings: str, epoch: int, epochs: int | None, expected: dict[str, object]) -> None:
@@ -148,7 +154,9 @@ def test_a_run_leaves_a_complete_model(
     answers = network.probabilities(np.stack([datum_to_array(datum) for datum in data])).argmax(1)
     assert (answers == [datum.label for datum in data]).mean() == pytest.approx(best["accuracy"], abs=1e-5)
 
-    lines = out.out.splitlines()
+    recipe = project / "tiny net" / "solver.prototxt"
+    length, *lines = out.out.splitlines()
+    assert length == f"train: 4 epochs of 5 iterations ({recipe}: max_iter 40 / test_interval 10)"
     assert [line.split()[1] for line in lines[:-1]] == ["1/4", "2/4", "3/4", "4/4"]
     assert re.fullmatch(
         rf"train: 20 iterations, best validation accuracy {best['accuracy']:.2%} in epoch {best['NumIters'] // 5} "
@@ -166,6 +174,20 @@ def test_a_run_leaves_a_complete_model(
     assert train(monkeypatch, project, "run one") == 0
     assert weights(run / "tiny net.caffemodel") == model
     assert len(parse_log(run / "train.log")[0]) == 20
+
+
+def test_the_solvers_test_interval_is_an_epoch_in_it(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A test_interval that was changed alone makes a training of another length, which says so; EPOCHS does not."""
+    write_recipe(project, "often", "test_interval: 4 max_iter: 6")
+    assert train(monkeypatch, project, "run", "--solver", "often") == 0
+    recipe = project / "tiny net" / "solver_often.prototxt"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"train: 2 epochs of 5 iterations ({recipe}: max_iter 6 / test_interval 4)"
+    assert json.loads((project / "run/manifest.json").read_text())["counts"]["epochs"] == 2
+    assert train(monkeypatch, project, "run", "--solver", "often", "--epochs", "1") == 0
+    assert "max_iter" not in capsys.readouterr().out
 
 
 def test_epochs_seed_and_precision(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,6 +319,29 @@ def test_killed_and_stopped_again_and_again(project: Path) -> None:
         for row in [*ours, *theirs]:
             row.pop("Seconds")
         assert ours == theirs
+
+
+def test_a_stopped_training_goes_on_from_snapshots_in_hdf5(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_recipe(project, "hdf5", "snapshot_format: HDF5 ema_decay: 0.8 display: 1")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 8)
+        assert train(patch, project, "stopped", "--solver", "hdf5") == 130
+    for output in ("stopped", "straight"):
+        assert train(monkeypatch, project, output, "--solver", "hdf5") == 0
+    run = project / "stopped"
+    log = (run / "train.log").read_text()
+    assert f"Restoring previous solver status from {run}/tiny net_iter_8.solverstate.h5" in log
+    for name in ("tiny net.caffemodel", "best.caffemodel"):
+        assert weights(run / name) == weights(project / "straight" / name), name
+    assert (run / "best.json").read_text() == (project / "straight" / "best.json").read_text()
+    ours, theirs = (parse_log(project / name / "train.log")[0] for name in ("stopped", "straight"))
+    assert [row["loss"] for row in ours] == [row["loss"] for row in theirs]
+    # of 5, 8, 10 and 20, and where they come quickly 15, the last two are kept, each with its weights
+    kept = sorted(path.name.split(".")[0] for path in run.glob("*.solverstate.h5"))
+    assert len(kept) == 2
+    assert {path.name for path in run.glob("tiny net_iter_*")} == {
+        f"{name}{ending}.h5" for name in kept for ending in (".solverstate", ".caffemodel", "_averaged.caffemodel")
+    }
 
 
 def test_early_stopping_ends_the_run_and_says_when(
@@ -560,6 +605,8 @@ def spoil(project: Path, what: str) -> None:
             text = text[: text.index('layer { name: "accuracy"')]
         elif what == "unknown field":
             text = text.replace("num_output: 8", "num_outputs: 8")
+        elif what == "no batch_size":
+            text = text.replace("batch_size: 5", "")
         (network / "train_val.prototxt").write_text(text)
         text = (network / "solver.prototxt").read_text()
         if what == "diverges":
@@ -568,6 +615,8 @@ def spoil(project: Path, what: str) -> None:
             text = text.replace("max_iter: 40", "")
         elif what == "no test_interval":
             text = text.replace("test_interval: 10", "")
+        elif what == "no iter_size":
+            text += " iter_size: 0"
         (network / "solver.prototxt").write_text(text)
 
 
@@ -605,6 +654,8 @@ def test_a_deep_net_whose_first_test_overflows_trains(project: Path, monkeypatch
         ("diverges", r"training diverged: at iteration \d+ .*try a lower base_lr"),
         ("no max_iter", r"solver\.prototxt: max_iter is 0; expected"),
         ("no test_interval", r"solver\.prototxt: test_interval is 0; expected"),
+        ("no batch_size", r"train_val\.prototxt: Data layer 'data' of phase TRAIN: batch_size is 0; expected"),
+        ("no iter_size", r"solver\.prototxt: iter_size is 0; expected at least 1"),
     ],
 )
 def test_errors(
@@ -629,12 +680,68 @@ def test_a_batch_of_another_size(project: Path, monkeypatch: pytest.MonkeyPatch)
     assert [layer.data_param.batch_size for layer in layers if layer.type == "Data"] == [11, 12]
 
 
+def test_an_iteration_of_several_batches(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By iter_size 2 an epoch of 22 images in batches of 5 is three iterations, and so is all that counts in epochs."""
+    write_recipe(project, "large", "iter_size: 2 warmup_iter: 10 swa_start: 20 swa_interval: 10 display: 1")
+    assert train(monkeypatch, project, "run", "--solver", "large") == 0
+    run = project / "run"
+    counts = json.loads((run / "manifest.json").read_text())["counts"]
+    assert (counts["iterations"], counts["epochs"], counts["iterations_per_epoch"]) == (12, 4, 3)
+    assert [row["NumIters"] for row in parse_log(run / "train.log")[1]] == [0, 3, 6, 9, 12]
+    # one that would come too soon after another is left out
+    assert {int(path.stem.rsplit("_", 1)[1]) for path in run.glob("*.solverstate")} <= {3, 6, 9, 12}
+    solver = read_solver_parameter(run / "solver.prototxt")
+    assert (solver.max_iter, solver.test_interval, solver.snapshot, solver.iter_size) == (12, 3, 3, 2)
+    assert (list(solver.stepvalue), solver.warmup_iter, solver.swa_start, solver.swa_interval) == ([6, 10], 3, 6, 3)
+
+
 @pytest.mark.parametrize("option", ["--epochs", "--batch"])
 def test_epochs_and_batches_below_one(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], option: str
 ) -> None:
     assert train(monkeypatch, project, "run", option, "0") == 1
     assert f"{option} is 0; expected 1 or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--seed", "-1"), "--seed is -1; expected 0 to 9223372036854775807"),
+        (("--seed", "9223372036854775808"), "--seed is 9223372036854775808; expected 0 to 9223372036854775807"),
+        (("--batch", "5000000000"), "--batch is 5000000000; expected at most 2147483647"),
+        (
+            ("--epochs", "429496730"),  # 2147483650 iterations
+            "--epochs is 429496730; expected at most 429496729, since an epoch is 5 iterations here and max_iter at "
+            "most 2147483647",
+        ),
+        (
+            ("--solver", "long"),
+            "max_iter 2000000000 / test_interval 1 is 2000000000 epochs; expected at most 429496729, since an epoch "
+            "is 5 iterations here and max_iter at most 2147483647",
+        ),
+    ],
+)
+def test_numbers_that_no_field_holds(
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: tuple[str, ...],
+    message: str,
+) -> None:
+    write_recipe(project, "long", "max_iter: 2000000000 test_interval: 1")
+    assert train(monkeypatch, project, "run", *options) == 1
+    assert capsys.readouterr().err == f"error: {message}\n"
+    assert not (project / "run").exists()
+
+
+def test_the_first_and_the_last_seed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On both splits, which are shuffled by it; each gives weights of its own."""
+    found = []
+    for seed in (0, 1, 2**63 - 1):
+        assert train(monkeypatch, project, "run", "--seed", str(seed), "--train-on", "train+val", "--epochs", "1") == 0
+        found.append(weights(project / "run/tiny net.caffemodel"))
+        assert json.loads((project / "run/manifest.json").read_text())["settings"]["seed"] == seed
+    assert found[0] != found[1] != found[2] != found[0]
 
 
 def test_the_command_shows_no_traceback(project: Path) -> None:

@@ -6,7 +6,7 @@ import glob
 import os
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import cv2
@@ -44,11 +44,13 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         raise ImageError(
             f"{path}: {width}×{height} is {millions:,.1f} megapixels; expected {MAX_PIXELS / 1e6:.0f} at most"
         )
-    image = _decode(data, cv2.IMREAD_COLOR)
+    transparent = _may_be_transparent(data)
+    # OpenCV turns colours as EXIF says, but not an alpha channel: where there may be one, both are turned here
+    image = _decode(data, cv2.IMREAD_COLOR | (cv2.IMREAD_IGNORE_ORIENTATION if transparent else 0))
     if image is None:
         raise ImageError(f"{path}: the image is cut off or damaged ({len(data):,} bytes for {width}×{height})")
-    if _may_be_transparent(data):
-        image = _on_white(image, _decode(data, cv2.IMREAD_UNCHANGED))
+    if transparent:
+        image = _turned(_on_white(image, _decode(data, cv2.IMREAD_UNCHANGED)), _orientation(data))
     return image
 
 
@@ -124,12 +126,23 @@ def _on_white(image: np.ndarray, unchanged: np.ndarray | None) -> np.ndarray:
     if unchanged is None or unchanged.ndim != 3 or unchanged.shape[2] != 4:
         return image
     alpha = unchanged[..., 3:].astype(np.float32) / np.iinfo(unchanged.dtype).max
-    if alpha.min() == 1 or unchanged.shape[:2] != image.shape[:2]:  # opaque, or turned by EXIF, which alpha is not
+    if alpha.min() == 1:
         return image
     return np.rint(image * alpha + 255 * (1 - alpha)).astype(np.uint8)
 
 
-# Sizes from headers: (width, height), None where the data is not of that format or ends too early
+def _turned(image: np.ndarray, orientation: int) -> np.ndarray:
+    """The image upright that lies in its file as EXIF's orientation 1..8 says (EXIF 2.3, tag 274)."""
+    if orientation >= 5:
+        image = image.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    return np.ascontiguousarray(image)
+
+
+# What headers say. Sizes: (width, height), None where the data is not of that format or ends too early
 
 
 def image_size(data: bytes) -> tuple[int, int] | None:
@@ -191,14 +204,51 @@ def _webp_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _tiff_size(data: bytes) -> tuple[int, int] | None:
-    """From the tags ImageWidth (256) and ImageLength (257) of the first directory."""
+    """From the tags ImageWidth (256) and ImageLength (257)."""
+    tags = _tiff_tags(data)
+    return (tags[256], tags[257]) if 256 in tags and 257 in tags else None
+
+
+def _tiff_tags(data: bytes) -> dict[int, int]:
+    """The tags of the first directory of a TIFF file, or of EXIF data; only those of one whole number mean anything.
+
+    Raises struct.error where the data ends too early.
+    """
     order = "<" if data[:2] == b"II" else ">"
     (at,) = struct.unpack(order + "I", data[4:8])
     (entries,) = struct.unpack(order + "H", data[at : at + 2])
-    sizes: dict[int, int] = {}
+    tags: dict[int, int] = {}
     for entry in range(at + 2, at + 2 + 12 * entries, 12):
         tag, kind = struct.unpack(order + "HH", data[entry : entry + 4])
-        if tag in (256, 257):
-            layout, length = ("H", 2) if kind == 3 else ("I", 4)
-            (sizes[tag],) = struct.unpack(order + layout, data[entry + 8 : entry + 8 + length])
-    return (sizes[256], sizes[257]) if len(sizes) == 2 else None
+        layout, length = ("H", 2) if kind == 3 else ("I", 4)
+        (tags[tag],) = struct.unpack(order + layout, data[entry + 8 : entry + 8 + length])
+    return tags
+
+
+def _orientation(data: bytes) -> int:
+    """How a PNG or WebP image lies in its file, as its EXIF data says: 1 (upright) to 8.
+
+    1 for other formats: OpenCV leaves nothing to turn of a TIFF, and a GIF has no such data.
+    """
+    for kind, content in _chunks(data):
+        if kind in (b"eXIf", b"EXIF"):
+            try:
+                orientation = _tiff_tags(content.removeprefix(b"Exif\0\0")).get(274, 1)  # a JPEG's prefix, by mistake
+            except struct.error:
+                return 1
+            return orientation if 1 <= orientation <= 8 else 1
+    return 1
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The chunks of a PNG or WebP file, kind and content, but for one that is cut off; of another format none."""
+    png = data[:8] == b"\x89PNG\r\n\x1a\n"
+    at = 8 if png else 12 if data[:4] == b"RIFF" else len(data)
+    while at + 8 <= len(data):
+        kind, length = struct.unpack("<4sI", data[at : at + 8])
+        if png:
+            length, kind = struct.unpack(">I4s", data[at : at + 8])
+        end = at + 8 + length
+        if end <= len(data):
+            yield kind, data[at + 8 : end]
+        at = end + (4 if png else length % 2)  # the checksum of the one, the other's even length

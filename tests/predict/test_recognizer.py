@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -260,26 +261,61 @@ def test_the_model_that_ships_is_the_default_and_a_missing_file_is_named(tmp_pat
 # Images
 
 
+def exif_data(orientation: int) -> bytes:
+    """What says how an image is to be turned (EXIF 2.3, tag 0x0112)."""
+    return b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x0112, 3, 1, orientation, 0, 0)
+
+
 def exif(orientation: int) -> bytes:
-    """A JPEG segment that says how the image is to be turned (EXIF 2.3, tag 0x0112)."""
-    tiff = b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x0112, 3, 1, orientation, 0, 0)
-    body = b"Exif\0\0" + tiff
+    """The same as a JPEG segment."""
+    body = b"Exif\0\0" + exif_data(orientation)
     return b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body
 
 
-@pytest.mark.parametrize(
-    ("orientation", "turn"),
-    [
-        (1, lambda a: a),
-        (2, lambda a: a[:, ::-1]),
-        (3, lambda a: a[::-1, ::-1]),
-        (4, lambda a: a[::-1]),
-        (5, lambda a: a.transpose(1, 0, 2)),
-        (6, lambda a: np.rot90(a, 1)),
-        (7, lambda a: np.rot90(a, 2).transpose(1, 0, 2)),
-        (8, lambda a: np.rot90(a, -1)),
-    ],
-)
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def with_exif(image: np.ndarray, suffix: str, content: bytes) -> bytes:
+    """An image file, lossless and with alpha where the image has it, and with this EXIF data."""
+    data = cv2.imencode(suffix, image, [cv2.IMWRITE_WEBP_QUALITY, 101] if suffix == ".webp" else [])[1].tobytes()
+    if suffix == ".png":
+        return data[:33] + png_chunk(b"eXIf", content) + data[33:]
+    pixels = data[data.index(b"VP8L") :]
+    header = struct.pack("<4sII", b"VP8X", 10, 0x18) + b"".join(
+        (side - 1).to_bytes(3, "little") for side in image.shape[1::-1]
+    )
+    body = b"WEBP" + header + pixels + struct.pack("<4sI", b"EXIF", len(content)) + content + b"\0" * (len(content) % 2)
+    return struct.pack("<4sI", b"RIFF", len(body)) + body
+
+
+def tiff(image: np.ndarray, **tags: int) -> bytes:
+    """A TIFF file of 8 bits a channel in the order of the array, with tags such as `t274=6` beside or instead."""
+    height, width, channels = image.shape
+    numbers = {256: width, 257: height, 259: 1, 262: 2, 273: 8, 277: channels, 278: height, 279: image.size}
+    numbers |= {338: 2} if channels == 4 else {}  # what is beyond RGB is alpha
+    numbers |= {int(name[1:]): value for name, value in tags.items()}
+    bits = 8 + image.size
+    entries = {tag: (4, 1, value) for tag, value in numbers.items()} | {258: (3, channels, bits)}
+    directory = b"".join(struct.pack("<HHII", tag, *entries[tag]) for tag in sorted(entries))
+    start = struct.pack("<4sI", b"II*\0", bits + 2 * channels) + image.tobytes()
+    return start + struct.pack("<H", 8) * channels + struct.pack("<H", len(entries)) + directory + b"\0" * 4
+
+
+# by EXIF's orientation: how an upright image lies in its file
+TURNS = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, 1),
+    7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
+    8: lambda a: np.rot90(a, -1),
+}
+
+
+@pytest.mark.parametrize(("orientation", "turn"), TURNS.items())
 def test_exif_orientation_is_undone(tmp_path: Path, orientation: int, turn: Any) -> None:
     upright = cv2.resize(cv2.imread(str(ASTRONAUT))[:300], (160, 96), interpolation=cv2.INTER_AREA)
     data = cv2.imencode(".jpg", np.ascontiguousarray(turn(upright)))[1].tobytes()
@@ -288,6 +324,42 @@ def test_exif_orientation_is_undone(tmp_path: Path, orientation: int, turn: Any)
     image = read_image(file)
     assert image.shape == upright.shape
     assert np.abs(image.astype(int) - upright).mean() < 8  # a wrong turn differs by 60 and more
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".tif"])
+@pytest.mark.parametrize(("orientation", "turn"), TURNS.items())
+def test_transparent_parts_are_turned_with_the_image(tmp_path: Path, suffix: str, orientation: int, turn: Any) -> None:
+    random = np.random.default_rng(0)
+    upright = random.integers(0, 256, (6, 9, 4), np.uint8)
+    upright[:2, :, 3], upright[2:4, :7, 3] = 0, 255  # parts that are clear, that are not, and that are partly
+    if suffix == ".tif":
+        upright[..., 3] = np.where(upright[..., 3] < 128, 0, 255)
+    stored = np.ascontiguousarray(turn(upright))
+    if suffix == ".tif":
+        data = tiff(stored[..., [2, 1, 0, 3]], t274=orientation)
+    else:
+        data = with_exif(stored, suffix, exif_data(orientation))
+    file = tmp_path / f"turned{suffix}"
+    file.write_bytes(data)
+    alpha = upright[..., 3:] / 255
+    expected = upright[..., :3] * alpha + 255 * (1 - alpha)
+    read = read_image(file)
+    assert read.shape == expected.shape
+    assert np.abs(read - expected).max() <= 0.51
+    if suffix == ".webp":  # some write EXIF data into it as into a JPEG
+        file.write_bytes(with_exif(stored, suffix, b"Exif\0\0" + exif_data(orientation)))
+        assert np.array_equal(read_image(file), read)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp"])
+def test_exif_data_that_says_nothing_turns_nothing(tmp_path: Path, suffix: str) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (6, 9, 4), np.uint8)
+    image[..., 3] = 255
+    whole = exif_data(6)
+    endless = whole[:8] + b"\xff\xff" + whole[10:]
+    for content in (exif_data(0), exif_data(9), endless[:10], *(whole[:length] for length in range(20))):
+        (tmp_path / "image").write_bytes(with_exif(image, suffix, content))
+        assert np.array_equal(read_image(tmp_path / "image"), image[..., :3])
 
 
 def some_image() -> np.ndarray:

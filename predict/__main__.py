@@ -16,11 +16,11 @@ from typing import Any
 import cv2
 import numpy as np
 
+from preprocessing.images import ImageError, find_images, read_image
 from preprocessing.network_input import VIEWS
 from preprocessing.stage import StageError, replace_file, run_main
 
 from .annotate import annotate
-from .images import ImageError, find_images, read_image
 from .options import add_model_arguments, check_model_arguments, make_recognizer
 from .recognizer import Prediction, Recognizer
 

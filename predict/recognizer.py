@@ -12,10 +12,9 @@ import cv2
 import numpy as np
 
 from preprocessing.alignment import align_face
+from preprocessing.images import check_image, read_image
 from preprocessing.network_input import FaceNetwork, check_views
 from preprocessing.stage import StageError
-
-from .images import check_image, read_image
 
 MODELS = Path(__file__).resolve().parent.parent / "prototxt"
 DEFAULT_MODEL = "face_resnet16_pair"  # the most accurate one that ships

@@ -1,13 +1,17 @@
-"""Images from anywhere: what a file holds is checked before it is decoded, and comes out as 8-bit BGR, upright."""
+"""Images from anywhere: what a file holds is checked before it is decoded, and comes out as 8-bit BGR, upright.
+
+Training (`extract`, of folders) and prediction read images by this module; there is no other copy of this step.
+"""
 
 from __future__ import annotations
 
 import glob
 import os
 import re
+import stat
 import struct
+import threading
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,40 +19,74 @@ import numpy as np
 MAX_PIXELS = 64 << 20  # 67 million: a 64-megapixel camera's, and 200 MB when decoded
 MAX_BYTES = 1 << 29
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".pgm", ".ppm")  # taken from a folder
+_JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # but for restarts, and pixels of 255, which 0 follows
 FORMATS = "JPEG, PNG, BMP, GIF, WebP, TIFF or PNM"
 
 
 class ImageError(ValueError):
-    """An image that cannot be used: says which, why, and what was expected."""
+    """An image that cannot be used: says why, and what was expected; and which file it is, where that is known."""
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
-    """The image in a file, as people see it: turned as its EXIF data says, transparent parts on white.
+    """The image in a file, as `decode_image` gives it. Raises ImageError, which names the file."""
+    try:
+        return decode_image(read_file(path))
+    except ImageError as error:
+        raise ImageError(f"{os.fspath(path)}: {error}") from None
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """A file's bytes. Raises ImageError, which does not name it, for what is no file, or of more than MAX_BYTES."""
+    try:
+        status = os.stat(path)
+        taken = stat.S_ISREG(status.st_mode) and status.st_size <= MAX_BYTES  # of a pipe the end would be waited for
+        data = _whole(path) if taken else b""
+    except FileNotFoundError:
+        raise ImageError("no such file; expected an image") from None
+    except (OSError, ValueError) as error:  # ValueError: what can be no file's name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ImageError(f"{reason}; expected an image") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise ImageError("a folder; expected an image")
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError("not a regular file; expected an image")
+    if not taken:
+        raise ImageError(f"{status.st_size:,} bytes; expected an image of {MAX_BYTES:,} at most")
+    return data
+
+
+def _whole(path: str | os.PathLike[str]) -> bytes:
+    with open(path, "rb", buffering=0) as f:  # small files come quicker without a buffer
+        return f.readall()
+
+
+def decode_image(data: bytes) -> np.ndarray:
+    """The image in a file's bytes, as people see it: turned as its EXIF data says, transparent parts on white.
 
     Returns
     -------
-    uint8, H×W×3, BGR; of an animation the first frame, of 16 bits a channel the upper 8.
+    uint8, H×W×3, BGR; of an animation the first frame, of 16 bits a channel the upper 8. A grey image has the same
+    value three times, and `cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)` gives that value back.
 
     Raises
     ------
-    ImageError: no such file, not an image of a known format, cut off, or of more than MAX_PIXELS pixels (found in
-    the header, before anything is decoded).
+    ImageError: not an image of a known format, cut off, damaged, or of more than MAX_PIXELS pixels (found in the
+    header, before anything is decoded).
     """
-    data = _read_bytes(Path(path))
+    if not data:
+        raise ImageError("the file is empty; expected an image")
     size = image_size(data)
+    if size is not None:
+        _check_size(*size)
+    if _is_cut_off(data):
+        raise ImageError(f"the image is cut off after {len(data):,} bytes; expected a whole file")
     if size is None:
-        raise ImageError(f"{path}: not an image; expected {FORMATS}")
-    width, height = size
-    if width < 1 or height < 1 or width * height > MAX_PIXELS:
-        millions = width * height / 1e6
-        raise ImageError(
-            f"{path}: {width}×{height} is {millions:,.1f} megapixels; expected {MAX_PIXELS / 1e6:.0f} at most"
-        )
+        raise ImageError(f"not an image; expected {FORMATS}")
     transparent = _may_be_transparent(data)
     # OpenCV turns colours as EXIF says, but not an alpha channel: where there may be one, both are turned here
     image = _decode(data, cv2.IMREAD_COLOR | (cv2.IMREAD_IGNORE_ORIENTATION if transparent else 0))
     if image is None:
-        raise ImageError(f"{path}: the image is cut off or damaged ({len(data):,} bytes for {width}×{height})")
+        raise ImageError(f"the image is cut off or damaged ({len(data):,} bytes for {size[0]}×{size[1]})")
     if transparent:
         image = _turned(_on_white(image, _decode(data, cv2.IMREAD_UNCHANGED)), _orientation(data))
     return image
@@ -88,36 +126,54 @@ def find_images(arguments: Iterable[str]) -> list[tuple[str, str | None]]:
     return list(found.items())
 
 
-def _read_bytes(path: Path) -> bytes:
-    try:
-        if path.is_dir():
-            raise ImageError(f"{path}: a folder; expected an image")
-        if not path.is_file():
-            raise ImageError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}; expected an image")
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise ImageError(f"{path}: {size:,} bytes; expected an image of {MAX_BYTES:,} at most")
-        if size == 0:
-            raise ImageError(f"{path}: the file is empty; expected an image")
-        return path.read_bytes()
-    except OSError as error:
-        raise ImageError(f"{path}: {error.strerror}") from None
+def _check_size(width: int, height: int) -> None:
+    if width < 1 or height < 1 or width * height > MAX_PIXELS:
+        millions = width * height / 1e6
+        raise ImageError(f"{width}×{height} is {millions:,.1f} megapixels; expected {MAX_PIXELS / 1e6:.0f} at most")
+
+
+def _is_cut_off(data: bytes) -> bool:
+    """Whether the end of a JPEG or PNG file is missing. OpenCV may fill what is missing with grey, or print of it."""
+    if data[:2] == b"\xff\xd8":
+        return all(marker != 0xD9 for marker, _ in _jpeg_segments(data))
+    return data[:4] == b"\x89PNG" and all(kind != b"IEND" for kind, _ in _chunks(data))
+
+
+class _Silence:
+    """OpenCV logs nothing while a thread is in here. Its level is that of all threads: the last one out restores it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = self._level = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._level = cv2.utils.logging.getLogLevel()
+                cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                cv2.utils.logging.setLogLevel(self._level)
+
+
+_silence = _Silence()  # its complaints become one message of ours
 
 
 def _decode(data: bytes, mode: int) -> np.ndarray | None:
-    level = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # its complaints become one message of ours
     try:
-        return cv2.imdecode(np.frombuffer(data, np.uint8), mode)
+        with _silence:
+            return cv2.imdecode(np.frombuffer(data, np.uint8), mode)
     except cv2.error:
         return None
-    finally:
-        cv2.utils.logging.setLogLevel(level)
 
 
 def _may_be_transparent(data: bytes) -> bool:
     if data[:8] == b"\x89PNG\r\n\x1a\n":
-        return data[25] in (4, 6) or b"tRNS" in data[: max(data.find(b"IDAT"), 0)]
+        return data[25:26] in (b"\4", b"\6") or b"tRNS" in data[: max(data.find(b"IDAT"), 0)]
     return data[:4] in (b"RIFF", b"GIF8", b"II*\0", b"MM\0*")
 
 
@@ -171,22 +227,32 @@ def image_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """From the start-of-frame segment, found by walking from segment to segment (ITU-T T.81, B.1)."""
-    at = 2
-    while at + 4 <= len(data):
-        if data[at] != 0xFF:
-            return None
-        marker = data[at + 1]
-        if marker == 0xFF:  # a fill byte
-            at += 1
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+    """From the start-of-frame segment."""
+    for marker, at in _jpeg_segments(data):
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = struct.unpack(">HH", data[at + 5 : at + 9])
             return width, height
-        elif marker in (0xD9, 0xDA):  # the end, or pixels, before any frame
+        if marker == 0xDA:  # pixels before any frame
             return None
-        else:
-            at += 2 + struct.unpack(">H", data[at + 2 : at + 4])[0]
     return None
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Marker and place of each segment of a JPEG file, up to the end's marker (ITU-T T.81, B.1).
+
+    What lies between segments, such as the pixels after the marker 0xDA, is passed over, as libjpeg does it; so is what
+    lies in them, such as a thumbnail with an end of its own.
+    """
+    at = 2
+    while found := _JPEG_MARKER.search(data, at):
+        at = found.start()
+        marker = data[at + 1]
+        yield marker, at
+        if marker == 0xD9:
+            return
+        at += 2
+        if marker not in (0x01, 0xD8) and at + 2 <= len(data):  # those have no length
+            at += struct.unpack(">H", data[at : at + 2])[0]
 
 
 def _webp_size(data: bytes) -> tuple[int, int] | None:

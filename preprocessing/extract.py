@@ -241,6 +241,8 @@ def _summary(total: Written, stage: Stage) -> str:
     text = f"{total.faces.sum():,} faces ({splits}), {total.blank} blank, {stage.counts['rejected']} rejected"
     if total.left_out:
         text += ", left out " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(total.left_out.items()))
+    if others := stage.counts.get("other_files"):
+        text += f", {others:,} other file{'s' * (others != 1)} passed over"
     absent = [name for name, count in stage.counts["faces"][SPLITS[0]].items() if not count]
     text += f", {SPLITS[0]} lacks {', '.join(absent)}" if absent else ""
     empty = [split for split, count in zip(SPLITS, total.faces.sum(1), strict=True) if not count]

@@ -18,7 +18,8 @@ import numpy as np
 
 MAX_PIXELS = 64 << 20  # 67 million: a 64-megapixel camera's, and 200 MB when decoded
 MAX_BYTES = 1 << 29
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".pgm", ".ppm")  # taken from a folder
+# What is taken from a folder, for prediction and for training
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".pbm", ".pgm", ".ppm", ".pnm")
 _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # but for restarts, and pixels of 255, which 0 follows
 FORMATS = "JPEG, PNG, BMP, GIF, WebP, TIFF or PNM"
 

@@ -20,6 +20,7 @@ MAX_PIXELS = 64 << 20  # 67 million: a 64-megapixel camera's, and 200 MB when de
 MAX_BYTES = 1 << 29
 # What is taken from a folder, for prediction and for training
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".pbm", ".pgm", ".ppm", ".pnm")
+_TIFF = (b"II*\0", b"MM\0*")
 _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # but for restarts, and pixels of 255, which 0 follows
 FORMATS = "JPEG, PNG, BMP, GIF, WebP, TIFF or PNM"
 
@@ -83,11 +84,18 @@ def decode_image(data: bytes) -> np.ndarray:
         raise ImageError(f"the image is cut off after {len(data):,} bytes; expected a whole file")
     if size is None:
         raise ImageError(f"not an image; expected {FORMATS}")
+    if data[:4] in _TIFF and (colours := _tiff_tags(data).get(262)) in (8, 9, 10):  # decoded with another white
+        raise ImageError(
+            f"a TIFF of CIELab colours (PhotometricInterpretation {colours}); expected grey, RGB or a palette"
+        )
     transparent = _may_be_transparent(data)
     # OpenCV turns colours as EXIF says, but not an alpha channel: where there may be one, both are turned here
     image = _decode(data, cv2.IMREAD_COLOR | (cv2.IMREAD_IGNORE_ORIENTATION if transparent else 0))
     if image is None:
-        raise ImageError(f"the image is cut off or damaged ({len(data):,} bytes for {size[0]}×{size[1]})")
+        raise ImageError(
+            f"the image is damaged, cut off, or of a kind that OpenCV does not read ({len(data):,} bytes for "
+            f"{size[0]}×{size[1]}); expected a whole file of 8 or 16 bits a channel"
+        )
     if transparent:
         image = _turned(_on_white(image, _decode(data, cv2.IMREAD_UNCHANGED)), _orientation(data))
     return image
@@ -175,7 +183,7 @@ def _decode(data: bytes, mode: int) -> np.ndarray | None:
 def _may_be_transparent(data: bytes) -> bool:
     if data[:8] == b"\x89PNG\r\n\x1a\n":
         return data[25:26] in (b"\4", b"\6") or b"tRNS" in data[: max(data.find(b"IDAT"), 0)]
-    return data[:4] in (b"RIFF", b"GIF8", b"II*\0", b"MM\0*")
+    return data[:4] in (b"RIFF", b"GIF8", *_TIFF)
 
 
 def _on_white(image: np.ndarray, unchanged: np.ndarray | None) -> np.ndarray:
@@ -218,7 +226,7 @@ def image_size(data: bytes) -> tuple[int, int] | None:
             return width, abs(height)  # a negative height: rows from the top
         if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
             return _webp_size(data)
-        if data[:4] in (b"II*\0", b"MM\0*"):
+        if data[:4] in _TIFF:
             return _tiff_size(data)
         if match := re.match(rb"P[1-6](?:\s|#[^\n]*\n)+(\d{1,9})(?:\s|#[^\n]*\n)+(\d{1,9})\s", data[:4096]):
             return int(match[1]), int(match[2])

@@ -142,6 +142,24 @@ def test_sixteen_bits_become_eight(tmp_path: Path, suffix: str) -> None:
     assert np.array_equal(read_image(tmp_path / f"deep{suffix}"), image)
 
 
+def test_kinds_of_tiff_that_are_not_read_are_not_called_cut_off(tmp_path: Path) -> None:
+    image = some_image()
+    file = tmp_path / "x.tif"
+    cv2.imwrite(str(file), image.astype(np.float32) / 255)
+    with pytest.raises(
+        ImageError, match=r"x\.tif: the image is .* or of a kind that OpenCV does not read \(.* 120×80\)"
+    ):
+        read_image(file)
+    file.write_bytes(tiff(image))
+    assert np.array_equal(read_image(file), image[..., ::-1])
+    for kind in (8, 9, 10):
+        file.write_bytes(tiff(image, t262=kind))
+        with pytest.raises(
+            ImageError, match=rf"x\.tif: a TIFF of CIELab colours .*Interpretation {kind}\); expected grey"
+        ):
+            read_image(file)
+
+
 def test_grey_and_transparent_pictures(tmp_path: Path) -> None:
     image = some_image()
     grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
@@ -193,7 +211,9 @@ def test_cut_off_files_are_errors(tmp_path: Path, suffix: str, share: float) -> 
     data = cv2.imencode(suffix, image)[1].tobytes()
     file = tmp_path / f"cut{suffix}"
     file.write_bytes(data[: int(share * len(data))])
-    with pytest.raises(ImageError, match=r"cut\.\w+: (the image is cut off|not an image)"):
+    with pytest.raises(
+        ImageError, match=r"cut\.\w+: (the image is cut off|the image is damaged, cut off, or of a kind|not an image)"
+    ):
         read_image(file)
 
 

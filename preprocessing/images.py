@@ -97,7 +97,8 @@ def decode_image(data: bytes) -> np.ndarray:
             f"{size[0]}×{size[1]}); expected a whole file of 8 or 16 bits a channel"
         )
     if transparent:
-        image = _turned(_on_white(image, _decode(data, cv2.IMREAD_UNCHANGED)), _orientation(data))
+        image = _on_white(image, _decode(data, cv2.IMREAD_UNCHANGED), _is_premultiplied(data))
+        image = _turned(image, _orientation(data))
     return image
 
 
@@ -186,14 +187,23 @@ def _may_be_transparent(data: bytes) -> bool:
     return data[:4] in (b"RIFF", b"GIF8", *_TIFF)
 
 
-def _on_white(image: np.ndarray, unchanged: np.ndarray | None) -> np.ndarray:
-    """`image` blended with white by the alpha channel of `unchanged`, the same image with all its channels."""
+def _is_premultiplied(data: bytes) -> bool:
+    """Whether colours come out of cv2.imdecode multiplied by alpha: of a TIFF where the tag ExtraSamples names alpha.
+
+    So such a file holds them (1), or so they are made while it is decoded to 8 bits (2).
+    """
+    return data[:4] in _TIFF and _tiff_tags(data).get(338) in (1, 2)
+
+
+def _on_white(image: np.ndarray, unchanged: np.ndarray | None, premultiplied: bool) -> np.ndarray:
+    """`image` on white, by the alpha channel of `unchanged`, which is the same image with all its channels."""
     if unchanged is None or unchanged.ndim != 3 or unchanged.shape[2] != 4:
         return image
     alpha = unchanged[..., 3:].astype(np.float32) / np.iinfo(unchanged.dtype).max
     if alpha.min() == 1:
         return image
-    return np.rint(image * alpha + 255 * (1 - alpha)).astype(np.uint8)
+    colours = image if premultiplied else image * alpha
+    return np.rint(colours + 255 * (1 - alpha)).clip(0, 255).astype(np.uint8)
 
 
 def _turned(image: np.ndarray, orientation: int) -> np.ndarray:

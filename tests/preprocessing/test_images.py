@@ -90,8 +90,6 @@ def test_transparent_parts_are_turned_with_the_image(tmp_path: Path, suffix: str
     random = np.random.default_rng(0)
     upright = random.integers(0, 256, (6, 9, 4), np.uint8)
     upright[:2, :, 3], upright[2:4, :7, 3] = 0, 255  # parts that are clear, that are not, and that are partly
-    if suffix == ".tif":
-        upright[..., 3] = np.where(upright[..., 3] < 128, 0, 255)
     stored = np.ascontiguousarray(turn(upright))
     if suffix == ".tif":
         data = tiff(stored[..., [2, 1, 0, 3]], t274=orientation)
@@ -103,10 +101,20 @@ def test_transparent_parts_are_turned_with_the_image(tmp_path: Path, suffix: str
     expected = upright[..., :3] * alpha + 255 * (1 - alpha)
     read = read_image(file)
     assert read.shape == expected.shape
-    assert np.abs(read - expected).max() <= 0.51
+    assert np.abs(read - expected).max() <= (1.01 if suffix == ".tif" else 0.51)  # libtiff rounds once more
     if suffix == ".webp":  # some write EXIF data into it as into a JPEG
         file.write_bytes(with_exif(stored, suffix, b"Exif\0\0" + exif_data(orientation)))
         assert np.array_equal(read_image(file), read)
+
+
+@pytest.mark.parametrize("kind", [1, 2])
+def test_what_a_tiff_is_multiplied_by_is_not_multiplied_again(kind: int) -> None:
+    """ExtraSamples: 1 says that colours stand in the file multiplied by alpha, 2 that they do not."""
+    colours, alpha = np.array([200, 100, 60]), 128 / 255
+    image = np.full((4, 5, 4), 128, np.uint8)
+    image[..., :3] = np.rint(colours * alpha) if kind == 1 else colours
+    read = decode_image(tiff(image, t338=kind))
+    assert np.abs(read - (colours * alpha + 255 * (1 - alpha))[::-1]).max() <= 1
 
 
 @pytest.mark.parametrize("suffix", [".png", ".webp"])

@@ -3,7 +3,8 @@
 `from predict import Recognizer; Recognizer().predict(image)`, or `.predict_video(file)`
 """
 
-from .images import ImageError
+from preprocessing.images import ImageError
+
 from .recognizer import Prediction, Recognizer
 from .video import VideoError, VideoFrame
 

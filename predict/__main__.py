@@ -22,13 +22,13 @@ from typing import Any
 import cv2
 import numpy as np
 
+from preprocessing.images import ImageError, find_images, read_image
 from preprocessing.network_input import VIEWS
 from preprocessing.stage import StageError, progress, replace_file, run_main
 
 from . import video
 from .annotate import annotate
 from .answers import Answers, Tally, describe, describe_frame
-from .images import ImageError, find_images, read_image
 from .options import add_model_arguments, check_model_arguments, make_recognizer
 from .recognizer import Recognizer
 from .recording import AnnotatedVideo, FaceTable, Recorder, cannot_write

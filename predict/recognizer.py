@@ -14,10 +14,9 @@ import cv2
 import numpy as np
 
 from preprocessing.alignment import align_face
+from preprocessing.images import check_image, read_image
 from preprocessing.network_input import FaceNetwork, check_views
 from preprocessing.stage import StageError
-
-from .images import check_image, read_image
 
 if TYPE_CHECKING:
     from .video import VideoFrame

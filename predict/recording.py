@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from preprocessing.stage import StageError
+from preprocessing.stage import StageError, temporary
 
 from .annotate import annotate
 from .video import VideoError, VideoFrame, opencv_path, quiet
@@ -37,9 +37,8 @@ class Recording:
 
     def __init__(self, target: Path) -> None:
         self.target = target
-        self.partial = target.parent / f".partial.{target.name}"
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
+            self.partial = temporary(target)
             self.partial.touch()  # tells why, where OpenCV would only say that it cannot
         except OSError as error:
             raise StageError(cannot_write(target, error)) from None

@@ -13,7 +13,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from .images import MAX_PIXELS, ImageError
+from preprocessing.images import MAX_PIXELS, ImageError
+
 from .recognizer import Prediction, Recognizer, StrPath
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".wmv", ".mpg", ".mpeg")  # what is taken for a video

@@ -14,6 +14,7 @@ SIZE = 48  # side of an aligned face, in pixels
 # keep the size and place that faces have there. The usual template for face recognition, 112x112 pixels with the eyes
 # 35 apart, shrinks five of six of these faces and repeats pixels around them.
 TEMPLATE = np.array([[14.35, 17.98], [32.65, 17.98], [23.5, 28.44], [15.88, 37.27], [31.12, 37.27]])
+LONGEST_SIDE = 32_766  # of an image that cv2.warpAffine takes: its coordinates are 16-bit numbers
 SMALLEST_SPREAD = 1e-3  # root mean square distance of landmarks from their centre, in pixels; below, they are one point
 
 
@@ -63,7 +64,8 @@ def align_face(image: np.ndarray, landmarks: np.ndarray | None, size: int = SIZE
 
     Pixels are interpolated bicubically. A face that shrinks to less than half is first brought near its new size by
     averaging over areas, so that nothing aliases. Where the result reaches beyond the image, as it does for faces that
-    fill their frame, the edge's pixels are repeated: black corners would be edges that no face has.
+    fill their frame, the edge's pixels are repeated: black corners would be edges that no face has. Of an image with a
+    side above LONGEST_SIDE only the part that the result shows goes to OpenCV, which changes no pixel of the result.
 
     Returns uint8, size x size or size x size x 3. Raises ValueError for an empty image or one of another type, and for
     landmarks that `similarity_transform` refuses.
@@ -80,6 +82,8 @@ def align_face(image: np.ndarray, landmarks: np.ndarray | None, size: int = SIZE
     shrinking = int(1 / scale)
     if shrinking >= 2:
         image, transform = _shrink(image, transform, size, shrinking)
+    elif max(image.shape[:2]) > LONGEST_SIDE:
+        image, transform = _cut(image, transform, size)
     return cv2.warpAffine(image, transform, (size, size), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
 
 
@@ -91,14 +95,30 @@ def _resize(image: np.ndarray, size: int) -> np.ndarray:
     return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
 
 
-def _shrink(image: np.ndarray, transform: np.ndarray, size: int, times: int) -> tuple[np.ndarray, np.ndarray]:
-    """The part of the image that the transform shows, `times` smaller, and the transform from there."""
+def _seen(shape: tuple[int, ...], transform: np.ndarray, size: int, margin: int) -> tuple[np.ndarray, np.ndarray]:
+    """The part of an image that the transform shows, and `margin` pixels around it for the interpolation, in the image.
+
+    Returns its left upper corner, and where it ends, exclusively (x, y; int): a pixel of the image at least, the
+    nearest one, even where the face lies wholly outside.
+    """
     corners = np.array([[0, 0], [size, 0], [0, size], [size, size]]) - transform[:, 2]
     seen = corners @ np.linalg.inv(transform[:, :2]).T
-    limits = np.array(image.shape[1::-1])
-    # a margin for the interpolation; and a pixel of the image, even where the face lies wholly outside
-    low = np.clip(np.floor(seen.min(0)) - 4 * times, 0, limits - 1).astype(int)
-    high = np.clip(np.ceil(seen.max(0)) + 4 * times, low + 1, limits).astype(int)
+    limits = np.array(shape[1::-1])
+    low = np.clip(np.floor(seen.min(0)) - margin, 0, limits - 1).astype(int)
+    high = np.clip(np.ceil(seen.max(0)) + margin, low + 1, limits).astype(int)
+    return low, high
+
+
+def _cut(image: np.ndarray, transform: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The part of the image that the transform shows, and the transform from there."""
+    low, high = _seen(image.shape, transform, size, 4)
+    moved = np.column_stack([transform[:, :2], transform[:, :2] @ low + transform[:, 2]])
+    return image[low[1] : high[1], low[0] : high[0]], moved
+
+
+def _shrink(image: np.ndarray, transform: np.ndarray, size: int, times: int) -> tuple[np.ndarray, np.ndarray]:
+    """The part of the image that the transform shows, `times` smaller, and the transform from there."""
+    low, high = _seen(image.shape, transform, size, 4 * times)
     part = image[low[1] : high[1], low[0] : high[0]]
     width, height = (-((low - high) // times)).tolist()
     ratio = (high - low) / [width, height]  # of old pixels to new ones, a little off `times` where it does not divide

@@ -24,6 +24,7 @@ import numpy as np
 from preprocessing.classes import CONTEMPT
 from preprocessing.datasets import BATCH_ROWS, EMOTIONS, SPLITS, CsvReader, Line, Rows, class_folders, is_blank
 from preprocessing.folds import FOLDS, HELD_OUT, HELD_OUT_SEED, deal_folds, hold_out, split_of_fold, write_folds
+from preprocessing.images import decode_image, read_file
 from preprocessing.layouts import FRAMES, LAYOUTS, Box, Item, canonical, read_layout
 from preprocessing.stage import Stage, StageError, check_output, progress, replace_directory, run_main
 
@@ -240,6 +241,8 @@ def _summary(total: Written, stage: Stage) -> str:
     text = f"{total.faces.sum():,} faces ({splits}), {total.blank} blank, {stage.counts['rejected']} rejected"
     if total.left_out:
         text += ", left out " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(total.left_out.items()))
+    if others := stage.counts.get("other_files"):
+        text += f", {others:,} other file{'s' * (others != 1)} passed over"
     absent = [name for name, count in stage.counts["faces"][SPLITS[0]].items() if not count]
     text += f", {SPLITS[0]} lacks {', '.join(absent)}" if absent else ""
     empty = [split for split, count in zip(SPLITS, total.faces.sum(1), strict=True) if not count]
@@ -312,17 +315,9 @@ def _write_images(source: Path, batch: Sequence[tuple[int, Item]], tree: Tree) -
     written = tree.nothing()
     for number, item in batch:
         try:
-            data = (source / item.file).read_bytes()
-        except FileNotFoundError:
-            written.rejected.append((item.file, "no such file"))
-            continue
-        except (OSError, ValueError) as error:  # an annotation may name a folder, or what can be no file's name
-            reason = error.strerror if isinstance(error, OSError) else None
-            written.rejected.append((item.file, f"{reason or error}; expected an image file"))
-            continue
-        written.digest += f"{item.file} {hashlib.sha256(data).hexdigest()}\n"
-        try:
-            face = _decode(data)
+            data = read_file(source / item.file)
+            written.digest += f"{item.file} {hashlib.sha256(data).hexdigest()}\n"
+            face = cv2.cvtColor(decode_image(data), cv2.COLOR_BGR2GRAY)  # as prediction makes a photo grey
             face = face if item.box is None else crop(face, item.box)
         except ValueError as error:
             written.rejected.append((item.file, str(error)))
@@ -350,24 +345,6 @@ def crop(image: np.ndarray, box: Box) -> np.ndarray:
         height, width = image.shape
         raise ValueError(f"the face at {tuple(box)} lies outside of the image of {width}x{height} pixels")
     return part
-
-
-def _decode(data: bytes) -> np.ndarray:
-    """An image file's grey levels as (height, width) uint8; ValueError when it is broken or cut off."""
-    if not data:
-        raise ValueError("an empty file; expected an image")
-    # OpenCV fills what a cut-off file lacks with grey and only prints a warning, so look for the end marks here.
-    cut_jpeg = data.startswith(b"\xff\xd8") and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
-    cut_png = data.startswith(b"\x89PNG") and b"IEND" not in data
-    if cut_jpeg or cut_png:
-        raise ValueError("the image is cut off; expected a whole file")
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
-    except cv2.error as error:
-        raise ValueError(f"not a readable image ({error.err}); expected JPEG or PNG") from error
-    if image is None:
-        raise ValueError("not a readable image; expected JPEG or PNG")
-    return image
 
 
 def main() -> None:

@@ -94,12 +94,12 @@ class Detector:
     def detect(self, image: np.ndarray) -> list[Face]:
         """The faces in one image, the most confident first.
 
-        image: uint8, HxW (grey) or HxWx3 in OpenCV's order, BGR. Raises ValueError for anything else.
+        image: uint8, HxW or HxWx1 (grey), or HxWx3 in OpenCV's order, BGR. Raises ValueError for anything else.
         """
         return self.detect_batch([image])[0]
 
     def detect_batch(self, images: Sequence[np.ndarray]) -> list[list[Face]]:
-        """For each image its faces, as `detect` gives them; fastest when many images are of one size."""
+        """For each image, of any kind that `detect` takes, its faces; fastest when many images are of one size."""
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for index, image in enumerate(images):
             groups[_check_image(image, index)].append(index)
@@ -108,7 +108,7 @@ class Detector:
             step = max(1, STACK_PIXELS // max(1, shape[0] * shape[1]))
             for start in range(0, len(members), step):
                 chunk = members[start : start + step]
-                stack = np.stack([images[index] for index in chunk]).reshape(len(chunk), *shape)
+                stack = np.stack([images[index].reshape(shape) for index in chunk])  # HxW and HxWx1 together
                 for index, found in zip(chunk, self._detect_stack(stack), strict=True):
                     faces[index] = found
         return faces
@@ -282,7 +282,7 @@ def _check_image(image: np.ndarray, index: int) -> tuple[int, int, int]:
         if image.ndim == 3 and image.shape[2] in (1, 3):
             return image.shape
     what = f"{image.dtype} of shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-    raise ValueError(f"image {index} is {what}; expected a numpy array of uint8, HxW or HxWx3 (BGR)")
+    raise ValueError(f"image {index} is {what}; expected a numpy array of uint8, HxW, HxWx1 or HxWx3 (BGR)")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

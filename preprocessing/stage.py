@@ -57,7 +57,7 @@ def check_output(source: Path, output: Path) -> None:
         raise StageError(f"{output}: a file; expected a folder")
 
 
-def _temporary(target: Path, kind: str) -> Path:
+def temporary(target: Path, kind: str = "partial") -> Path:
     """A path beside `target`, of the same suffix, that no other process and no other call has: `.KIND.PID-N.NAME`.
 
     Makes the folder that they lie in, and clears what killed processes have left there for this target.
@@ -88,7 +88,7 @@ def replace_directory(target: Path) -> Iterator[Path]:
     at the same time, the one that ends last has its own there.
     """
     target = Path(target)
-    partial, old = _temporary(target, "partial"), _temporary(target, "old")
+    partial, old = temporary(target), temporary(target, "old")
     partial.mkdir()
     try:
         yield partial
@@ -112,7 +112,7 @@ def replace_directory(target: Path) -> Iterator[Path]:
 def replace_file(target: Path) -> Iterator[Path]:
     """Yield a path beside `target`, of the same suffix, that takes its place when the block ends without an error."""
     target = Path(target)
-    partial = _temporary(target, "partial")
+    partial = temporary(target)
     try:
         yield partial
     except BaseException:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from preprocessing.classes import CONTEMPT
 from preprocessing.datasets import EMOTIONS, SPLITS
+from preprocessing.images import SUFFIXES
 from preprocessing.layouts.listing import Item, Listing, canonical, walk
 from preprocessing.stage import StageError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 SPLIT_FOLDERS = {
     "train": "Training",
     "training": "Training",
@@ -52,11 +52,12 @@ def split_and_class(file: str, classes: Sequence[str]) -> tuple[str, str]:
 def list_images(folder: Path) -> tuple[list[str], int]:
     """Every image file below `folder`, as sorted relative paths with '/', and the number of other files.
 
-    Hidden files and folders are left out of both. Raises StageError when there is no image.
+    An image is what has one of `preprocessing.images.SUFFIXES`, in any case. Hidden files and folders are left out
+    of both. Raises StageError when there is no image.
     """
     images, others = [], 0
     for file in walk(folder):
-        if file.lower().endswith(IMAGE_SUFFIXES):
+        if file.lower().endswith(SUFFIXES):
             images.append(file)
         else:
             others += 1

@@ -1,8 +1,7 @@
-"""The recogniser on drawn faces whose class is known by hand, and on a photograph; images of all kinds and none."""
+"""The recogniser on drawn faces whose class is known by hand, and on a photograph."""
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import caffe
 import predict.recognizer
 from predict import ImageError, Recognizer
 from predict.annotate import COLORS, annotate
-from predict.images import MAX_PIXELS, find_images, image_size, read_image
 from predict.recognizer import Prediction
 from preprocessing.align import align
 from preprocessing.alignment import align_face
@@ -298,162 +296,6 @@ def test_the_model_that_ships_is_the_default_and_a_missing_file_is_named(tmp_pat
     weights.unlink()
     with pytest.raises(StageError, match=r"face_resnet16_pair\.caffemodel is missing"):
         Recognizer()
-
-
-# Images
-
-
-def exif(orientation: int) -> bytes:
-    """A JPEG segment that says how the image is to be turned (EXIF 2.3, tag 0x0112)."""
-    tiff = b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x0112, 3, 1, orientation, 0, 0)
-    body = b"Exif\0\0" + tiff
-    return b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body
-
-
-@pytest.mark.parametrize(
-    ("orientation", "turn"),
-    [
-        (1, lambda a: a),
-        (2, lambda a: a[:, ::-1]),
-        (3, lambda a: a[::-1, ::-1]),
-        (4, lambda a: a[::-1]),
-        (5, lambda a: a.transpose(1, 0, 2)),
-        (6, lambda a: np.rot90(a, 1)),
-        (7, lambda a: np.rot90(a, 2).transpose(1, 0, 2)),
-        (8, lambda a: np.rot90(a, -1)),
-    ],
-)
-def test_exif_orientation_is_undone(tmp_path: Path, orientation: int, turn: Any) -> None:
-    upright = cv2.resize(cv2.imread(str(ASTRONAUT))[:300], (160, 96), interpolation=cv2.INTER_AREA)
-    data = cv2.imencode(".jpg", np.ascontiguousarray(turn(upright)))[1].tobytes()
-    file = tmp_path / "turned.jpg"
-    file.write_bytes(data[:2] + exif(orientation) + data[2:])
-    image = read_image(file)
-    assert image.shape == upright.shape
-    assert np.abs(image.astype(int) - upright).mean() < 8  # a wrong turn differs by 60 and more
-
-
-def some_image() -> np.ndarray:
-    return cv2.resize(cv2.imread(str(ASTRONAUT)), (120, 80), interpolation=cv2.INTER_AREA)
-
-
-@pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".webp", ".tif", ".gif", ".ppm"])
-def test_formats(tmp_path: Path, suffix: str) -> None:
-    image = some_image()
-    file = tmp_path / f"image{suffix}"
-    assert cv2.imwrite(str(file), image)
-    assert image_size(file.read_bytes()) == (120, 80)
-    read = read_image(file)
-    assert read.shape == image.shape
-    assert np.abs(read.astype(int) - image).mean() < (20 if suffix == ".gif" else 6)  # a GIF has few colours
-
-
-@pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_sixteen_bits_become_eight(tmp_path: Path, suffix: str) -> None:
-    image = some_image()
-    cv2.imwrite(str(tmp_path / f"deep{suffix}"), image.astype(np.uint16) * 257)
-    assert np.array_equal(read_image(tmp_path / f"deep{suffix}"), image)
-
-
-def test_grey_and_transparent_pictures(tmp_path: Path) -> None:
-    image = some_image()
-    grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
-    cv2.imwrite(str(tmp_path / "grey.png"), grey)
-    assert np.array_equal(read_image(tmp_path / "grey.png"), cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR))
-    alpha = np.zeros(grey.shape, np.uint8)
-    alpha[20:60], alpha[60:] = 255, 51
-    cv2.imwrite(str(tmp_path / "clear.png"), np.dstack([image, alpha]))
-    read = read_image(tmp_path / "clear.png")
-    assert (read[:20] == 255).all()  # clear: the white below it
-    assert np.array_equal(read[20:60], image[20:60])
-    assert np.abs(read[60:] - (0.2 * image[60:] + 0.8 * 255)).max() <= 1
-
-
-def huge_headers() -> dict[str, bytes]:
-    """Files of a few bytes that claim to be huge."""
-    side = 60_000
-    png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sIIBBBBB", 13, b"IHDR", side, side, 8, 2, 0, 0, 0)
-    jpeg = b"\xff\xd8" + exif(1) + b"\xff\xc0" + struct.pack(">HBHHB", 11, 8, side, side, 1) + b"\1\x11\0"
-    entries = struct.pack("<HHIHH", 256, 3, 1, side, 0) + struct.pack("<HHII", 257, 4, 1, side)
-    return {
-        "png": png,
-        "jpeg": jpeg,
-        "gif": b"GIF89a" + struct.pack("<HH", side, side) + b"\0" * 20,
-        "bmp": b"BM" + b"\0" * 12 + struct.pack("<Iii", 40, side, -side) + b"\0" * 28,
-        "tiff": b"II*\0" + struct.pack("<IH", 8, 2) + entries + b"\0" * 4,
-        "webp": b"RIFF\0\0\0\0WEBPVP8X" + b"\0" * 8 + 2 * (side - 1).to_bytes(3, "little"),
-        "ppm": b"P6\n# drawn\n60000 60000\n255\n",
-    }
-
-
-@pytest.mark.parametrize("kind", huge_headers())
-def test_absurd_sizes_are_refused_before_decoding(tmp_path: Path, monkeypatch: Any, kind: str) -> None:
-    def decode(*_: Any) -> None:
-        pytest.fail("decoded")
-
-    monkeypatch.setattr(cv2, "imdecode", decode)
-    file = tmp_path / "bomb"
-    file.write_bytes(huge_headers()[kind])
-    with pytest.raises(ImageError, match=r"bomb: 60000×60000 is 3,600\.0 megapixels; expected 67 at most"):
-        read_image(file)
-    assert 64_000_000 < MAX_PIXELS < 70_000_000
-
-
-@pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".webp", ".tif", ".gif", ".ppm"])
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-def test_cut_off_files_are_errors(tmp_path: Path, suffix: str, share: float) -> None:
-    image = np.random.default_rng(0).integers(0, 256, (100, 100, 3), np.uint8)
-    data = cv2.imencode(suffix, image)[1].tobytes()
-    file = tmp_path / f"cut{suffix}"
-    file.write_bytes(data[: int(share * len(data))])
-    with pytest.raises(ImageError, match=r"cut\.\w+: (the image is cut off or damaged|not an image)"):
-        read_image(file)
-
-
-@pytest.mark.parametrize("seed", range(30))
-def test_damaged_headers_raise_nothing_else(tmp_path: Path, seed: int) -> None:
-    random = np.random.default_rng(seed)
-    start = list(huge_headers().values())[seed % 7]
-    data = bytearray(start + random.bytes(40))
-    for _ in range(4):
-        data[random.integers(4, len(data))] = random.integers(256)
-    file = tmp_path / "damaged"
-    file.write_bytes(bytes(data[: random.integers(4, len(data))]))
-    with pytest.raises(ImageError):
-        read_image(file)
-
-
-def test_files_that_are_no_images(tmp_path: Path) -> None:
-    (tmp_path / "empty.jpg").touch()
-    (tmp_path / "text.jpg").write_text("not a picture")
-    for file, message in (
-        (tmp_path / "empty.jpg", r"empty\.jpg: the file is empty"),
-        (tmp_path / "text.jpg", r"text\.jpg: not an image; expected JPEG"),
-        (tmp_path / "none.jpg", r"none\.jpg: no such file"),
-        (tmp_path, "a folder; expected an image"),
-    ):
-        with pytest.raises(ImageError, match=message):
-            read_image(file)
-
-
-def test_names_folders_and_patterns(tmp_path: Path) -> None:
-    for name in ("b.JPG", "a.png", "notes.txt", "[1].png"):
-        (tmp_path / name).touch()
-    (tmp_path / "inside").mkdir()
-    (tmp_path / "inside" / "c.png").touch()
-    (tmp_path / "bare").mkdir()
-    folder = str(tmp_path)
-    assert find_images([folder]) == [(f"{folder}/{name}", None) for name in ("[1].png", "a.png", "b.JPG")]
-    assert find_images([f"{folder}/[ab].*"]) == [(f"{folder}/a.png", None), (f"{folder}/b.JPG", None)]
-    assert find_images([f"{folder}/**/c.png", f"{folder}/[1].png"]) == [
-        (f"{folder}/inside/c.png", None),
-        (f"{folder}/[1].png", None),
-    ]
-    assert find_images([f"{folder}/a.png", folder])[0] == (f"{folder}/a.png", None)
-    assert len(find_images([f"{folder}/a.png", folder])) == 3
-    assert find_images([f"{folder}/bare"]) == [(f"{folder}/bare", f"{folder}/bare: no images in this folder")]
-    assert find_images(["no*.jpg"])[0][1] == "no*.jpg: no file matches this pattern"
-    assert find_images(["no.jpg"]) == [("no.jpg", None)]
 
 
 # Drawing

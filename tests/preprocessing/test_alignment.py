@@ -175,6 +175,37 @@ def test_without_landmarks_the_image_is_only_resized(astronaut: np.ndarray) -> N
     assert np.abs(align_face(astronaut[:96, :96, 0], None) - halved).max() <= 0.5
 
 
+@pytest.mark.parametrize("place", [0, 16_000, 32_800 - 256])
+@pytest.mark.parametrize(("angle", "scale"), [(0.0, 1.0), (0.5, 0.4), (-2.0, 1.9), (0.3, 2.0), (0.2, 2.3)])
+def test_a_face_in_a_very_long_image_is_the_same(astronaut: np.ndarray, place: int, angle: float, scale: float) -> None:
+    """OpenCV's own limit is 32,766 pixels a side. The face's place is such that shifting it costs no rounding."""
+    photo = cv2.resize(astronaut, (256, 256), interpolation=cv2.INTER_AREA)
+    landmarks = np.round((apply(similarity(angle, scale, (0, 0)), TEMPLATE - TEMPLATE.mean(0)) + 128) * 64) / 64
+    wide = np.full((256, 32_800, 3), 128, np.uint8)
+    wide[:, place : place + 256] = photo
+    tall = np.full((32_800, 256, 3), 128, np.uint8)
+    tall[place : place + 256] = photo
+    for turned in (True, False):
+        expected = align_face(photo, landmarks, turned=turned)
+        assert expected.std() > 20
+        for image, shift in ((wide, (place, 0)), (tall, (0, place))):
+            np.testing.assert_array_equal(align_face(image, landmarks + np.array(shift), turned=turned), expected)
+
+
+def test_cutting_an_image_to_what_is_shown_changes_no_pixel(
+    astronaut: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Faces of all places and turns, partly or wholly outside: as OpenCV gives them of the whole image."""
+    random, grey = np.random.default_rng(0), cv2.cvtColor(astronaut, cv2.COLOR_BGR2GRAY)
+    for _ in range(200):
+        transform = similarity(random.uniform(-3, 3), random.uniform(0.15, 2), tuple(random.uniform(-100, 600, 2)))
+        landmarks = apply(transform, TEMPLATE - TEMPLATE.mean(0)) + random.normal(0, 1, (5, 2))
+        monkeypatch.setattr("preprocessing.alignment.LONGEST_SIDE", 1 << 20)
+        whole = align_face(grey, landmarks)
+        monkeypatch.setattr("preprocessing.alignment.LONGEST_SIDE", 100)
+        np.testing.assert_array_equal(align_face(grey, landmarks), whole)
+
+
 @pytest.mark.parametrize(
     "image", [np.zeros((0, 5), np.uint8), np.zeros((5, 5)), np.zeros((5, 5, 4), np.uint8), np.zeros(5, np.uint8)]
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from preprocessing.extract import extract
+from preprocessing.images import read_image
 from preprocessing.stage import StageError, sha256
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -200,6 +202,61 @@ def test_a_folder_of_images_becomes_the_same_tree(folder: Path, tmp_path: Path) 
     extract(folder, again, workers=1)
     digests = [json.loads((p / "manifest.json").read_text())["settings"] for p in (tmp_path / "images", again)]
     assert digests[0] == digests[1]
+
+
+def extract_files(source: Path, files: dict[str, bytes]) -> dict[str, np.ndarray]:
+    """What extract makes of these files, given by name, in a folder of their own."""
+    for name, data in files.items():
+        (source / "train/happy").mkdir(parents=True, exist_ok=True)
+        (source / "train/happy" / name).write_bytes(data)
+    extract(source, source.parent / "read")
+    numbers = {f"{number:05d}": name for number, name in enumerate(sorted(files))}
+    return {numbers[Path(file).stem]: image for file, image in tree(source.parent / "read").items()}
+
+
+def test_grey_images_stay_as_they_are_to_the_bit(tmp_path: Path) -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (48, 48), np.uint8)
+    grey[0] = np.arange(48) * 5.4
+    deep = grey.astype(np.uint16) << 8 | 255 - grey
+    files = {f"a{suffix}": cv2.imencode(suffix, grey)[1].tobytes() for suffix in (".jpg", ".png", ".bmp", ".tif")}
+    files |= {f"deep{suffix}": cv2.imencode(suffix, deep)[1].tobytes() for suffix in (".png", ".tif")}
+    found = extract_files(tmp_path / "grey", files)
+    for name, data in files.items():
+        np.testing.assert_array_equal(found[name], cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE))
+        assert name == "a.jpg" or np.array_equal(found[name], grey)
+
+
+def test_images_are_read_as_prediction_reads_them(tmp_path: Path) -> None:
+    """Colours made grey alike, transparent parts on white, turned as EXIF says."""
+    colours = np.random.default_rng(0).integers(0, 256, (40, 30, 4), np.uint8)
+    colours[..., 3] = 255
+    colours[:10, :, :3], colours[:10, :, 3] = (10, 20, 200), 0  # what is hidden is no part of the picture
+    jpeg = cv2.imencode(".jpg", colours[..., :3])[1].tobytes()
+    exif = b"Exif\0\0II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x0112, 3, 1, 6, 0, 0)
+    files = {
+        "clear.png": cv2.imencode(".png", colours)[1].tobytes(),
+        "turned.jpg": jpeg[:2] + struct.pack(">HH", 0xFFE1, len(exif) + 2) + exif + jpeg[2:],
+        "upright.jpg": jpeg,
+    }
+    found = extract_files(tmp_path / "faces", files)
+    for name in files:
+        read = read_image(tmp_path / "faces/train/happy" / name)
+        np.testing.assert_array_equal(found[name], cv2.cvtColor(read, cv2.COLOR_BGR2GRAY))
+    assert (found["clear.png"][:10] == 255).all()
+    assert np.abs(found["clear.png"][10:] - colours[10:, :, :3] @ [0.114, 0.587, 0.299]).max() <= 0.51
+    np.testing.assert_array_equal(found["turned.jpg"], np.rot90(found["upright.jpg"], -1))
+
+
+def test_a_file_that_claims_to_be_huge_is_not_decoded(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    good = cv2.imencode(".png", faces(1)[0])[1].tobytes()
+    huge = good[:16] + struct.pack(">II", 60_000, 60_000) + good[24:]
+    damaged = cv2.imencode(".tif", faces(1)[0])[1].tobytes()[:-40]
+    files = {"a.png": good, "b.png": huge, "c.tif": damaged}
+    with pytest.raises(StageError, match=r"file train/happy/b\.png: 60000×60000 is 3,600\.0 megapixels; expected 67"):
+        extract_files(tmp_path / "faces", files)
+    counts = extract(tmp_path / "faces", tmp_path / "images", skip_bad=True)
+    assert (counts["written"], counts["rejected"]) == (1, 2)
+    assert "OpenCV" not in capfd.readouterr().err  # what it says of damaged files is in the manifest, in our words
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])

@@ -27,6 +27,7 @@ from layout_samples import (
 
 from preprocessing.datasets import tree_classes
 from preprocessing.extract import crop, extract
+from preprocessing.images import find_images
 from preprocessing.layouts import Box
 from preprocessing.layouts.ckplus import read_ckplus
 from preprocessing.layouts.folder import list_images, split_and_class
@@ -114,6 +115,28 @@ def test_images_are_listed_without_hidden_and_other_files(tmp_path: Path) -> Non
         (tmp_path / name).touch()
     (tmp_path / "train/happy/Thumbs.db").touch()
     assert list_images(tmp_path) == (["test/sad/c.jpeg", "train/happy/a.png", "train/happy/b.JPG"], 1)
+
+
+def test_training_and_prediction_take_the_same_files_of_a_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [".bmp", ".gif", ".jpeg", ".JPG", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"]
+    for suffix in images:
+        picture = (
+            face("happy", 30, 40, 1) if suffix in (".pbm", ".pgm", ".pnm") else np.full((30, 40, 3), 200, np.uint8)
+        )
+        write(tmp_path / f"mine/train/happy/a{suffix}", picture)
+    (tmp_path / "mine/train/happy/notes.txt").touch()
+    listed, others = list_images(tmp_path / "mine")
+    assert [str(tmp_path / "mine" / file) for file in listed] == [
+        file for file, _ in find_images([str(tmp_path / "mine/train/happy")])
+    ]
+    assert ({Path(file).suffix for file in listed}, others) == (set(images), 1)
+    assert extract(tmp_path / "mine", tmp_path / "images")["written"] == len(images)
+    assert ", 1 other file passed over" in capsys.readouterr().out
+    (tmp_path / "mine/train/happy/notes.txt").unlink()
+    extract(tmp_path / "mine", tmp_path / "images")
+    assert "passed over" not in capsys.readouterr().out
 
 
 def test_links_to_folders_are_followed_but_not_in_a_circle(tmp_path: Path) -> None:
@@ -510,8 +533,8 @@ def test_bad_rows_of_affectnet_are_named(tmp_path: Path) -> None:
         "a face of 0x3 pixels",
         "../training.csv",
         "more or fewer fields than there are columns",
-        "Is a directory",
-        "Is a directory",
+        "a folder",
+        "a folder",
         "Not a directory",
         "File name too long",
         "no such file",

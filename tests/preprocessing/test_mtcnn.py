@@ -205,6 +205,19 @@ def test_grey_is_colour_with_equal_channels(astronaut: np.ndarray, detector: Det
     assert_same(faces, detector.detect(grey[:, :, None]))
 
 
+def test_grey_images_with_and_without_an_axis_for_it_go_together(astronaut: np.ndarray) -> None:
+    grey = cv2.resize(cv2.cvtColor(astronaut, cv2.COLOR_BGR2GRAY), (240, 240), interpolation=cv2.INTER_AREA)
+    close = np.ascontiguousarray(grey[20:95, 65:140])  # the face fills it: found at the second or third look
+    detector = PatientDetector("cpu", certain=True)
+    expected = detector.detect_batch([grey])[0]
+    assert expected
+    for images in ([grey, grey[..., None]], [grey[..., None], grey]):
+        for faces in detector.detect_batch(images):
+            assert_same(faces, expected)
+    flat, deep = detector.detect_batch([close, close[..., None]])
+    assert_same(flat, deep)
+
+
 def test_several_faces_come_with_the_most_confident_first(astronaut: np.ndarray, detector: Detector) -> None:
     face = astronaut[20:220, 120:320]
     scene = np.zeros((400, 700, 3), np.uint8)

@@ -24,7 +24,7 @@ CLASSES ?=
 SKIP_BAD ?=
 #: mtcnn: detect and align the faces; none: leave them as they are; both: one beside the other, for a MODEL that sees both (its default)
 ALIGN ?= $(if $(call pair,$(if $(WEIGHTS),$(GIVEN),$(NET))),both,mtcnn)
-#: FER+'s fer2013new.csv: labels and soft labels from ten raters a face; LMDBs, mean and runs then lie in ferplus/
+#: FER+'s fer2013new.csv: labels by ten raters' votes, the majority's, and for SOLVER=distill or mixed their shares as soft labels; LMDBs, mean and runs then lie in ferplus/
 FERPLUS ?=
 #: network to train: a folder of prototxt/; for predict, features and explain a trained one that ships (default: face_resnet16_pair)
 MODEL ?= face_emotion_net
@@ -44,7 +44,7 @@ TEACHERS ?=
 TEMPERATURE ?=
 #: with TEACHERS, their share of the loss, the labels' is the rest (default: 0.9)
 TEACHER_SHARE ?=
-#: epochs to train; rescales max_iter, the learning rate's steps and the start of averaging (default: the solver's 150; 30 on the sample)
+#: epochs to train; rescales max_iter, the learning rate's steps and the start of averaging (default: as the solver prototxt says, max_iter / test_interval, 100 of most networks; 30 on the sample)
 EPOCHS ?= $(if $(filter sample,$(DATASET)),$(if $(MINUTES),,30))
 #: in place of EPOCHS: train as many as fit into this time, which the learning rate falls to its end in
 MINUTES ?=

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import caffe
+from caffe.io import read_net_parameter, read_solver_parameter
+from caffe.proto.caffe_pb2 import TRAIN, NetState
+from train.__main__ import data_layer, epochs_of
 
 ROOT = Path(__file__).resolve().parent.parent
 # Caffe 1.0's catalogue
@@ -50,3 +54,36 @@ def test_the_readmes_results_are_those_of_the_page_of_all_results() -> None:
     readme = figures(ROOT / "README.md")
     assert len(readme) == 5
     assert set(readme) <= set(figures(ROOT / "docs" / "results.md"))
+
+
+def described(variable: str) -> str:
+    """What `make help` says of a variable."""
+    found = re.search(rf"^#: (.*)\n{variable} \?=", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert found
+    return found[1]
+
+
+def test_the_default_number_of_epochs_is_that_of_the_solvers() -> None:
+    epochs = {
+        path.parent.name: epochs_of(read_solver_parameter(path)) for path in ROOT.glob("prototxt/*/solver.prototxt")
+    }
+    ((usual, count),) = Counter(epochs.values()).most_common(1)
+    assert count > len(epochs) / 2
+    assert f"max_iter / test_interval, {usual} of most networks;" in described("EPOCHS")
+    others = " and ".join(sorted(name for name, number in epochs.items() if number != usual))
+    (other,) = set(epochs.values()) - {usual}
+    assert f"{usual} of most networks, {other} of {others}, " in (ROOT / "README.md").read_text("utf-8")
+
+
+def test_the_recipes_that_read_soft_labels_are_those_that_are_named() -> None:
+    recipes: dict[bool, set[str]] = {True: set(), False: set()}
+    for path in ROOT.glob("prototxt/*/solver*.prototxt"):
+        solver = read_solver_parameter(path)
+        state = NetState(phase=TRAIN, stage=solver.train_state.stage)
+        data = data_layer(read_net_parameter(path.parent / Path(solver.net).name), state)
+        recipes[data.data_param.classes > 0].add(path.stem.removeprefix("solver").lstrip("_"))
+    soft = sorted(recipes[True])
+    assert not recipes[True] & recipes[False]
+    assert f"for SOLVER={' or '.join(soft)} their shares as soft labels" in described("FERPLUS")
+    named = " and ".join(f"`SOLVER={name}`" for name in soft)
+    assert f"here by the recipes\n{named};" in (ROOT / "README.md").read_text("utf-8")

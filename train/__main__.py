@@ -547,7 +547,7 @@ def main() -> int:
     parser.add_argument("--val", required=True, help="LMDB to choose the epoch on")
     parser.add_argument("--mean", required=True, help="the training set's mean.binaryproto")
     parser.add_argument("--output", required=True, help="the run's folder")
-    parser.add_argument("--epochs", type=int, help="default: as the solver prototxt's max_iter says (150)")
+    parser.add_argument("--epochs", type=int, help="default: the solver prototxt's max_iter / test_interval")
     parser.add_argument(
         "--minutes",
         type=float,

@@ -633,8 +633,10 @@ def main() -> int:
         iterations += (
             f" (stopped early, after epoch {stage.counts['epochs']:.0f} of {run.solver.param.max_iter // run.epoch})"
         )
-    best = f"best validation accuracy {run.best['accuracy']:.2%} in epoch {run.best['epoch']:.0f}"
-    stage.summary(f"{iterations}, {best} -> {run.folder / run.name}.caffemodel")
+    taken = f"best validation accuracy {run.best['accuracy']:.2%} in epoch {run.best['epoch']:.0f}"
+    if run.train_on == "train+val":  # nothing is validated on what it learns
+        taken = "the last weights, trained on both splits"
+    stage.summary(f"{iterations}, {taken} -> {run.folder / run.name}.caffemodel")
     return 0
 
 

@@ -198,8 +198,13 @@ def test_epochs_seed_and_precision(project: Path, monkeypatch: pytest.MonkeyPatc
     assert json.loads((project / "run/manifest.json").read_text())["counts"]["epochs"] == 2
 
 
-def test_training_on_both_splits(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_on_both_splits(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert train(monkeypatch, project, "run", "--train-on", "train+val", "--epochs", "1") == 0
+    printed = capsys.readouterr().out
+    assert "7 iterations, the last weights, trained on both splits -> " in printed
+    assert "validation accuracy" not in printed
     merged = records(project / "run" / "trainval_lmdb")
     both = records(project / "train_lmdb") + records(project / "test_lmdb")
     assert len(merged) == 34

@@ -206,9 +206,9 @@ SET_LMDB := $(call joined,SEED=1$(if $(FERPLUS), FERPLUS=$(FERPLUS)))
 SET_TRAIN := $(call joined,EPOCHS=$(EPOCHS) SEED=$(SEED) TRAIN_ON=$(TRAIN_ON) PRECISION=$(PRECISION)$(if $(INIT), INIT=$(INIT))$(if $(FREEZE), FREEZE=$(FREEZE))$(if $(LR), LR=$(LR))$(if $(BATCH), BATCH=$(BATCH))$(if $(MINUTES), MINUTES=$(MINUTES))\
 	$(if $(TEACHERS), TEACHERS=$(TEACHERS) TEMPERATURE=$(TEMPERATURE) TEACHER_SHARE=$(TEACHER_SHARE)))
 # A run is trained anew where its files changed, and where it is asked for by other settings than it had. It is not where
-# none are named and something is to be done with it (`make evaluate`), or where `make ensemble` finds it trained.
-ASKED := $(foreach v,EPOCHS MINUTES PRECISION INIT FREEZE LR BATCH TEACHERS TEMPERATURE TEACHER_SHARE,$($(v)))
-TO_TRAIN := $(if $(MAKECMDGOALS),$(filter all train folds $(RUN)/%,$(MAKECMDGOALS)),all)
+# none are given and something is to be done with it (`make evaluate`), or where `make ensemble` finds it trained.
+ASKED := $(foreach v,EPOCHS MINUTES PRECISION INIT FREEZE LR BATCH TEACHERS TEMPERATURE TEACHER_SHARE,$(if $(filter-out file,$(origin $(v))),$($(v))))
+TO_TRAIN := $(if $(MAKECMDGOALS),$(filter all train $(RUN)/%,$(MAKECMDGOALS)),all)
 CHANGED_SETTINGS = $(if $(strip $(ASKED) $(TO_TRAIN)),$(call stale,$(RUN)/.train,$(SET_TRAIN)))
 workers = $(if $(WORKERS),--workers $(WORKERS))
 DATABASES := $(foreach s,train val test,$(W)/lmdb/$(s)_lmdb)
@@ -405,7 +405,7 @@ $(REPORT): $(if $(WEIGHTS),$(call escape,$(WEIGHTS)) $(TRANSFER),$(EVALUATION)) 
 
 # one fold after the other, each made as `make evaluate FOLD=N` does it, so that what is up to date is not made again
 folds: $(if $(FOLDED),,no-folds) ## CK+: train and evaluate on each of ten folds that share no person, then compare
-	@for fold in 1 2 3 4 5 6 7 8 9 10; do $(MAKE) --no-print-directory evaluate FOLD=$$fold; done
+	@for fold in 1 2 3 4 5 6 7 8 9 10; do $(MAKE) --no-print-directory train evaluate FOLD=$$fold; done
 	@$(MAKE) --no-print-directory compare
 
 .PHONY: no-folds

@@ -227,7 +227,7 @@ class Parameter(Blob):
         self.forced = False
         self._data = _Synced(keeps=True)
         self._alias: tuple[torch.Tensor, torch.Tensor] | None = None  # of shared values: theirs, and this one's leaf
-        self._shares = False
+        self._shares = self._shared = False
         with torch.inference_mode(False):  # a tensor that counts its changes, wherever the net is made
             self._data.set(torch.zeros(self._shape, device=device))
 
@@ -274,8 +274,14 @@ class Parameter(Blob):
 
         The diff, lr_mult and decay_mult stay its own. (Caffe's Blob::ShareData.)
         """
-        if self._data is not other.owner._data:
-            self._data, self._alias, self._shares = other.owner._data, None, True
+        owner = other.owner
+        if self._data is not owner._data:
+            self._data, self._alias, self._shares = owner._data, None, True
+            self._shared = owner._shared = True
+
+    def shares_with(self, other: Parameter) -> bool:
+        """Whether the values are the same ones."""
+        return self.owner._data is other.owner._data
 
     def tensor(self) -> torch.Tensor:
         leaf = super().tensor()
@@ -287,6 +293,13 @@ class Parameter(Blob):
         if leaf.requires_grad != self.needs_diff:
             leaf.requires_grad_(self.needs_diff)
         return leaf
+
+    def set_shape(self, shape: tuple[int, ...]) -> None:
+        if shape != self._shape and self._shared:  # the others' values stay as they are
+            own = _Synced(keeps=True)
+            own.set(self.tensor().detach().clone())
+            self._data, self._alias, self._shares, self._shared = own, None, False, False
+        super().set_shape(shape)
 
     def accumulate(self, gradient: torch.Tensor) -> None:
         """Add to the diff, which is contiguous as the parameter is: the optimiser walks both in memory order."""

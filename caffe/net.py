@@ -240,9 +240,10 @@ class Net:
         self.bottom_names = OrderedDict((layer.name, list(layer.param.bottom)) for layer in self.layers)
         self.outputs = sorted(available)  # Caffe keeps them in a set: its logs and pycaffe have the names in order
         self._mark_backward()
-        # what every pass asks, without the messages, which are slow: bottoms, tops, propagate_down
+        # what every pass asks, without the messages, which are slow: bottoms, tops, to which bottoms a gradient goes
         self._ends = [
-            (list(layer.param.bottom), list(layer.param.top), list(layer.param.propagate_down)) for layer in self.layers
+            (list(layer.param.bottom), list(layer.param.top), [] if all(down) else down)
+            for layer, down in zip(self.layers, self._passes_down, strict=True)
         ]
         self._is_input = [layer.type == "Input" for layer in self.layers]
         self._read = {bottom for layer in self.layers for bottom in layer.param.bottom}
@@ -369,19 +370,32 @@ class Net:
         reach: list[bool] = []
         # tops at which a gradient ends, though it goes no further, by the layer's number
         self.gradient_ends: dict[int, set[str]] = {}
+        asked: list[list[tuple[bool, int]]] = []  # of each layer's bottoms: whether it has a gradient, and its maker
         for number, layer in enumerate(self.layers):
             down = [needs[bottom] for bottom in layer.param.bottom]
+            asked.append([])
             for i, propagate in enumerate(layer.param.propagate_down):
                 bottom = layer.param.bottom[i]
                 if propagate and not down[i] and layer.differentiable:
                     self.gradient_ends.setdefault(makers[bottom], set()).add(bottom)
                 down[i] = propagate
+            asked[-1] = [(d, makers[bottom]) for d, bottom in zip(down, layer.param.bottom, strict=True)]
             learned = any(blob.owner.needs_diff for blob in layer.blobs)
             reach.append((any(down) or learned) and layer.differentiable)
             if self.force_backward and not reach[-1] and not layer.param.bottom:
                 self.gradient_ends[number] = {*layer.param.top}
             for top in layer.param.top:
                 needs[top], makers[top] = reach[-1] or number in self.gradient_ends, number
+        # what ends there for one reader's sake gets nothing from the others
+        self._passes_down = [
+            [
+                flag and (d or bottom not in self.gradient_ends.get(maker, ()))
+                for flag, (d, maker), bottom in zip(
+                    layer.param.propagate_down or [True] * len(of_layer), of_layer, layer.param.bottom, strict=True
+                )
+            ]
+            for layer, of_layer in zip(self.layers, asked, strict=True)
+        ]
         under_loss: set[str] = set()
         self.layer_needs_backward = [False] * len(self.layers)
         for i in reversed(range(len(self.layers))):
@@ -631,9 +645,9 @@ class Net:
         return _Overwritten.apply(computed, now.to(computed.dtype))
 
     def _fitting(self, what: str, name: str, array: np.ndarray) -> np.ndarray:
-        """An array for a blob in the blob's shape: as many values, and as many rows."""
+        """An array for a blob in the blob's shape; axes of size 1 may be missing, but for the first."""
         array, shape = np.asarray(array), self.blobs[name].shape
-        if array.size != self.blobs[name].count or array.shape[:1] != shape[:1]:
+        if array.shape[:1] != shape[:1] or [n for n in array.shape if n != 1] != [n for n in shape if n != 1]:
             raise CaffeError(f"{what}: {name!r} has shape {array.shape}; expected {shape}")
         return array.reshape(shape)
 
@@ -731,13 +745,16 @@ class Net:
         # float16 has no small numbers: gradients are computed that much larger
         scale = context.FLOAT16_LOSS_SCALE if self._dtype is torch.float16 else 1.0
         roots, seeds = [], []
+        given: set[str] = set()  # whose diff is the seed alone, and stays what it is
         for name, value in left.items():
             weight = self.blob_loss_weights[name]
             if not value.requires_grad or (name in consumed and not weight and id(value) not in partly):
                 continue
             roots.append(value)
             seeds.append((self._loss_diff(name, value) * scale).to(value.dtype))
-        names = [name for name, value in entered.items() if blob_diffs and value.requires_grad]
+            if entered[name] is value and name not in consumed and not (weight and name in self._read):
+                given.add(name)
+        names = [n for n, value in entered.items() if blob_diffs and value.requires_grad and n not in given]
         parameters = list(leaves.values())
         wanted = [p.tensor() for p in parameters] + [entered[name] for name in names]
         if not roots or not wanted:
@@ -1042,15 +1059,20 @@ class Net:
 
         Diffs, and lr_mult and decay_mult, stay each net's own, as in Caffe: solvers of both may take turns.
         """
-        pairs: dict[int, tuple[Parameter, Parameter]] = {}
+        pairs: dict[int, tuple[Parameter, Parameter]] = {}  # of each owner here, once
         for name, blobs in other.params.items():
             if name in self.params:
                 mine = self.params[name]
                 if [b.shape for b in mine] != [b.shape for b in blobs]:
                     shapes, others = [b.shape for b in mine], [b.shape for b in blobs]
                     self.layer_dict[name].error(f"has parameters of shapes {shapes}; the other net's are {others}")
-                for own, source in zip(mine, blobs, strict=True):
-                    pairs.setdefault(id(own.owner), (own.owner, source))
+                for i, (own, source) in enumerate(zip(mine, blobs, strict=True)):
+                    _, first = pairs.setdefault(id(own.owner), (own.owner, source))
+                    if not first.shares_with(source):
+                        self.layer_dict[name].error(
+                            f"parameter {i} is an earlier layer's here, and one of its own in the other net; expected "
+                            "layers that share parameters in both, or in neither"
+                        )
         for own, source in pairs.values():
             own.share(source)
         self._inference_plans = {}

@@ -198,4 +198,6 @@ class Replay:
         ]
         # what the passes change in place: BatchNorm's running sums
         self._sums = [blob.tensor() for layer in net.layers for blob in layer.blobs if not blob.owner.lr_mult]
+        for blob, seed in self._seeds:  # nothing that was recorded is computed yet
+            blob.set_diff(seed)
         net.clear_param_diffs()

@@ -40,20 +40,20 @@ class SharpnessAware:
     def compute(self) -> torch.Tensor:
         """Read a batch and add its gradient to the parameters' diffs; returns the loss at the weights themselves."""
         net = self.net
-        learned = [parameter for parameter in net.learnable_params if parameter.lr_mult]
+        with_diff = [parameter for parameter in net.learnable_params if parameter.needs_diff]
         # of the batches before it in this iteration
-        accumulated = [(parameter, parameter.diff_tensor()) for parameter in learned if parameter.has_diff]
+        accumulated = [(parameter, parameter.diff_tensor().clone()) for parameter in with_diff if parameter.has_diff]
         for parameter, _ in accumulated:
             parameter.clear_diff()
         states = [(layer, state) for layer in self._inner if (state := layer.state())]
         loss, batch = self._first_pass()
         net.propagate(blob_diffs=False, keep=False)
-        moved = [parameter for parameter in learned if parameter.has_diff]
+        moved = [parameter for parameter in with_diff if parameter.lr_mult and parameter.has_diff]
         if moved:
             for layer, state in states:
                 layer.set_state(state)
             with self._uphill(moved), running_sums(net.layers, None):
-                for parameter in moved:
+                for parameter in with_diff:
                     parameter.clear_diff()
                 self._second_pass(batch)
                 net.propagate(keep=False)

@@ -9,16 +9,18 @@ from __future__ import annotations
 import argparse
 import errno
 import hashlib
-import itertools
 import json
 import os
 import platform
 import re
+import secrets
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,7 +28,9 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 T = TypeVar("T")
-_calls = itertools.count()
+DAY = 24 * 3600  # seconds
+_calls: Counter[Path] = Counter()  # of `temporary`, by folder
+_given: set[str] = set()  # names of this process
 
 
 class StageError(Exception):
@@ -58,26 +62,51 @@ def check_output(source: Path, output: Path) -> None:
 
 
 def temporary(target: Path, kind: str = "partial") -> Path:
-    """A path beside `target`, of the same suffix, that no other process and no other call has: `.KIND.PID-N.NAME`.
+    """A path beside `target`, of the same suffix, that no other process and no other call has.
 
-    Makes the folder that they lie in, and clears what killed processes have left there for this target.
+    Makes the folder that they lie in. What killed processes have left there is cleared at the first, second, fourth,
+    eighth, … call of a process for that folder, which may hold many files.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    for entry in list(os.scandir(target.parent)):
-        match = re.fullmatch(rf"\.{kind}\.(\d+)-\d+\.(.*)", entry.name, re.DOTALL)
-        if match and match[2] == target.name and not _runs(int(match[1])):
-            _remove(Path(entry.path))
-    return target.parent / f".{kind}.{os.getpid()}-{next(_calls)}.{target.name}"
+    folder = target.parent.resolve()
+    _calls[folder] += 1
+    if _calls[folder].bit_count() == 1:
+        for entry in list(os.scandir(folder)):
+            match = re.fullmatch(r"\.(?:partial|old)-([0-9a-f]+)-(\d+)-[0-9a-f]+(\..*)?", entry.name)
+            if match and entry.name not in _given and _is_left(Path(entry.path), match[1], int(match[2])):
+                with suppress(OSError):  # another process may be clearing it
+                    _remove(Path(entry.path))
+    name = f".{kind}-{_machine()}-{os.getpid()}-{secrets.token_hex(4)}{target.suffix}"
+    _given.add(name)
+    return target.parent / name
 
 
-def _runs(process: int) -> bool:
+@cache
+def _machine() -> str:
+    """Where the numbers of processes mean the same: a name for this machine and container."""
+    try:
+        space = os.readlink("/proc/self/ns/pid")
+    except OSError:  # not Linux
+        space = ""
+    return hashlib.blake2b(f"{platform.node()} {space}".encode(), digest_size=4).hexdigest()
+
+
+def _is_left(path: Path, machine: str, process: int) -> bool:
+    """Whether what a process was writing is written no more: it runs no more, or elsewhere and was silent for a day."""
+    if machine != _machine():
+        try:
+            return time.time() - path.stat().st_mtime > DAY
+        except OSError:
+            return False
+    if process == os.getpid():  # an earlier process had this one's number
+        return True
     try:
         os.kill(process, 0)
     except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # somebody else's
-    return True
+        return True
+    except PermissionError:  # somebody else's
+        pass
+    return False
 
 
 @contextmanager

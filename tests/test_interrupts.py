@@ -104,11 +104,11 @@ def contents(path: Path) -> dict[str, object]:
     ("stage", "operation", "name", "left"),
     [
         ("extract", "rename", "images", "old"),  # all is written, nothing is moved yet
-        ("extract", "rename", ".partial.*.images", "nothing"),  # the old output is out of the way, the new not in place
-        ("extract", "rmtree", ".old.*.images", "new"),  # only the old output is still to be cleared
+        ("extract", "rename", ".partial-*", "nothing"),  # the old output is out of the way, the new not in place
+        ("extract", "rmtree", ".old-*", "new"),  # only the old output is still to be cleared
         ("align", "write_bytes", "00004.png", "old"),  # in the middle of the work
-        ("align", "rename", ".partial.*.aligned", "nothing"),
-        ("lmdb", "rename", ".partial.*.lmdb", "nothing"),
+        ("align", "rename", ".partial-*", "nothing"),
+        ("lmdb", "rename", ".partial-*", "nothing"),
         ("mean", "replace", "mean.png", "old"),
         ("mean", "replace", "mean.binaryproto", "old"),  # the picture and the manifest are new, the mean is not
     ],

@@ -352,22 +352,24 @@ class Run:
         What a finished one wrote, its evaluation and plots too, is kept in the folder `previous`, in place of the one
         there; what one that was stopped wrote is removed, as all snapshots are.
         """
-        weights, settings, previous = (self.folder / name for name in (f"{self.name}.caffemodel", SETTINGS, PREVIOUS))
+        weights, previous, moved = (
+            self.folder / name for name in (f"{self.name}.caffemodel", PREVIOUS, f".{PREVIOUS}")
+        )
         finished = weights.is_file()
-        if finished and settings.is_file():  # else a kill came in between: what is there already stays
-            shutil.rmtree(previous, ignore_errors=True)
         if finished:
-            previous.mkdir(exist_ok=True)
-        # the settings first and the weights last, so that after a kill in between it begins anew
+            moved.mkdir(exist_ok=True)
+        # the settings first and the weights last, so that after a kill in between it is gone on with
         for pattern in (SETTINGS, f"{self.name}_iter_*", *WRITTEN, weights.name):
             for path in self.folder.glob(pattern):
                 if finished and "_iter_" not in path.name:
-                    path.rename(previous / path.name)
+                    path.rename(moved / path.name)
                 elif path.is_dir():
                     shutil.rmtree(path)
                 else:
                     path.unlink()
-        if finished:
+        if moved.is_dir():
+            shutil.rmtree(previous, ignore_errors=True)
+            moved.rename(previous)
             print(f"train: the run that {self.folder} held has other settings or data: it is in {previous} now")
 
     def snapshots(self) -> list[Path]:

@@ -969,6 +969,36 @@ def test_a_parameter_of_another_shape_shares_too() -> None:
     assert (other.params["a"][0].data == 1).all()
 
 
+def test_layers_that_share_a_parameter_in_one_net_alone() -> None:
+    text = input_layer("x", 2, 3) + "".join(
+        f'layer {{ name: "{name}" type: "InnerProduct" bottom: "x" top: "{name}" TIE '
+        'inner_product_param { num_output: 3 bias_term: false weight_filler { type: "gaussian" } } }'
+        for name in "ab"
+    )
+    tied, free = net_of(text.replace("TIE", 'param { name: "w" }')), net_of(text.replace("TIE", ""), seed=2)
+    before = tied.params["a"][0].data.copy()
+    with pytest.raises(caffe.CaffeError, match=r"layer 'b'.*parameter 0 is an earlier layer's here"):
+        tied.share_with(free)
+    close(tied.params["a"][0].data, before)
+    free.share_with(tied)
+    free.forward(x=normal(2, 3))
+    close(free.blobs["a"].data, free.blobs["b"].data)
+
+
+def test_a_parameter_that_takes_another_shape_shares_no_more() -> None:
+    one, other = net_of(CHAIN), net_of(CHAIN, seed=2)
+    other.share_with(one)
+    values = one.params["fc"][0].data.copy()
+    for net in (other, one):
+        again = net_of(CHAIN, seed=3)
+        again.share_with(one)
+        net.params["fc"][0].reshape(10, values.size // 10)
+        net.params["fc"][0].data[...] = 7
+        assert np.array_equal(again.params["fc"][0].data, values)
+        assert again.forward()["prob"].shape == (2, 5)
+        one = again
+
+
 # How far the gradient goes
 
 FED = (
@@ -1014,6 +1044,34 @@ def test_the_gradient_of_a_bottom_by_propagate_down(source: str) -> None:
     close(net.blobs["x"].diff, np.repeat(2 * net.params["fc"][0].data, 2, 0))
 
 
+def test_propagate_down_asks_for_one_reader_alone() -> None:
+    """x goes through 2x, which asks for its gradient, and through 5x, which does not: in Caffe a Split parts them."""
+    text = FED.replace("FC", "").replace('top: "h" power', 'top: "h" propagate_down: true power')
+    text = text.replace(
+        'layer { name: "fc"',
+        'layer { name: "five" type: "Power" bottom: "x" top: "f" power_param { scale: 5 } }'
+        'layer { name: "sum" type: "Eltwise" bottom: "h" bottom: "f" top: "s" } layer { name: "fc"',
+    ).replace('bottom: "h" top: "y"', 'bottom: "s" top: "y"')
+    net = net_of(text, backward=False)
+    net.forward()
+    net.backward()
+    close(net.blobs["x"].diff, np.repeat(2 * net.params["fc"][0].data, 2, 0))
+    assert not net.blobs["f"].diff.any()
+    assert not net.layer_needs_backward[2]
+
+
+def test_a_weight_in_sixteen_bits_stays_as_it_is_written() -> None:
+    text = LOSS[: LOSS.index('layer { name: "loss"')].replace('top: "y"', 'top: "y" loss_weight: 0.1')
+    net = net_of(text, precision="bf16", phase=caffe.TRAIN)
+    losses = []
+    for _ in range(3):
+        net.blobs["x"].data[...] = normal(2, 3)
+        losses.append(float(net.compute()))
+        net.propagate()
+    assert losses[0] == losses[1] == losses[2]
+    assert (net.blobs["y"].diff == np.float32(0.1)).all()
+
+
 # What a loss counts
 
 LOSS = input_layer("x", 2, 3) + (
@@ -1050,13 +1108,14 @@ def test_a_loss_that_is_read_counts_by_its_weight() -> None:
         close(net.blobs["y"].diff, 2.5 + 2 * net.blobs["y"].data)
 
 
-def test_inputs_of_as_many_values_and_rows() -> None:
+def test_inputs_that_lack_axes_of_one_value() -> None:
     net, x = net_of(CHAIN), normal(*net_of(CHAIN).blobs["data"].shape)
     expected = net.forward(data=x)["prob"].copy()
-    close(net.forward(data=x.reshape(len(x), -1))["prob"], expected)
+    close(net.forward(data=x[..., None])["prob"], expected)
     close(net.forward(data=x.tolist())["prob"], expected)
-    with pytest.raises(caffe.CaffeError, match=r"'data' has shape \(3, .*expected \(2, 3"):
-        net.forward(data=x.reshape(3, -1))
+    for other in (x.reshape(3, -1), x.reshape(2, -1), x.transpose(0, 2, 3, 1)):  # the last: channels at the end
+        with pytest.raises(caffe.CaffeError, match=r"'data' has shape \(\d.*expected \(2, 3"):
+            net.forward(data=other)
 
 
 # Errors of the prototxt

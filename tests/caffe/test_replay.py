@@ -29,7 +29,12 @@ class Rerun:
         self.function, self.owner = function, owner
         sums = [blob.tensor().detach().clone() for blob in self.sums()]
         states = [(layer, state) for layer in owner.net.layers if (state := layer.state())]
-        function()  # recording computes nothing, and draws no numbers
+        sides = [side for blob in owner.net.blobs.values() for side in (blob._data, blob._diff)]
+        before = {id(side._tensor) for side in sides}
+        function()  # recording computes nothing, and draws no numbers: what it makes holds anything
+        for side in sides:
+            if side._tensor is not None and id(side._tensor) not in before:
+                side._tensor.detach().fill_(float("nan"))
         for blob, values in zip(self.sums(), sums, strict=True):
             blob.tensor().detach().copy_(values)
         for layer, state in states:
@@ -119,6 +124,25 @@ def test_replayed_iterations_are_those_of_python(problem: Path, recordings: list
         replayed.step(1)
         usual.step(1)
         assert_alike(outcome(replayed), outcome(usual))
+    assert len(recordings) == 1
+
+
+def written_while_it_trains(solver: caffe.Solver) -> list[dict[str, np.ndarray]]:
+    """What comes of iterations in which somebody changes what the loss counts, in its diff."""
+    seen = []
+    for number in range(WARM_UP + 6):
+        if number in (1, WARM_UP + 2, WARM_UP + 4):
+            solver.net.blobs["loss"].diff[...] = 0.25 * number
+        solver.step(1)
+        seen.append(outcome(solver))
+    return seen
+
+
+def test_what_a_loss_counts_may_be_written_between_replays(problem: Path, recordings: list[Rerun]) -> None:
+    ours, theirs = (written_while_it_trains(solver_of(problem, replayed=which)) for which in (True, False))
+    for mine, other in zip(ours, theirs, strict=True):
+        assert_alike(mine, other)
+    assert ours[-1]["loss diff"] == 0.25 * (WARM_UP + 4)
     assert len(recordings) == 1
 
 
@@ -271,6 +295,12 @@ def test_a_cuda_graph_computes_what_the_layers_do(problem: Path, on_gpu: None, c
         assert_alike(outcome(replayed), outcome(usual), tolerance)
     assert replayed._replay is not None
     assert replayed._replay._graph is not None
+
+
+def test_what_a_loss_counts_may_be_written_between_replays_on_a_gpu(problem: Path, on_gpu: None) -> None:
+    ours, theirs = (written_while_it_trains(solver_of(problem, replayed=which)) for which in (True, False))
+    for mine, other in zip(ours, theirs, strict=True):
+        assert_alike(mine, other, 1e-3)
 
 
 def test_a_gpu_goes_on_from_a_snapshot(problem: Path, on_gpu: None) -> None:

@@ -56,6 +56,17 @@ def norm_of(arrays: list[np.ndarray]) -> float:
 
 
 @pytest.mark.parametrize("iter_size", [1, 3])
+def test_arrays_of_the_diffs_that_somebody_has_change_nothing(iter_size: int) -> None:
+    ours, theirs = (solver_of(f"sam_rho: 0.3 iter_size: {iter_size}") for _ in range(2))
+    held = [blob.diff for blob in ours.net.learnable_params]
+    for solver in (ours, theirs):
+        solver.step(3)
+    for mine, other in zip(parameters(ours), parameters(theirs), strict=True):
+        np.testing.assert_array_equal(mine, other)
+    assert all(array.any() for array in held)
+
+
+@pytest.mark.parametrize("iter_size", [1, 3])
 @pytest.mark.parametrize("clip", [-1.0, 4.0])
 def test_steps_by_hand(iter_size: int, clip: float) -> None:
     """Foret et al. 2021, algorithm 1, in float64; each batch of an iteration has its own perturbation."""

@@ -311,7 +311,7 @@ def test_killed_midway_the_old_output_stays_and_the_next_run_is_right(tmp_path: 
     (tmp_path / "new.csv").write_text("emotion,pixels,Usage\n" + f"3,{FACE},PrivateTest\n" * 2000)
     process = subprocess.Popen(command(tmp_path / "new.csv", tmp_path / "images"), cwd=ROOT)
     try:
-        while process.poll() is None and not any(tmp_path.glob(".partial.*.images/PrivateTest/3_happy/*")):
+        while process.poll() is None and not any(tmp_path.glob(".partial-*/PrivateTest/3_happy/*")):
             time.sleep(0.005)
     finally:
         process.send_signal(signal.SIGKILL)

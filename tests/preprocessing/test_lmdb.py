@@ -280,7 +280,7 @@ def test_killed_halfway_the_old_output_stays(tree: Path, tmp_path: Path) -> None
     command = [sys.executable, "-m", "preprocessing.lmdb", str(tree), str(output), "--seed", "1"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while not any(tmp_path.glob(".partial.*.lmdb/val_lmdb")) and process.poll() is None:
+    while not any(tmp_path.glob(".partial-*/val_lmdb")) and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     assert process.poll() is None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from preprocessing.stage import replace_directory, replace_file
+from preprocessing.stage import DAY, _machine, replace_directory, replace_file
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,18 +44,66 @@ def test_processes_that_replace_the_same_output(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file.txt", "made"]
 
 
+# begins to replace a file and a folder, says so, and waits
+HOLDER = """
+import sys, time
+from pathlib import Path
+from preprocessing.stage import replace_directory, replace_file
+
+folder = Path(sys.argv[1])
+with replace_directory(folder / "made") as partial, replace_file(folder / "a b.txt") as file:
+    (partial / "half").touch()
+    file.write_text("half")
+    print("begun", flush=True)
+    time.sleep(60)
+"""
+
+
+def hold(folder: Path) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], cwd=ROOT, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"begun\n"
+    return process
+
+
 def test_what_a_killed_process_left_is_cleared_and_what_another_writes_is_not(tmp_path: Path) -> None:
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    with replace_file(tmp_path / "a b.txt") as ours:
-        (tmp_path / f".partial.{ended.pid}-0.a b.txt").write_text("left")
-        (tmp_path / f".partial.{ended.pid}-0.other.txt").write_text("of another output")
-        with replace_file(tmp_path / "a b.txt") as again:
+    killed, running = hold(tmp_path), hold(tmp_path)
+    killed.kill()
+    killed.wait()
+    try:
+        assert len(list(tmp_path.iterdir())) == 4
+        # as another process number 1 in another container would name it, today and two days ago
+        foreign = [tmp_path / f".partial-{machine}-1-00000000" for machine in ("00000000", "11111111")]
+        for path in foreign:
+            path.mkdir()
+        os.utime(foreign[1], (time.time() - 2 * DAY,) * 2)
+        with replace_file(tmp_path / "a b.txt") as ours, replace_file(tmp_path / "a b.txt") as again:
             assert again != ours
-            again.write_text("second")
-        ours.write_text("first")
-    assert (tmp_path / "a b.txt").read_text() == "first"
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f".partial.{ended.pid}-0.other.txt", "a b.txt"]
+            for path in (ours, again):
+                path.write_text("whole")
+        left = sorted(path.name for path in tmp_path.iterdir())
+        assert len(left) == 4, left
+        assert {"a b.txt", foreign[0].name} < set(left)
+        assert sum(f"-{running.pid}-" in name for name in left) == 2
+    finally:
+        running.kill()
+        running.wait()
+
+
+def test_a_process_with_the_number_of_the_one_that_was_killed(tmp_path: Path) -> None:
+    """As the first process of a container has, time and again."""
+    left = tmp_path / f".partial-{_machine()}-{os.getpid()}-00000000"
+    left.mkdir()
+    with replace_directory(tmp_path / "made") as partial:
+        (partial / "new").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_names_as_long_as_names_may_be(tmp_path: Path) -> None:
+    name = 251 * "n" + ".txt"
+    with replace_file(tmp_path / name) as partial:
+        partial.write_text("written")
+    assert (tmp_path / name).read_text() == "written"
 
 
 def test_an_error_leaves_the_old_output(tmp_path: Path) -> None:

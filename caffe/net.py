@@ -359,43 +359,44 @@ class Net:
         layer.blobs[i] = owner if owner.shape == own.shape else Reshaped(owner, own.shape)
         return layer.blobs[i]
 
-    def _mark_backward(self) -> None:
-        """Which layers take part in the backward pass: those between a learned parameter and a loss.
+    def _mark_reach(self) -> list[bool]:
+        """Which layers' tops depend on something that has a gradient: a learned parameter, or what is asked for.
 
-        `force_backward` adds all, up to the data; `propagate_down: true` the bottoms that have it.
+        `force_backward` asks for the gradient of all data, `propagate_down: true` for that of the bottoms that have it.
         """
-        self.force_backward = self.param.force_backward
         needs: dict[str, bool] = {}
         makers: dict[str, int] = {}
         reach: list[bool] = []
+        read: list[list[tuple[str, int, bool]]] = []  # of each layer: its bottoms, their makers, whether they need one
         # tops at which a gradient ends, though it goes no further, by the layer's number
         self.gradient_ends: dict[int, set[str]] = {}
-        asked: list[list[tuple[bool, int]]] = []  # of each layer's bottoms: whether it has a gradient, and its maker
         for number, layer in enumerate(self.layers):
-            down = [needs[bottom] for bottom in layer.param.bottom]
-            asked.append([])
-            for i, propagate in enumerate(layer.param.propagate_down):
-                bottom = layer.param.bottom[i]
-                if propagate and not down[i] and layer.differentiable:
+            asked = layer.param.propagate_down or [None] * len(layer.param.bottom)
+            read.append([])
+            for bottom, propagate in zip(layer.param.bottom, asked, strict=True):
+                if propagate and not needs[bottom] and layer.differentiable:
                     self.gradient_ends.setdefault(makers[bottom], set()).add(bottom)
-                down[i] = propagate
-            asked[-1] = [(d, makers[bottom]) for d, bottom in zip(down, layer.param.bottom, strict=True)]
+                read[-1].append((bottom, makers[bottom], needs[bottom] if propagate is None else propagate))
             learned = any(blob.owner.needs_diff for blob in layer.blobs)
-            reach.append((any(down) or learned) and layer.differentiable)
+            reach.append((learned or any(down for _, _, down in read[-1])) and layer.differentiable)
             if self.force_backward and not reach[-1] and not layer.param.bottom:
                 self.gradient_ends[number] = {*layer.param.top}
             for top in layer.param.top:
                 needs[top], makers[top] = reach[-1] or number in self.gradient_ends, number
-        # what ends there for one reader's sake gets nothing from the others
+        # nothing goes down where propagate_down is false, nor to what ends there for another reader's sake
         self._passes_down = [
             [
-                flag and (d or bottom not in self.gradient_ends.get(maker, ()))
-                for flag, (d, maker), bottom in zip(
-                    layer.param.propagate_down or [True] * len(of_layer), of_layer, layer.param.bottom, strict=True
-                )
+                down or not (layer.param.propagate_down or bottom in self.gradient_ends.get(maker, ()))
+                for bottom, maker, down in of_layer
             ]
-            for layer, of_layer in zip(self.layers, asked, strict=True)
+            for layer, of_layer in zip(self.layers, read, strict=True)
         ]
+        return reach
+
+    def _mark_backward(self) -> None:
+        """Which layers take part in the backward pass: those between what has a gradient and a loss."""
+        self.force_backward = self.param.force_backward
+        reach = self._mark_reach()
         under_loss: set[str] = set()
         self.layer_needs_backward = [False] * len(self.layers)
         for i in reversed(range(len(self.layers))):

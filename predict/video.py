@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from preprocessing.images import MAX_PIXELS, ImageError
+from preprocessing.images import MAX_PIXELS, ImageError, opencv_silent
 
 from .recognizer import Prediction, Recognizer, StrPath
 
@@ -261,13 +261,12 @@ def quiet() -> Iterator[None]:
 
     FFmpeg's part is decided for the whole process by whatever first opens a video in it.
     """
-    level, before = cv2.utils.logging.getLogLevel(), os.environ.get(FFMPEG_LOG)
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    before = os.environ.get(FFMPEG_LOG)
     os.environ[FFMPEG_LOG] = FFMPEG_QUIET
     try:
-        yield
+        with opencv_silent:
+            yield
     finally:
-        cv2.utils.logging.setLogLevel(level)
         if before is None:
             os.environ.pop(FFMPEG_LOG, None)
         else:

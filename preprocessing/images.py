@@ -170,12 +170,12 @@ class _Silence:
                 cv2.utils.logging.setLogLevel(self._level)
 
 
-_silence = _Silence()  # its complaints become one message of ours
+opencv_silent = _Silence()  # its complaints become one message of ours
 
 
 def _decode(data: bytes, mode: int) -> np.ndarray | None:
     try:
-        with _silence:
+        with opencv_silent:
             return cv2.imdecode(np.frombuffer(data, np.uint8), mode)
     except cv2.error:
         return None

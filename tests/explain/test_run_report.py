@@ -168,7 +168,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     network = FaceNetwork(
         run / "deploy.prototxt", run / "tiny.caffemodel", run / "mean.binaryproto", "cpu", calibrated=False
     )
-    write_evaluation(network, databases, run / "evaluation", ["centre", "mirror"], databases["val"][0], "val")
+    write_evaluation(network, databases, run / "evaluation", ["centre", "mirror"], databases["val"], "val")
     write_report(run, databases, run / "report.html", device="cpu")
     return run, (run / "report.html").read_text(encoding="utf-8")
 

@@ -118,6 +118,18 @@ def test_a_trained_run_is_taken_as_it_is_unless_other_settings_are_asked_for(tre
     assert trainings() == 1
 
 
+def test_the_samples_own_epochs_are_none_that_are_asked_for(tree: Path) -> None:
+    data = tree / "data/sample"
+    shutil.copytree(tree / "data/toy", data)
+    (data / ".extract").write_text("CSV=data/toy.csv_SKIP_BAD=\n")
+    (data / "runs/small").mkdir(parents=True)
+    (data / "runs/small/small.caffemodel").touch()
+    (data / "runs/small/.train").write_text("EPOCHS=3_SEED=1_TRAIN_ON=train_PRECISION=\n")
+    for arguments, count in ((("evaluate",), 0), (("evaluate", "EPOCHS=30"), 1), (("train",), 1)):
+        done = commands(tree, "DATASET=sample", "CSV=data/toy.csv", *arguments)
+        assert sum("-m train prototxt/" in command for command in done) == count, arguments
+
+
 def test_a_data_set_is_a_folder_of_data(tree: Path) -> None:
     for name in ("", ".", "..", "../prototxt", "a b", "a/b"):
         done = make(tree, "clean", f"DATASET={name}")

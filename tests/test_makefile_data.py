@@ -117,6 +117,9 @@ def test_make_folds_makes_what_is_not_up_to_date_and_compares(ckplus: Path) -> N
     assert all("--epochs 5" in of_fold[fold][2] for fold in range(3, 11))
     assert "explain.compare data/toy" in lines[-1]
     assert len(lines) == 34
+    # of another length than the two that are trained, which are trained anew, so that all folds are of one length
+    lines = commands(ckplus, "folds", "LAYOUT=ckplus", SOURCE)
+    assert sum("-m train prototxt/" in line for line in lines) == 10
     extracted_again = commands(ckplus, "folds", "LAYOUT=ckplus", SOURCE, "EPOCHS=5", "FRAMES=1")
     assert sum("preprocessing.lmdb" in line for line in extracted_again) == 10
 

@@ -555,6 +555,21 @@ def test_other_settings_or_data_start_anew(project: Path, monkeypatch: pytest.Mo
     assert not list(kept.glob("*_iter_*"))
 
 
+def test_a_finished_run_without_its_settings_is_kept_as_a_whole(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody removed settings.json to have it trained anew, and an earlier run is there."""
+    run = project / "run"
+    for seed in ("1", "2"):
+        assert train(monkeypatch, project, "run", "--epochs", "1", "--seed", seed) == 0
+        (run / "evaluation").mkdir()
+        (run / "evaluation" / seed).touch()
+    (run / "settings.json").unlink()
+    second = weights(run / "tiny net.caffemodel")
+    assert train(monkeypatch, project, "run", "--epochs", "1", "--seed", "3") == 0
+    assert weights(run / "previous/tiny net.caffemodel") == second
+    assert [path.name for path in (run / "previous/evaluation").iterdir()] == ["2"]
+    assert not (run / "previous/settings.json").exists()
+
+
 def test_what_was_evaluated_does_not_stand_for_other_weights(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = project / "run"
     assert train(monkeypatch, project, "run", "--epochs", "1") == 0

@@ -129,7 +129,7 @@ class Blob:
     @property
     def diff(self) -> np.ndarray:
         """The gradient of the loss with respect to the values, float32; writable like `data`."""
-        return self._diff.array(self._shape, self.device)
+        return self._diff.take(self._shape, self.device)
 
     @diff.setter
     def diff(self, value: np.ndarray) -> None:
@@ -239,15 +239,6 @@ class Parameter(Blob):
     @data.setter
     def data(self, value: np.ndarray) -> None:
         self.data[...] = value
-
-    @property
-    def diff(self) -> np.ndarray:
-        """The gradient of the loss with respect to the values, float32; writable like `data`."""
-        return self._diff.take(self._shape, self.device)
-
-    @diff.setter
-    def diff(self, value: np.ndarray) -> None:
-        self.diff[...] = value
 
     @property
     def owner(self) -> Parameter:

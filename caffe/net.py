@@ -246,7 +246,8 @@ class Net:
             for layer, down in zip(self.layers, self._passes_down, strict=True)
         ]
         self._is_input = [layer.type == "Input" for layer in self.layers]
-        self._read = {bottom for layer in self.layers for bottom in layer.param.bottom}
+        read = {bottom for layer in self.layers for bottom in layer.param.bottom}
+        self._read_losses = {name for name in read if self.blob_loss_weights[name]}
         for name in self.outputs:
             log.info("net.cpp:244", f"This network produces output {name}")
         self._plan: Plan = [(layer, i, i) for i, layer in enumerate(self.layers)]
@@ -634,8 +635,8 @@ class Net:
 
         Of one that another layer reads, whose diff is more than that, it is the weight.
         """
-        if name in self._read and (weight := self.blob_loss_weights[name]):
-            return torch.full_like(value, weight)
+        if name in self._read_losses:
+            return torch.full_like(value, self.blob_loss_weights[name])
         return self.blobs[name].diff_tensor().reshape(value.shape)
 
     def _current(self, name: str) -> torch.Tensor:
@@ -753,7 +754,7 @@ class Net:
                 continue
             roots.append(value)
             seeds.append((self._loss_diff(name, value) * scale).to(value.dtype))
-            if entered[name] is value and name not in consumed and not (weight and name in self._read):
+            if entered[name] is value and name not in consumed and name not in self._read_losses:
                 given.add(name)
         names = [n for n, value in entered.items() if blob_diffs and value.requires_grad and n not in given]
         parameters = list(leaves.values())

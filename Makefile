@@ -441,8 +441,8 @@ explain: $(READY) $(NETWORK_FILES) ## where in each face of IMG the network sees
 	$(PYTHON) -m explain.saliency $(SHOWN) $(LOOK) --device $(DEVICE) $(NETWORK) \
 		$(if $(TARGET),--target $(call quoted,$(TARGET))) $(if $(LAYER),--layer $(call quoted,$(LAYER)))
 
-test: $(TESTED) ## the test suite
-	$(PYTHON) -m pytest
+test: $(TESTED) ## the test suite, on all cores (four at most)
+	$(PYTHON) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(TESTED) ## ruff (format and rules) and mypy
 	$(PYTHON) -m ruff format --check .

@@ -194,8 +194,9 @@ NETWORK_FILES = $(call escape,$(WEIGHTS)) $(if $(filter run,$(FROM)),$(TRAINED) 
 SHOWN = $(if $(IMG),$(call quoted,$(IMG)),$(error IMG is empty; expected a photo, as in IMG=face.jpg))
 LOOK = --face $(FACE) $(if $(MIN_FACE),--min-face $(MIN_FACE)) $(if $(MIN_CONFIDENCE),--min-confidence $(MIN_CONFIDENCE))
 
-# $(call stale,NAME,VALUES): FORCE where the file NAME does not hold VALUES
-stale = $(if $(filter-out x$(strip $(2)),x$(strip $(shell cat $(1) 2>/dev/null))),FORCE)
+# $(call stale,NAME,VALUES,OUTPUT): FORCE where the file NAME does not hold VALUES, or OUTPUT, if given, is newer than it:
+# then a stage was stopped between the two, and of what its output is made NAME does not say
+stale = $(if $(filter-out x$(strip $(2)),x$(strip $(shell cat $(1) 2>/dev/null)))$(if $(3),$(shell test $(3) -nt $(1) && echo newer)),FORCE)
 # values are joined to one word, since they may hold spaces
 joined = $(subst $() $(),_,$(strip $(1)))
 EXTRACT_OPTIONS := $(strip $(if $(filter-out fer2013,$(LAYOUT)),--layout $(LAYOUT)) $(if $(filter-out drop,$(CONTEMPT)),--contempt $(CONTEMPT)) \
@@ -328,10 +329,14 @@ $(call escape,$(CSV)):
 endif
 endif
 
+# Of these make removes none when it is stopped or an error comes after it: a stage replaces its folder as a whole, and does
+# not replace one that has no manifest
+.PRECIOUS: $(D)/images/manifest.json $(D)/aligned/manifest.json $(W)/lmdb/manifest.json
+
 # what came or went anywhere in a source that is a folder changes the date of the folder that it was in
 CHANGED := $(if $(wildcard $(D)/images/manifest.json),$(shell test ! -d $(call quoted,$(CSV)) || find -L $(call quoted,$(CSV)/) -type d -newer $(D)/images/manifest.json | head -n 1))
 # make takes a name that ends as "CK+ (1)" does for a part of an archive, and with a slash for a folder
-$(D)/images/manifest.json: $(call escape,$(CSV)$(if $(filter %$(closing),$(CSV)),/)) $(if $(CHANGED),FORCE,$(call stale,$(D)/.extract,$(SET_EXTRACT))) | $(READY)
+$(D)/images/manifest.json: $(call escape,$(CSV)$(if $(filter %$(closing),$(CSV)),/)) $(if $(CHANGED),FORCE,$(call stale,$(D)/.extract,$(SET_EXTRACT),$(D)/images/manifest.json)) | $(READY)
 	$(PYTHON) -m preprocessing.extract $(call quoted,$(CSV)) $(D)/images $(if $(filter 1,$(SKIP_BAD)),--skip-bad) $(EXTRACT_OPTIONS) $(workers)
 	@echo $(call quoted,$(SET_EXTRACT)) > $(D)/.extract
 
@@ -339,7 +344,7 @@ $(D)/aligned/manifest.json: $(D)/images/manifest.json | $(READY)
 	$(PYTHON) -m preprocessing.align $(D)/images $(D)/aligned --device $(DEVICE) $(workers)
 
 # in one order for all values of SEED, so that the runs of several stand side by side
-$(W)/lmdb/manifest.json: $(FACES)/manifest.json $(call escape,$(FERPLUS)) $(call stale,$(W)/.lmdb,$(SET_LMDB)) | $(READY)
+$(W)/lmdb/manifest.json: $(FACES)/manifest.json $(call escape,$(FERPLUS)) $(call stale,$(W)/.lmdb,$(SET_LMDB),$(W)/lmdb/manifest.json) | $(READY)
 	$(PYTHON) -m preprocessing.lmdb $(FACES) $(W)/lmdb --seed 1 $(LMDB_OPTIONS) $(workers)
 	@echo $(call quoted,$(SET_LMDB)) > $(W)/.lmdb
 

@@ -105,7 +105,7 @@ def test_folds_that_are_not_there(ckplus: Path) -> None:
 def test_make_folds_makes_what_is_not_up_to_date_and_compares(ckplus: Path) -> None:
     for fold in (1, 2):
         folder = ckplus / f"data/toy/fold{fold}"
-        for file in (".lmdb", "lmdb/manifest.json", "mean.binaryproto", "runs/small/small.caffemodel"):
+        for file in ("lmdb/manifest.json", ".lmdb", "mean.binaryproto", "runs/small/small.caffemodel"):
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             (folder / file).write_text("SEED=1\n")
         (folder / "runs/small/.train").write_text("EPOCHS=5_SEED=1_TRAIN_ON=train_PRECISION=\n")
@@ -177,3 +177,17 @@ def test_ferplus_labels_fer2013_alone(ckplus: Path) -> None:
     (ckplus / "fer2013new.csv").touch()
     done = make(ckplus, "lmdb", "LAYOUT=ckplus", SOURCE, "FERPLUS=fer2013new.csv")
     assert "FERPLUS is given, but LAYOUT is ckplus" in done.stderr
+
+
+@pytest.mark.parametrize("goal", ["extract", "lmdb"])
+def test_a_stage_that_is_stopped_after_its_output_is_there_is_run_again(tree: Path, goal: str) -> None:
+    stage = '#!/bin/bash\nmkdir -p "$4"; echo new > "$4/manifest.json"; exit 130\n'  # as Ctrl-C while it clears the old
+    (tree / ".venv/bin/python").write_text(stage)
+    (tree / ".venv/bin/python").chmod(0o755)
+    output = tree / "data/toy" / {"extract": "images", "lmdb": "lmdb"}[goal] / "manifest.json"
+    os.utime(output, (0, 0))  # older than what it is made of
+    assert make(tree, goal).returncode == 2
+    assert output.read_text() == "new\n"  # without it the stage would take its folder for somebody else's
+    now = output.stat().st_mtime
+    os.utime(output, (now + 1, now + 1))  # clocks of file systems are coarse
+    assert f"preprocessing.{goal}" in commands(tree, goal)[0]

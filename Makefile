@@ -316,8 +316,8 @@ data/fer2013.csv:
 
 # another source that is not there: what it should be, and how it is given
 NEEDED_fer2013 := a CSV like FER2013's, or a folder train/EMOTION/*.jpg, test/EMOTION/*.jpg
-NEEDED_ckplus := the folder of CK+ with its images and emotions (cohn-kanade-images, Emotion), or ckextended.csv
-NEEDED_rafdb := the folder "basic" of RAF-DB with EmoLabel and Image in it
+NEEDED_ckplus := the folder of CK+ with its images and emotions (cohn-kanade-images, Emotion), CK+48, or ckextended.csv
+NEEDED_rafdb := the folder "basic" of RAF-DB with EmoLabel and Image in it, or DATASET with train and test
 NEEDED_affectnet := the folder of AffectNet with training.csv, validation.csv and Manually_Annotated_Images, or with train_set and val_set
 NEEDED_folder := a folder train/EMOTION/*.jpg, test/EMOTION/*.jpg
 ifneq ($(CSV),)

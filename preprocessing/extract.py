@@ -38,8 +38,8 @@ BOX_SCALE = 1.5
 WITH_CONTEMPT = ("ckplus", "affectnet", "folder")
 EXPECTED = {
     "fer2013": "fer2013.csv, fer2013.tar.gz or a folder of images",
-    "ckplus": "CK+'s folder with its images and emotions, or ckextended.csv",
-    "rafdb": "RAF-DB's folder basic, with EmoLabel/ and Image/, or the one above it",
+    "ckplus": "CK+'s folder with its images and emotions, CK+48, or ckextended.csv",
+    "rafdb": "RAF-DB's folder basic, with EmoLabel/ and Image/, or Kaggle's, with train/1 to test/7",
     "affectnet": "AffectNet's folder, with training.csv and Manually_Annotated_Images/, or train_set/ and val_set/",
     "folder": "a folder train/EMOTION/*.jpg, test/EMOTION/*.jpg",
 }

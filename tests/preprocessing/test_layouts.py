@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -21,8 +22,10 @@ from layout_samples import (
     write,
     write_affectnet,
     write_affectnet_arrays,
+    write_ck48,
     write_ckplus,
     write_rafdb,
+    write_rafdb_folders,
 )
 
 from preprocessing.datasets import tree_classes
@@ -386,6 +389,36 @@ def test_what_is_not_ckplus(tmp_path: Path) -> None:
         extract(source, tmp_path / "images", layout="ckplus", frames=0)
 
 
+def test_the_cropped_faces_of_ckplus(tmp_path: Path) -> None:
+    folders = ("anger", "contempt", "disgust", "fear", "happy", "sadness", "surprise")
+    sequences = {f"S{person:03d}_{i + 1:03d}": folders[i] for person in range(10, 22) for i in range(7)}
+    source = write_ck48(tmp_path / "archive/CK+48", sequences).parent
+    for frames in (3, 1):
+        counts = extract(source, tmp_path / "images", layout="ckplus", contempt="keep", frames=frames)
+        assert (counts["written"], counts["persons"]) == (12 * 7 * frames, 12)
+        found = tree(tmp_path / "images")
+        classes = ("angry", "contempt", "disgust", "fear", "happy", "sad", "surprise")
+        for file, image in found.items():
+            sequence, frame = divmod(int(image[0, 0]), 10)
+            assert file.split("/")[1].split("_")[1] == classes[sequence - 1]
+            assert frame > 3 - frames
+        with open(tmp_path / "images/folds.csv", newline="") as f:
+            rows = [(row["file"], row["person"], row["fold"]) for row in csv.DictReader(f)]
+        assert {file for file, _, _ in rows} == set(found)
+        assert len({(person, fold) for _, person, fold in rows}) == 12
+        assert {fold for _, _, fold in rows} == set(map(str, range(1, 11)))
+    with pytest.raises(StageError, match="3 frames up to the peak; expected 4 or more"):
+        extract(source, tmp_path / "images", layout="ckplus", frames=4)
+    with pytest.raises(StageError, match="--neutral is given, but these faces have no first frames"):
+        extract(source, tmp_path / "images", layout="ckplus", neutral=True)
+    write_ck48(source / "CK+48", {"S030_001": "scorn"})
+    with pytest.raises(StageError, match=r"S030_001_00000003\.png: emotion folder 'scorn'; expected one of neutral"):
+        extract(source, tmp_path / "images", layout="ckplus")
+    write_ck48(source / "CK+48", {"S010_001": "fear"})
+    with pytest.raises(StageError, match=r"sequence S010/001 lies in .*anger and in .*fear; expected one"):
+        extract(source, tmp_path / "images", layout="ckplus")
+
+
 @pytest.mark.parametrize("contempt", ["drop", "keep"])
 def test_the_csv_form_of_ckplus_has_contempt_as_7(tmp_path: Path, contempt: str) -> None:
     image = faces(16)
@@ -432,6 +465,22 @@ def test_rafdb(tmp_path: Path, images: str, above: bool) -> None:
     assert manifest(tmp_path / "images")["inputs"][0]["file"].endswith("EmoLabel/list_patition_label.txt")
 
 
+@pytest.mark.parametrize("above", [False, True])
+def test_rafdb_in_folders_that_are_labels(tmp_path: Path, above: bool) -> None:
+    write_rafdb_folders(tmp_path / "archive", LINES)
+    source = tmp_path / "archive" if above else tmp_path / "archive/DATASET"
+    counts = extract(source, tmp_path / "images", layout="rafdb")
+    found = tree(tmp_path / "images")
+    assert len(found) == 28
+    for file, image in found.items():
+        assert file.split("/")[1].split("_")[1] == RAFDB[round(int(image[0, 0]) / 30) - 1]
+    assert [sum(counts["faces"][split].values()) for split in SPLITS] == [14, 7, 7]
+    write(tmp_path / "archive/DATASET/train/8/train_00099_aligned.jpg", face("sad", 100, 100, 0))
+    with pytest.raises(StageError, match=r"train/8/train_00099_aligned\.jpg: expected train/LABEL/NAME or"):
+        extract(source, tmp_path / "images", layout="rafdb")
+    assert list(tree(tmp_path / "images")) == list(found)
+
+
 def test_bad_lines_of_rafdb_are_named(tmp_path: Path) -> None:
     source = write_rafdb(tmp_path / "basic", LINES)
     bad = ["train_00001.jpg 3", "train_00030.jpg 8", "photo.jpg 1", "train_00031.jpg", "", "train_00032.jpg 2"]
@@ -453,7 +502,7 @@ def test_bad_lines_of_rafdb_are_named(tmp_path: Path) -> None:
 
 def test_what_is_not_rafdb(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(StageError, match=r"no EmoLabel/list_patition_label\.txt; expected RAF-DB's folder basic"):
+    with pytest.raises(StageError, match=r"neither EmoLabel/list_.*\.txt nor train/1 to train/7; expected RAF-DB's"):
         extract(tmp_path / "empty", tmp_path / "images", layout="rafdb")
     source = write_rafdb(tmp_path / "basic", LINES)
     shutil.rmtree(source / "Image/aligned")

@@ -8,7 +8,7 @@
 DATASET ?= $(if $(wildcard data/fer2013.csv),fer2013,sample)
 #: the source: FER2013's CSV (fer2013.csv, icml_face_data.csv) or fer2013.tar.gz, CK+'s ckextended.csv, or the folder of a data set
 CSV ?= data/$(DATASET).csv
-#: what the source is: fer2013, ckplus, rafdb, affectnet, folder (train/EMOTION/*, test/EMOTION/*); default: DATASET if it is one of them, else fer2013
+#: what the source is: fer2013, ckplus, rafdb, affectnet, folder (train/EMOTION/*, test/EMOTION/*, or EMOTION/*); default: DATASET if it is one of them, else fer2013
 LAYOUT ?= $(or $(filter ckplus rafdb affectnet folder,$(DATASET)),fer2013)
 #: drop: leave faces of contempt out; keep: an eighth class
 CONTEMPT ?= drop
@@ -319,7 +319,7 @@ NEEDED_fer2013 := a CSV like FER2013's, or a folder train/EMOTION/*.jpg, test/EM
 NEEDED_ckplus := the folder of CK+ with its images and emotions (cohn-kanade-images, Emotion), CK+48, or ckextended.csv
 NEEDED_rafdb := the folder "basic" of RAF-DB with EmoLabel and Image in it, or DATASET with train and test
 NEEDED_affectnet := the folder of AffectNet with training.csv, validation.csv and Manually_Annotated_Images, or with train_set and val_set
-NEEDED_folder := a folder train/EMOTION/*.jpg, test/EMOTION/*.jpg
+NEEDED_folder := a folder train/EMOTION/*.jpg, test/EMOTION/*.jpg, or EMOTION/*.jpg
 ifneq ($(CSV),)
 ifeq ($(filter data/sample.csv data/fer2013.csv,$(CSV))$(shell test -e $(call quoted,$(CSV)) && echo there),)
 $(call escape,$(CSV)):

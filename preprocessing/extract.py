@@ -23,7 +23,7 @@ import numpy as np
 
 from preprocessing.classes import CONTEMPT
 from preprocessing.datasets import BATCH_ROWS, EMOTIONS, SPLITS, CsvReader, Line, Rows, class_folders, is_blank
-from preprocessing.folds import FOLDS, HELD_OUT, HELD_OUT_SEED, deal_folds, hold_out, split_of_fold, write_folds
+from preprocessing.folds import FOLDS, HELD_OUT, HELD_OUT_SEEDS, deal_folds, hold_out, split_of_fold, write_folds
 from preprocessing.images import decode_image, read_file
 from preprocessing.layouts import FRAMES, LAYOUTS, Box, Item, canonical, read_layout
 from preprocessing.stage import Stage, StageError, check_output, progress, replace_directory, run_main
@@ -41,7 +41,7 @@ EXPECTED = {
     "ckplus": "CK+'s folder with its images and emotions, CK+48, or ckextended.csv",
     "rafdb": "RAF-DB's folder basic, with EmoLabel/ and Image/, or Kaggle's, with train/1 to test/7",
     "affectnet": "AffectNet's folder, with training.csv and Manually_Annotated_Images/, or train_set/ and val_set/",
-    "folder": "a folder train/EMOTION/*.jpg, test/EMOTION/*.jpg",
+    "folder": "a folder train/EMOTION/*.jpg, test/EMOTION/*.jpg, or EMOTION/*.jpg",
 }
 
 
@@ -91,7 +91,8 @@ def extract(
 ) -> dict[str, Any]:
     """Write the faces of `source` to `output/SPLIT/LABEL_EMOTION/NNNNN.png` and `output/manifest.json`.
 
-    Images stay as large as they are. A data set without a validation split gets one, `folds.hold_out`; one that tells
+    Images stay as large as they are. A data set without a validation split gets one, `folds.hold_out`; so
+    does a folder without a test split, unless it has a validation split, which is its test split then. One that tells
     who the persons are gets `output/folds.csv` (file, person, fold; `folds.deal_folds`) and the splits of fold 1.
 
     Parameters
@@ -210,13 +211,24 @@ def _with_splits(items: list[Item], stage: Stage) -> tuple[list[Item], dict[str,
         stage.settings["splits"] = f"{FOLDS} folds that share no person; the tree's splits are those of fold 1"
         items = [item._replace(split=split_of_fold(folds[item.person or ""], 1)) for item in items]
         return items, folds, f", {len(folds)} persons in {FOLDS} folds, split as in fold 1"
-    if any(item.split == SPLITS[1] for item in items):
-        return items, {}, ""
-    items = hold_out(items)
-    held_out = sum(item.split == SPLITS[1] for item in items)
-    stage.counts["held_out"] = held_out
-    stage.settings["splits"] = f"PublicTest: {HELD_OUT:.0%} of each class of Training, seed {HELD_OUT_SEED}"
-    return items, {}, f", no validation split: {SPLITS[1]} is {HELD_OUT:.0%} of each class's training images"
+    training, validation, test = SPLITS
+    note, splits, held_out = "", [], 0
+    present = {item.split for item in items}
+    if stage.settings["layout"] == "folder" and present == {training, validation}:
+        # as of AffectNet, results are on what there is besides the training images
+        items = [item._replace(split=test) if item.split == validation else item for item in items]
+        note, splits = f", no test split: {test} is the validation split", [f"{test}: the validation split"]
+    for split, name in (test, "test"), (validation, "validation"):
+        if any(item.split == split for item in items) or (split == test and stage.settings["layout"] != "folder"):
+            continue
+        items = hold_out(items, split)
+        held_out += sum(item.split == split for item in items)
+        splits.append(f"{split}: {HELD_OUT:.0%} of each class of Training, seed {HELD_OUT_SEEDS[split]}")
+        note += f", no {name} split: {split} is {HELD_OUT:.0%} of each class's training images"
+    if splits:
+        stage.counts["held_out"] = held_out
+        stage.settings["splits"] = "; ".join(splits)
+    return items, {}, note
 
 
 def _count(total: Written, tree: Tree, source: Path, stage: Stage) -> None:

@@ -205,6 +205,44 @@ def test_a_tenth_of_each_class_becomes_the_validation_split(
     assert list(tree(tmp_path / "again")) == list(found)
 
 
+@pytest.mark.parametrize("above", ["", "train/"])
+def test_a_folder_of_classes_alone_gets_all_splits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], above: str
+) -> None:
+    source = tmp_path / "mine"
+    for index in range(60):
+        write(source / f"{above}{('anger', 'happy')[index % 3 == 0]}/{index}.png", face("sad", 30, 40, index))
+    counts = extract(source, tmp_path / "images", layout="folder")
+    assert "no test split: PrivateTest is 10% of each class's training images" in capsys.readouterr().out
+    of_class = {split: (row["angry"], row["happy"]) for split, row in counts["faces"].items()}
+    assert of_class == {"Training": (32, 16), "PublicTest": (4, 2), "PrivateTest": (4, 2)}
+    assert counts["held_out"] == 12
+    marks = [int(image[0, 0]) for image in tree(tmp_path / "images").values()]
+    assert sorted(marks) == list(range(60))  # each image once
+    for file, image in tree(tmp_path / "images").items():
+        assert file.split("/")[1] == ("3_happy" if image[0, 0] % 3 == 0 else "0_angry")
+    extract(source, tmp_path / "again", layout="folder")
+    assert list(tree(tmp_path / "again")) == list(tree(tmp_path / "images"))
+    write(source / "test/happy/a.png", face("sad", 30, 40, 60))
+    if not above:  # the other folders are no classes now
+        with pytest.raises(StageError, match=r"anger/1\.png: expected SPLIT/EMOTION/NAME"):
+            extract(source, tmp_path / "again", layout="folder")
+
+
+def test_a_validation_split_is_the_test_split_where_there_is_no_other(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    extract(folder, tmp_path / "images", layout="folder")
+    (folder / "test").rename(folder / "validation")
+    extract(folder, tmp_path / "again", layout="folder")
+    assert "no test split: PrivateTest is the validation split, no validation split" in capsys.readouterr().out
+    assert manifest(tmp_path / "again")["settings"]["splits"].startswith("PrivateTest: the validation split; Public")
+    found, again = tree(tmp_path / "images"), tree(tmp_path / "again")
+    for split in SPLITS:
+        pixels = [{i.tobytes() for f, i in images.items() if f.startswith(split)} for images in (found, again)]
+        assert pixels[0] == pixels[1]
+
+
 def test_contempt_kept_changes_nothing_else(folder: Path, tmp_path: Path) -> None:
     extract(folder, tmp_path / "dropped", layout="folder")
     extract(folder, tmp_path / "kept", layout="folder", contempt="keep")
@@ -228,9 +266,9 @@ def test_the_summary_says_which_split_is_empty(
 ) -> None:
     extract(folder, tmp_path / "images", layout="folder")
     assert "no images in" not in capsys.readouterr().out
-    shutil.rmtree(folder / "test")
+    shutil.rmtree(folder / "train")
     extract(folder, tmp_path / "images", layout="folder")
-    assert ", no images in PrivateTest, without which lmdb stops" in capsys.readouterr().out
+    assert ", no images in Training and PublicTest, without which lmdb stops" in capsys.readouterr().out
 
 
 def test_classes_of_ones_own_in_the_order_that_is_given(folder: Path, tmp_path: Path) -> None:

@@ -125,6 +125,7 @@ def extract(
     names = tuple(classes) or (*EMOTIONS, *([CONTEMPT] if contempt == "keep" else []))
     settings: dict[str, Any] = {"layout": layout, "contempt": contempt, "classes": names, "skip_bad": skip_bad}
     with replace_directory(output) as folder:
+        began = folder.stat().st_mtime_ns  # by the clock of its file system
         tree = Tree(folder, names)
         for split in SPLITS:
             for class_folder in class_folders(names):
@@ -141,6 +142,8 @@ def extract(
                 total = _sum_up(progress(parts, None, "extract", " batches"), tree, source, "row", stage)
         _count(total, tree, source, stage)
         stage.write_manifest(folder / "manifest.json")
+        # what changes in the source from now on, or has while it was read, is newer for make
+        os.utime(folder / "manifest.json", ns=(began, began))
     stage.summary(_summary(total, stage) + note)
     return stage.counts
 

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -259,6 +260,24 @@ def test_a_validation_split_that_is_there_is_taken(folder: Path, tmp_path: Path)
     counts = extract(folder, tmp_path / "images", layout="folder")
     assert sum(counts["faces"]["PublicTest"].values()) == 1
     assert "held_out" not in counts
+
+
+def test_what_comes_while_a_folder_is_read_is_newer_than_the_output(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = folder / "train/anger/late.png"
+
+    def read(path: Path) -> bytes:
+        if not late.exists():
+            time.sleep(0.05)  # clocks of file systems are coarse
+            write(late, face("sad", 30, 40, 99))
+        return path.read_bytes()
+
+    monkeypatch.setattr("preprocessing.extract.read_file", read)
+    extract(folder, tmp_path / "images", layout="folder", workers=1)
+    assert (tmp_path / "images/manifest.json").stat().st_mtime_ns < late.parent.stat().st_mtime_ns
+    assert extract(folder, tmp_path / "images", layout="folder")["written"] == 35
+    assert (tmp_path / "images/manifest.json").stat().st_mtime_ns > late.parent.stat().st_mtime_ns
 
 
 def test_the_summary_says_which_split_is_empty(

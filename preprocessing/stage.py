@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 T = TypeVar("T")
 DAY = 24 * 3600  # seconds
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk, a quota, a file
 _calls: Counter[Path] = Counter()  # of `temporary`, by folder
 _given: set[str] = set()  # names of this process
 
@@ -110,6 +111,17 @@ def _is_left(path: Path, machine: str, process: int) -> bool:
 
 
 @contextmanager
+def _naming(target: Path, partial: Path) -> Iterator[None]:
+    """An error of writing names `target`: Python names no file where the disk is full, and `partial` nobody knows."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL or str(error.filename).startswith(str(partial)):
+            error.filename = str(target)
+        raise
+
+
+@contextmanager
 def replace_directory(target: Path) -> Iterator[Path]:
     """Yield an empty folder beside `target` that takes its place when the block ends without an error.
 
@@ -118,9 +130,10 @@ def replace_directory(target: Path) -> Iterator[Path]:
     """
     target = Path(target)
     partial, old = temporary(target), temporary(target, "old")
-    partial.mkdir()
     try:
-        yield partial
+        with _naming(target, partial):
+            partial.mkdir()
+            yield partial
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -143,7 +156,8 @@ def replace_file(target: Path) -> Iterator[Path]:
     target = Path(target)
     partial = temporary(target)
     try:
-        yield partial
+        with _naming(target, partial):
+            yield partial
     except BaseException:
         partial.unlink(missing_ok=True)
         raise

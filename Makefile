@@ -18,7 +18,7 @@ FRAMES ?=
 NEUTRAL ?=
 #: CK+: the fold, 1 to 10, that is the test set; the next one validates; LMDBs, mean and runs lie in foldN/ (default: 1)
 FOLD ?= $(if $(FOLDED),1)
-#: LAYOUT=folder: names of one's own for the classes, in the order of the labels, in quotes: CLASSES="bored confused engaged"
+#: LAYOUT=folder: names of one's own for the classes, in the order of the labels, in quotes: CLASSES="bored confused engaged"; folders may then be called 0, 1, 2 too
 CLASSES ?=
 #: 1: leave bad rows or files of the source out and list them in the manifest, instead of stopping
 SKIP_BAD ?=

@@ -24,13 +24,13 @@ SPLIT_FOLDERS = {
 }
 
 
-def split_and_class(file: str, classes: Sequence[str]) -> tuple[str, str]:
+def split_and_class(file: str, classes: Sequence[str], numbered: bool = False) -> tuple[str, str]:
     """Split and class of an image in the folder form, from its path relative to the folder, with '/'.
 
     The path is `SPLIT/CLASS/NAME`: `train`, `validation` or `test`, then the class's name, either in any case, this
     also as `0_angry`. A name that begins with `Training_`, `PublicTest_` or `PrivateTest_` tells the split whatever the
     folder is called (Kaggle's `test/` holds PublicTest and PrivateTest). Emotions are also known by another word, as
-    `anger`. Raises ValueError.
+    `anger`; and where the classes are `numbered`, by their label alone, `0`. Raises ValueError.
     """
     parts = file.split("/")
     if len(parts) != 3:
@@ -42,6 +42,8 @@ def split_and_class(file: str, classes: Sequence[str]) -> tuple[str, str]:
     known = {canonical(name): label for label, name in enumerate(classes)}
     number, name = re.fullmatch(r"(?:([0-9]+)_)?(.*)", parts[1]).groups()  # type: ignore[union-attr]  # matches all
     label = known.get(canonical(name), known.get(canonical(parts[1])))
+    if label is None and numbered and re.fullmatch(r"0|[1-9][0-9]{0,8}", parts[1]):
+        label = int(parts[1]) if int(parts[1]) < len(classes) else None
     if label is None:
         raise ValueError(f"emotion folder {parts[1]!r}; expected {', '.join(classes)}")
     if number is not None and canonical(parts[1]) not in known and int(number) != label:
@@ -71,7 +73,8 @@ def read_folder(source: Path, classes: Sequence[str] = ()) -> Listing:
 
     Where no folder is a split's, but they are `EMOTION/*`, all images are Training.
 
-    classes: names in the order of the labels; default: the seven emotions and contempt. Raises StageError for a folder
+    classes: names in the order of the labels, by which a folder may then be called too: `0`. Default: the seven
+    emotions and contempt, by name alone, since data sets number these in different ways. Raises StageError for a folder
     without images, and for a class of one's own that no image has.
     """
     files, others = list_images(source)
@@ -79,7 +82,7 @@ def read_folder(source: Path, classes: Sequence[str] = ()) -> Listing:
     above = "" if any(file.split("/")[0].lower() in SPLIT_FOLDERS for file in files) else "train/"
     for file in files:
         try:
-            split, name = split_and_class(above + file, classes or (*EMOTIONS, CONTEMPT))
+            split, name = split_and_class(above + file, classes or (*EMOTIONS, CONTEMPT), numbered=bool(classes))
         except ValueError as error:
             listing.rejected.append((file, str(error)))
         else:

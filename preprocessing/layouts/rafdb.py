@@ -66,7 +66,8 @@ def _label_folders(source: Path, root: Path) -> Listing:
         if match:
             listing.items.append(Item(path, SPLITS[match[1]], EMOTIONS[match[2]]))
         else:
-            listing.rejected.append((path, "expected train/LABEL/NAME or test/LABEL/NAME, LABEL a number of 1..7"))
+            reason = "expected train/LABEL/NAME or test/LABEL/NAME, LABEL 1..7; for names of emotions the layout folder"
+            listing.rejected.append((path, reason))
     return listing
 
 

@@ -113,6 +113,24 @@ def test_names_of_ones_own() -> None:
         split_and_class("train/0_happy/a.jpg", classes)
 
 
+def test_folders_that_are_labels(tmp_path: Path) -> None:
+    names = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "angry", "contempt")  # AffectNet's order
+    for split in ("train", "val", "test"):
+        for label in range(8):
+            write(tmp_path / f"faces/{split}/{label}/a.png", face("sad", 30, 40, 10 * label))
+    with pytest.raises(StageError, match=r"test/0/a\.png: emotion folder '0'; expected angry, disgust"):
+        extract(tmp_path / "faces", tmp_path / "images", layout="folder")
+    extract(tmp_path / "faces", tmp_path / "images", layout="folder", classes=names)
+    found = tree(tmp_path / "images")
+    assert len(found) == 24
+    for file, image in found.items():
+        label = int(image[0, 0]) // 10
+        assert file.split("/")[1] == f"{label}_{names[label]}"
+    assert split_and_class("train/1/a.jpg", ("2", "1", "0"), numbered=True) == ("Training", "1")  # names come first
+    with pytest.raises(ValueError, match="emotion folder '2'; expected no, yes"):
+        split_and_class("train/2/a.jpg", ("no", "yes"), numbered=True)
+
+
 def test_images_are_listed_without_hidden_and_other_files(tmp_path: Path) -> None:
     for name in ("train/happy/b.JPG", "train/happy/a.png", "test/sad/c.jpeg", "train/happy/.a.png", ".git/x.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -109,6 +109,7 @@ def test_names_of_ones_own() -> None:
     assert split_and_class("train/happy/a.jpg", classes) == ("Training", "happiness")
     assert split_and_class("train/1_Happiness/a.jpg", classes) == ("Training", "happiness")
     assert split_and_class("train/2_minds/a.jpg", classes) == ("Training", "2_minds")
+    assert split_and_class("train/fro\u0308hlich/a.jpg", ("fr\u00f6hlich",)) == ("Training", "fr\u00f6hlich")
     with pytest.raises(ValueError, match="'0_happy'; expected '1_happiness'"):
         split_and_class("train/0_happy/a.jpg", classes)
 

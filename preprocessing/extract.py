@@ -51,7 +51,7 @@ class Written:
 
     faces: (splits, classes) counts.  blank: how many of them show nothing.  left_out: good ones that are not taken, by
     reason.  rejected: (row or file, reason) of bad ones.  persons: (file in the tree, person) where the data set tells.
-    digest: of the files that were read, for a folder.
+    digest: of the files that were read, for a folder: a line each, with what it shows and its SHA-256.
     """
 
     faces: np.ndarray
@@ -331,7 +331,7 @@ def _write_images(source: Path, batch: Sequence[tuple[int, Item]], tree: Tree) -
     for number, item in batch:
         try:
             data = read_file(source / item.file)
-            written.digest += f"{item.file} {hashlib.sha256(data).hexdigest()}\n"
+            written.digest += f"{item.file} {item.emotion} {hashlib.sha256(data).hexdigest()}\n"
             face = cv2.cvtColor(decode_image(data), cv2.COLOR_BGR2GRAY)  # as prediction makes a photo grey
             face = face if item.box is None else crop(face, item.box)
         except ValueError as error:

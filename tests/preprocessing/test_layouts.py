@@ -707,6 +707,16 @@ def test_the_later_release_of_affectnet(tmp_path: Path) -> None:
     assert "no such file" in rejected[0]["reason"]
 
 
+def test_the_manifest_tells_labels_apart_that_lie_in_arrays(tmp_path: Path) -> None:
+    source = write_affectnet_arrays(tmp_path / "AffectNet", {"train_set": [*range(7)] * 3, "val_set": [5, 3]})
+    hashes = []
+    for workers, label in ((1, 5), (4, 5), (1, 4)):
+        np.save(source / "val_set/annotations/0_exp.npy", np.array(label))
+        extract(source, tmp_path / "images", layout="affectnet", workers=workers)
+        hashes.append(manifest(tmp_path / "images")["settings"]["folder_sha256"])
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
 # ---- as a program ---------------------------------------------------------------------------------------------------
 
 

@@ -127,6 +127,9 @@ ifneq ($(words $(DATASET))$(findstring /,$(DATASET))$(filter . ..,$(DATASET)),1)
 $(error DATASET is "$(DATASET)"; expected one word, the name of a folder of data/)
 endif
 D := data/$(DATASET)
+ifeq ($(strip $(CSV)),)
+$(error CSV is empty; expected a file or a folder, or without it data/$(DATASET).csv is taken)
+endif
 LAYOUTS := fer2013 ckplus rafdb affectnet folder
 ifeq ($(filter $(LAYOUTS),$(LAYOUT)),)
 $(error LAYOUT is $(LAYOUT); expected one of $(LAYOUTS))

@@ -134,6 +134,7 @@ def test_sources_that_are_not_there(tree: Path) -> None:
     assert "make DATASET=mine LAYOUT=ckplus CSV=path\n" in done.stderr
     done = make(tree, "extract", "DATASET=mine")
     assert "error: data/mine.csv is not there; expected a CSV like FER2013's, or a folder" in done.stderr
+    assert "CSV is empty; expected a file or a folder" in make(tree, "extract", "CSV=").stderr
     done = make(tree, "extract", "DATASET=fer2013")
     assert "challenges-in-representation-learning" in done.stderr
 

@@ -203,7 +203,7 @@ class CsvReader:
             yield Line(number + 1, None if too_long else rest)
 
     def _read_header(self) -> None:
-        expected = "expected a header with the columns emotion, pixels, Usage"
+        expected = "expected a header with the columns emotion, pixels, Usage, commas between them"
         line = next(self._lines, None)
         if line is None:
             raise StageError(f"{self.path}: the file is empty; {expected}")

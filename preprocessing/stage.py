@@ -242,6 +242,6 @@ def run_main(main: Callable[[], int | None]) -> None:
         print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("interrupted: what was being written is not there", file=sys.stderr)
+        print("interrupted: what was not finished is not there", file=sys.stderr)
         sys.exit(130)
     sys.exit(code or 0)

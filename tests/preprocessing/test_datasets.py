@@ -161,6 +161,7 @@ def test_blank_lines_are_no_rows_but_count_as_lines(tmp_path: Path) -> None:
         (b"", "the file is empty; expected a header with the columns emotion, pixels, Usage"),
         (b"emotion,pixels\n", "no column 'Usage' in 'emotion, pixels'"),
         (b"emotion;pixels;Usage\n", "no column 'emotion' in 'emotion;pixels;Usage'"),
+        (b"emotion;pixels;Usage\n", "the columns emotion, pixels, Usage, commas between them"),
         (b"emotion,pixels,Usage,usage\n", "column 'Usage' stands 2 times"),
         (b"emotion,emotion,pixels,Usage\n", "column 'emotion' stands 2 times"),
         ("emotion,pixels,Usage\n".encode("utf-16"), "row 1: not UTF-8 text"),

@@ -205,7 +205,7 @@ joined = $(subst $() $(),_,$(strip $(1)))
 EXTRACT_OPTIONS := $(strip $(if $(filter-out fer2013,$(LAYOUT)),--layout $(LAYOUT)) $(if $(filter-out drop,$(CONTEMPT)),--contempt $(CONTEMPT)) \
 	$(if $(FRAMES),--frames $(FRAMES)) $(if $(filter 1,$(NEUTRAL)),--neutral) $(if $(CLASSES),--classes $(call each_quoted,$(CLASSES))))
 LMDB_OPTIONS := $(strip $(if $(FERPLUS),--ferplus $(call quoted,$(FERPLUS))) $(if $(filter none,$(ALIGN)),--size 48) $(if $(filter both,$(ALIGN)),--beside $(D)/images) $(if $(FOLD),--fold $(FOLD)))
-SET_EXTRACT := $(call joined,CSV=$(CSV) SKIP_BAD=$(SKIP_BAD) $(EXTRACT_OPTIONS))
+SET_EXTRACT := $(call joined,CSV=$(CSV) SKIP_BAD=$(filter 1,$(SKIP_BAD)) $(EXTRACT_OPTIONS))
 SET_LMDB := $(call joined,SEED=1$(if $(FERPLUS), FERPLUS=$(FERPLUS)))
 SET_TRAIN := $(call joined,EPOCHS=$(EPOCHS) SEED=$(SEED) TRAIN_ON=$(TRAIN_ON) PRECISION=$(PRECISION)$(if $(INIT), INIT=$(INIT))$(if $(FREEZE), FREEZE=$(FREEZE))$(if $(LR), LR=$(LR))$(if $(BATCH), BATCH=$(BATCH))$(if $(MINUTES), MINUTES=$(MINUTES))\
 	$(if $(TEACHERS), TEACHERS=$(TEACHERS) TEMPERATURE=$(TEMPERATURE) TEACHER_SHARE=$(TEACHER_SHARE)))

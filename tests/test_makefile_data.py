@@ -158,7 +158,7 @@ def test_sources_of_any_name(tree: Path, name: str) -> None:
 def test_choices_that_are_neither_on_nor_off_and_two_folds(ckplus: Path) -> None:
     for name in ("NEUTRAL", "SKIP_BAD", "JSON"):
         assert f"{name} is yes; expected 1 or nothing" in make(ckplus, "-n", "extract", f"{name}=yes").stderr
-    assert commands(ckplus, "align", "LAYOUT=ckplus", SOURCE, "NEUTRAL=0") == []
+    assert commands(ckplus, "align", "LAYOUT=ckplus", SOURCE, "NEUTRAL=0", "SKIP_BAD=0") == []
     assert "FOLD is 1 2; expected 1 to 10" in make(ckplus, "train", "LAYOUT=ckplus", SOURCE, "FOLD=1 2").stderr
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import tarfile
 import tracemalloc
@@ -244,6 +245,9 @@ def test_archives_without_the_csv_are_refused(tmp_path: Path) -> None:
         z.writestr("fer2013.csv", b"emotion,pixels,Usage\n")
     with pytest.raises(StageError, match="zip archive; unpack it"):
         read(tmp_path / "a.zip")
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"emotion,pixels,Usage\n" * 100))
+    with pytest.raises(StageError, match=r"not a readable tar archive, .*; expected fer2013\.tar\.gz or the CSV"):
+        read(tmp_path / "a.csv.gz")
 
 
 def test_blank_faces_have_one_grey_level_but_for_noise() -> None:

@@ -115,6 +115,7 @@ def write_databases(
                 written[name] = write_imageset(folder / name, progress(labelled, len(order), name))
         except CaffeError as error:
             raise StageError(f"{images}: {error}") from error
+        stage.check_inputs()
         channels, height, width = first.shape
         stage.counts |= {"read": len(faces), "written": written}
         stage.counts |= {"channels": channels, "height": height, "width": width, "classes": list(classes)}

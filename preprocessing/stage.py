@@ -173,6 +173,18 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _version(path: Path) -> tuple[int, int] | None:
+    """What changes when a file is replaced or written to; None where there is no such file.
+
+    Not its number, which some network file systems give anew each time.
+    """
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
+
+
 class Stage:
     """Counts and times one run of a stage, writes its manifest and its one summary line.
 
@@ -189,12 +201,19 @@ class Stage:
         self.settings = dict(settings or {})
         self.counts: dict[str, Any] = {}
         self.rejected: list[dict[str, Any]] = []  # one entry a rejected record: where it stands, and why
+        self._versions = {path: _version(path) for path in self.inputs}
         self._start = time.perf_counter()
 
     @property
     def seconds(self) -> float:
         """Seconds since the stage began."""
         return time.perf_counter() - self._start
+
+    def check_inputs(self) -> None:
+        """Raise StageError where an input is another file than when the stage began: what was read may be of both."""
+        for path, before in self._versions.items():
+            if _version(path) != before:
+                raise StageError(f"{path}: changed while {self.name} was reading; run it again when nothing writes it")
 
     def write_manifest(self, path: Path) -> None:
         """Write the manifest as JSON to `path` (inside the stage's temporary folder, or a `replace_file` path)."""

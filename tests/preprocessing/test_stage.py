@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from preprocessing.stage import DAY, _machine, replace_directory, replace_file
+from preprocessing.stage import DAY, Stage, StageError, _machine, replace_directory, replace_file
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -135,3 +135,22 @@ def test_a_full_disk_is_an_error_that_names_the_output(tmp_path: Path, replace: 
         (tmp_path / "input").read_text()
     assert caught.value.filename == str(tmp_path / "input")
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("change", ["written to", "replaced", "removed"])
+def test_an_input_that_changes_while_a_stage_reads_is_an_error(tmp_path: Path, change: str) -> None:
+    file, other = tmp_path / "manifest.json", tmp_path / "other.json"
+    for seconds, path in enumerate((file, other)):
+        path.write_text("old")
+        os.utime(path, (seconds, seconds))
+    stage = Stage("align", [file, tmp_path / "none.json"])
+    file.read_text()
+    stage.check_inputs()
+    if change == "written to":
+        file.write_text("new one")
+    elif change == "replaced":
+        other.replace(file)
+    else:
+        file.unlink()
+    with pytest.raises(StageError, match=r"manifest\.json: changed while align was reading; run it again"):
+        stage.check_inputs()

@@ -8,7 +8,7 @@
 DATASET ?= $(if $(wildcard data/fer2013.csv),fer2013,sample)
 #: the source: FER2013's CSV (fer2013.csv, icml_face_data.csv) or fer2013.tar.gz, CK+'s ckextended.csv, or the folder of a data set
 CSV ?= data/$(DATASET).csv
-#: what the source is: fer2013, ckplus, rafdb, affectnet, folder (train/EMOTION/*, test/EMOTION/*); default: DATASET if it is one of them, else fer2013
+#: what the source is: fer2013, ckplus, rafdb, affectnet, folder (train/EMOTION/*, test/EMOTION/*, or EMOTION/*); default: DATASET if it is one of them, else fer2013
 LAYOUT ?= $(or $(filter ckplus rafdb affectnet folder,$(DATASET)),fer2013)
 #: drop: leave faces of contempt out; keep: an eighth class
 CONTEMPT ?= drop
@@ -18,7 +18,7 @@ FRAMES ?=
 NEUTRAL ?=
 #: CK+: the fold, 1 to 10, that is the test set; the next one validates; LMDBs, mean and runs lie in foldN/ (default: 1)
 FOLD ?= $(if $(FOLDED),1)
-#: LAYOUT=folder: names of one's own for the classes, in the order of the labels, in quotes: CLASSES="bored confused engaged"
+#: LAYOUT=folder: names of one's own for the classes, in the order of the labels, in quotes: CLASSES="bored confused engaged"; folders may then be called 0, 1, 2 too
 CLASSES ?=
 #: 1: leave bad rows or files of the source out and list them in the manifest, instead of stopping
 SKIP_BAD ?=
@@ -127,6 +127,9 @@ ifneq ($(words $(DATASET))$(findstring /,$(DATASET))$(filter . ..,$(DATASET)),1)
 $(error DATASET is "$(DATASET)"; expected one word, the name of a folder of data/)
 endif
 D := data/$(DATASET)
+ifeq ($(strip $(CSV)),)
+$(error CSV is empty; expected a file or a folder, or without it data/$(DATASET).csv is taken)
+endif
 LAYOUTS := fer2013 ckplus rafdb affectnet folder
 ifeq ($(filter $(LAYOUTS),$(LAYOUT)),)
 $(error LAYOUT is $(LAYOUT); expected one of $(LAYOUTS))
@@ -194,14 +197,15 @@ NETWORK_FILES = $(call escape,$(WEIGHTS)) $(if $(filter run,$(FROM)),$(TRAINED) 
 SHOWN = $(if $(IMG),$(call quoted,$(IMG)),$(error IMG is empty; expected a photo, as in IMG=face.jpg))
 LOOK = --face $(FACE) $(if $(MIN_FACE),--min-face $(MIN_FACE)) $(if $(MIN_CONFIDENCE),--min-confidence $(MIN_CONFIDENCE))
 
-# $(call stale,NAME,VALUES): FORCE where the file NAME does not hold VALUES
-stale = $(if $(filter-out x$(strip $(2)),x$(strip $(shell cat $(1) 2>/dev/null))),FORCE)
+# $(call stale,NAME,VALUES,OUTPUT): FORCE where the file NAME does not hold VALUES, or OUTPUT, if given, is newer than it:
+# then a stage was stopped between the two, and of what its output is made NAME does not say
+stale = $(if $(filter-out x$(strip $(2)),x$(strip $(shell cat $(1) 2>/dev/null)))$(if $(3),$(shell test $(3) -nt $(1) && echo newer)),FORCE)
 # values are joined to one word, since they may hold spaces
 joined = $(subst $() $(),_,$(strip $(1)))
 EXTRACT_OPTIONS := $(strip $(if $(filter-out fer2013,$(LAYOUT)),--layout $(LAYOUT)) $(if $(filter-out drop,$(CONTEMPT)),--contempt $(CONTEMPT)) \
 	$(if $(FRAMES),--frames $(FRAMES)) $(if $(filter 1,$(NEUTRAL)),--neutral) $(if $(CLASSES),--classes $(call each_quoted,$(CLASSES))))
 LMDB_OPTIONS := $(strip $(if $(FERPLUS),--ferplus $(call quoted,$(FERPLUS))) $(if $(filter none,$(ALIGN)),--size 48) $(if $(filter both,$(ALIGN)),--beside $(D)/images) $(if $(FOLD),--fold $(FOLD)))
-SET_EXTRACT := $(call joined,CSV=$(CSV) SKIP_BAD=$(SKIP_BAD) $(EXTRACT_OPTIONS))
+SET_EXTRACT := $(call joined,CSV=$(CSV) SKIP_BAD=$(filter 1,$(SKIP_BAD)) $(EXTRACT_OPTIONS))
 SET_LMDB := $(call joined,SEED=1$(if $(FERPLUS), FERPLUS=$(FERPLUS)))
 SET_TRAIN := $(call joined,EPOCHS=$(EPOCHS) SEED=$(SEED) TRAIN_ON=$(TRAIN_ON) PRECISION=$(PRECISION)$(if $(INIT), INIT=$(INIT))$(if $(FREEZE), FREEZE=$(FREEZE))$(if $(LR), LR=$(LR))$(if $(BATCH), BATCH=$(BATCH))$(if $(MINUTES), MINUTES=$(MINUTES))\
 	$(if $(TEACHERS), TEACHERS=$(TEACHERS) TEMPERATURE=$(TEMPERATURE) TEACHER_SHARE=$(TEACHER_SHARE)))
@@ -315,10 +319,10 @@ data/fer2013.csv:
 
 # another source that is not there: what it should be, and how it is given
 NEEDED_fer2013 := a CSV like FER2013's, or a folder train/EMOTION/*.jpg, test/EMOTION/*.jpg
-NEEDED_ckplus := the folder of CK+ with its images and emotions (cohn-kanade-images, Emotion), or ckextended.csv
-NEEDED_rafdb := the folder "basic" of RAF-DB with EmoLabel and Image in it
+NEEDED_ckplus := the folder of CK+ with its images and emotions (cohn-kanade-images, Emotion), CK+48, or ckextended.csv
+NEEDED_rafdb := the folder "basic" of RAF-DB with EmoLabel and Image in it, or DATASET with train and test
 NEEDED_affectnet := the folder of AffectNet with training.csv, validation.csv and Manually_Annotated_Images, or with train_set and val_set
-NEEDED_folder := a folder train/EMOTION/*.jpg, test/EMOTION/*.jpg
+NEEDED_folder := a folder train/EMOTION/*.jpg, test/EMOTION/*.jpg, or EMOTION/*.jpg
 ifneq ($(CSV),)
 ifeq ($(filter data/sample.csv data/fer2013.csv,$(CSV))$(shell test -e $(call quoted,$(CSV)) && echo there),)
 $(call escape,$(CSV)):
@@ -328,10 +332,14 @@ $(call escape,$(CSV)):
 endif
 endif
 
+# Of these make removes none when it is stopped or an error comes after it: a stage replaces its folder as a whole, and does
+# not replace one that has no manifest
+.PRECIOUS: $(D)/images/manifest.json $(D)/aligned/manifest.json $(W)/lmdb/manifest.json
+
 # what came or went anywhere in a source that is a folder changes the date of the folder that it was in
 CHANGED := $(if $(wildcard $(D)/images/manifest.json),$(shell test ! -d $(call quoted,$(CSV)) || find -L $(call quoted,$(CSV)/) -type d -newer $(D)/images/manifest.json | head -n 1))
 # make takes a name that ends as "CK+ (1)" does for a part of an archive, and with a slash for a folder
-$(D)/images/manifest.json: $(call escape,$(CSV)$(if $(filter %$(closing),$(CSV)),/)) $(if $(CHANGED),FORCE,$(call stale,$(D)/.extract,$(SET_EXTRACT))) | $(READY)
+$(D)/images/manifest.json: $(call escape,$(CSV)$(if $(filter %$(closing),$(CSV)),/)) $(if $(CHANGED),FORCE,$(call stale,$(D)/.extract,$(SET_EXTRACT),$(D)/images/manifest.json)) | $(READY)
 	$(PYTHON) -m preprocessing.extract $(call quoted,$(CSV)) $(D)/images $(if $(filter 1,$(SKIP_BAD)),--skip-bad) $(EXTRACT_OPTIONS) $(workers)
 	@echo $(call quoted,$(SET_EXTRACT)) > $(D)/.extract
 
@@ -339,7 +347,7 @@ $(D)/aligned/manifest.json: $(D)/images/manifest.json | $(READY)
 	$(PYTHON) -m preprocessing.align $(D)/images $(D)/aligned --device $(DEVICE) $(workers)
 
 # in one order for all values of SEED, so that the runs of several stand side by side
-$(W)/lmdb/manifest.json: $(FACES)/manifest.json $(call escape,$(FERPLUS)) $(call stale,$(W)/.lmdb,$(SET_LMDB)) | $(READY)
+$(W)/lmdb/manifest.json: $(FACES)/manifest.json $(call escape,$(FERPLUS)) $(call stale,$(W)/.lmdb,$(SET_LMDB),$(W)/lmdb/manifest.json) | $(READY)
 	$(PYTHON) -m preprocessing.lmdb $(FACES) $(W)/lmdb --seed 1 $(LMDB_OPTIONS) $(workers)
 	@echo $(call quoted,$(SET_LMDB)) > $(W)/.lmdb
 

@@ -105,6 +105,7 @@ def align(
             results += part
         write_faces(folder / "faces.csv", results)
         contact_sheet(images, folder, results, classes, folder / "align.png")
+        stage.check_inputs()
         stage.counts = _counts(results)
         stage.write_manifest(folder / "manifest.json")
     read, found = stage.counts["read"], stage.counts["found"]

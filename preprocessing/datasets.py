@@ -174,7 +174,9 @@ class CsvReader:
                     assert stream is not None  # a regular file always has one
                     return stream
         except _DAMAGED as error:
-            raise StageError(f"{self.path}: not a readable tar archive, or cut off: {error}") from error
+            raise StageError(
+                f"{self.path}: not a readable tar archive, or cut off: {error}; expected fer2013.tar.gz or the CSV"
+            ) from error
         raise StageError(f"{self.path}: no fer2013.csv or icml_face_data.csv in this archive")
 
     def _read_lines(self, stream: IO[bytes]) -> Iterator[Line]:
@@ -203,7 +205,7 @@ class CsvReader:
             yield Line(number + 1, None if too_long else rest)
 
     def _read_header(self) -> None:
-        expected = "expected a header with the columns emotion, pixels, Usage"
+        expected = "expected a header with the columns emotion, pixels, Usage, commas between them"
         line = next(self._lines, None)
         if line is None:
             raise StageError(f"{self.path}: the file is empty; {expected}")

@@ -23,7 +23,7 @@ import numpy as np
 
 from preprocessing.classes import CONTEMPT
 from preprocessing.datasets import BATCH_ROWS, EMOTIONS, SPLITS, CsvReader, Line, Rows, class_folders, is_blank
-from preprocessing.folds import FOLDS, HELD_OUT, HELD_OUT_SEED, deal_folds, hold_out, split_of_fold, write_folds
+from preprocessing.folds import FOLDS, HELD_OUT, HELD_OUT_SEEDS, deal_folds, hold_out, split_of_fold, write_folds
 from preprocessing.images import decode_image, read_file
 from preprocessing.layouts import FRAMES, LAYOUTS, Box, Item, canonical, read_layout
 from preprocessing.stage import Stage, StageError, check_output, progress, replace_directory, run_main
@@ -38,10 +38,10 @@ BOX_SCALE = 1.5
 WITH_CONTEMPT = ("ckplus", "affectnet", "folder")
 EXPECTED = {
     "fer2013": "fer2013.csv, fer2013.tar.gz or a folder of images",
-    "ckplus": "CK+'s folder with its images and emotions, or ckextended.csv",
-    "rafdb": "RAF-DB's folder basic, with EmoLabel/ and Image/, or the one above it",
+    "ckplus": "CK+'s folder with its images and emotions, CK+48, or ckextended.csv",
+    "rafdb": "RAF-DB's folder basic, with EmoLabel/ and Image/, or Kaggle's, with train/1 to test/7",
     "affectnet": "AffectNet's folder, with training.csv and Manually_Annotated_Images/, or train_set/ and val_set/",
-    "folder": "a folder train/EMOTION/*.jpg, test/EMOTION/*.jpg",
+    "folder": "a folder train/EMOTION/*.jpg, test/EMOTION/*.jpg, or EMOTION/*.jpg",
 }
 
 
@@ -51,7 +51,7 @@ class Written:
 
     faces: (splits, classes) counts.  blank: how many of them show nothing.  left_out: good ones that are not taken, by
     reason.  rejected: (row or file, reason) of bad ones.  persons: (file in the tree, person) where the data set tells.
-    digest: of the files that were read, for a folder.
+    digest: of the files that were read, for a folder: a line each, with what it shows and its SHA-256.
     """
 
     faces: np.ndarray
@@ -91,7 +91,8 @@ def extract(
 ) -> dict[str, Any]:
     """Write the faces of `source` to `output/SPLIT/LABEL_EMOTION/NNNNN.png` and `output/manifest.json`.
 
-    Images stay as large as they are. A data set without a validation split gets one, `folds.hold_out`; one that tells
+    Images stay as large as they are. A data set without a validation split gets one, `folds.hold_out`; so
+    does a folder without a test split, unless it has a validation split, which is its test split then. One that tells
     who the persons are gets `output/folds.csv` (file, person, fold; `folds.deal_folds`) and the splits of fold 1.
 
     Parameters
@@ -124,6 +125,7 @@ def extract(
     names = tuple(classes) or (*EMOTIONS, *([CONTEMPT] if contempt == "keep" else []))
     settings: dict[str, Any] = {"layout": layout, "contempt": contempt, "classes": names, "skip_bad": skip_bad}
     with replace_directory(output) as folder:
+        began = folder.stat().st_mtime_ns  # by the clock of its file system
         tree = Tree(folder, names)
         for split in SPLITS:
             for class_folder in class_folders(names):
@@ -139,7 +141,10 @@ def extract(
                 parts = _ordered(lambda batch: _write_rows(reader, batch, tree), reader.batches(), workers)
                 total = _sum_up(progress(parts, None, "extract", " batches"), tree, source, "row", stage)
         _count(total, tree, source, stage)
+        stage.check_inputs()
         stage.write_manifest(folder / "manifest.json")
+        # what changes in the source from now on, or has while it was read, is newer for make
+        os.utime(folder / "manifest.json", ns=(began, began))
     stage.summary(_summary(total, stage) + note)
     return stage.counts
 
@@ -210,13 +215,24 @@ def _with_splits(items: list[Item], stage: Stage) -> tuple[list[Item], dict[str,
         stage.settings["splits"] = f"{FOLDS} folds that share no person; the tree's splits are those of fold 1"
         items = [item._replace(split=split_of_fold(folds[item.person or ""], 1)) for item in items]
         return items, folds, f", {len(folds)} persons in {FOLDS} folds, split as in fold 1"
-    if any(item.split == SPLITS[1] for item in items):
-        return items, {}, ""
-    items = hold_out(items)
-    held_out = sum(item.split == SPLITS[1] for item in items)
-    stage.counts["held_out"] = held_out
-    stage.settings["splits"] = f"PublicTest: {HELD_OUT:.0%} of each class of Training, seed {HELD_OUT_SEED}"
-    return items, {}, f", no validation split: {SPLITS[1]} is {HELD_OUT:.0%} of each class's training images"
+    training, validation, test = SPLITS
+    note, splits, held_out = "", [], 0
+    present = {item.split for item in items}
+    if stage.settings["layout"] == "folder" and present == {training, validation}:
+        # as of AffectNet, results are on what there is besides the training images
+        items = [item._replace(split=test) if item.split == validation else item for item in items]
+        note, splits = f", no test split: {test} is the validation split", [f"{test}: the validation split"]
+    for split, name in (test, "test"), (validation, "validation"):
+        if any(item.split == split for item in items) or (split == test and stage.settings["layout"] != "folder"):
+            continue
+        items = hold_out(items, split)
+        held_out += sum(item.split == split for item in items)
+        splits.append(f"{split}: {HELD_OUT:.0%} of each class of Training, seed {HELD_OUT_SEEDS[split]}")
+        note += f", no {name} split: {split} is {HELD_OUT:.0%} of each class's training images"
+    if splits:
+        stage.counts["held_out"] = held_out
+        stage.settings["splits"] = "; ".join(splits)
+    return items, {}, note
 
 
 def _count(total: Written, tree: Tree, source: Path, stage: Stage) -> None:
@@ -316,7 +332,7 @@ def _write_images(source: Path, batch: Sequence[tuple[int, Item]], tree: Tree) -
     for number, item in batch:
         try:
             data = read_file(source / item.file)
-            written.digest += f"{item.file} {hashlib.sha256(data).hexdigest()}\n"
+            written.digest += f"{item.file} {item.emotion} {hashlib.sha256(data).hexdigest()}\n"
             face = cv2.cvtColor(decode_image(data), cv2.COLOR_BGR2GRAY)  # as prediction makes a photo grey
             face = face if item.box is None else crop(face, item.box)
         except ValueError as error:

@@ -23,8 +23,11 @@ COLUMNS = (
 VOTES = COLUMNS[2:]
 # FER+'s columns in the order of EMOTIONS; contempt is none of them
 OURS = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")
-NO_FACE = "most votes say that it shows no face (NF)"
-UNKNOWN = "most votes say that the emotion is unknown"
+LEFT_OUT = {
+    "NF": "most votes say that it shows no face (NF)",
+    "unknown": "most votes say that the emotion is unknown",
+    "contempt": "most votes say that it shows contempt",
+}
 NO_VOTE = "no vote for any of " + ", ".join(EMOTIONS)
 
 
@@ -74,13 +77,13 @@ def _vote(path: Path, number: int, column: str, text: str) -> int:
 def soft_label(votes: np.ndarray, fer_label: int) -> SoftLabel | str:
     """The label that ten votes (10 numbers, as VOTES) make, or the reason why the face is left out.
 
-    Left out is a face for which `unknown` or `NF` has more votes than each emotion, contempt among them, and one with
-    no vote for our seven. Votes for contempt, unknown and NF do not count in the probabilities.
+    Left out is a face for which `NF`, `unknown` or `contempt` has the most votes, more than each of our seven emotions,
+    and one with no vote for these. Other votes for those three do not count in the probabilities.
     """
     by_name = dict(zip(VOTES, votes.tolist(), strict=True))
-    highest = max(by_name[name] for name in (*OURS, "contempt"))
-    for name, reason in (("NF", NO_FACE), ("unknown", UNKNOWN)):
-        if by_name[name] > highest and by_name[name] == max(by_name.values()):
+    highest = max(by_name[name] for name in OURS)
+    for name, reason in LEFT_OUT.items():
+        if by_name[name] == max(by_name.values()) > highest:
             return reason
     counts = np.array([by_name[name] for name in OURS])
     if not counts.sum():
@@ -111,7 +114,8 @@ def soft_labels(path: Path, faces: Sequence[Face]) -> list[SoftLabel | str]:
     for face, number in zip(faces, numbers, strict=True):
         if usages[number] != face.split:
             raise StageError(
-                f"{path}, row {number + 2}: Usage is {usages[number]!r}; expected {face.split}, as {face.file} is"
+                f"{path}, row {number + 2}: Usage is {usages[number]!r}; expected {face.split}, as {face.file} is, "
+                "whose number is its row where extract reads fer2013.csv, not a folder"
             )
         labels.append(soft_label(votes[number], face.label))
     return labels

@@ -1,4 +1,4 @@
-"""Splits for data sets that lack one: a validation split out of the training images, and folds that share no person."""
+"""Splits for data sets that lack one: a tenth of the training images, and folds that share no person."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from preprocessing.datasets import SPLITS
 from preprocessing.layouts import Item
 from preprocessing.stage import StageError
 
-HELD_OUT = 0.1  # of each class's training images, where a data set has no validation split
-HELD_OUT_SEED = 0
+HELD_OUT = 0.1  # of each class's training images, where a data set has no validation split, or no test split
+HELD_OUT_SEEDS = {SPLITS[1]: 0, SPLITS[2]: 1}
 FOLDS = 10
 FOLDS_FILE = "folds.csv"
 COLUMNS = ("file", "person", "fold")
 
 
-def hold_out(items: Sequence[Item]) -> list[Item]:
-    """The items with a tenth of each class's Training images moved to PublicTest, always the same ones.
+def hold_out(items: Sequence[Item], split: str = SPLITS[1]) -> list[Item]:
+    """The items with a tenth of each class's Training images moved to `split`, always the same ones.
 
-    They are drawn at random by HELD_OUT_SEED, class by class, so that what one class holds does not change another's; a
+    They are drawn at random by the split's seed, class by class, so that what one class holds changes no other's; a
     class of two images or more gives at least one.
     """
     moved: set[int] = set()
     for emotion in sorted({item.emotion for item in items}):
         places = [i for i, item in enumerate(items) if item.emotion == emotion and item.split == SPLITS[0]]
         count = max(round(HELD_OUT * len(places)), 1) if len(places) > 1 else 0
-        rng = np.random.default_rng([HELD_OUT_SEED, *emotion.encode()])
+        rng = np.random.default_rng([HELD_OUT_SEEDS[split], *emotion.encode()])
         moved |= {places[i] for i in rng.permutation(len(places))[:count]}
-    return [item._replace(split=SPLITS[1]) if i in moved else item for i, item in enumerate(items)]
+    return [item._replace(split=split) if i in moved else item for i, item in enumerate(items)]
 
 
 def deal_folds(items: Sequence[Item], folds: int = FOLDS) -> dict[str, int]:

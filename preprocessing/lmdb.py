@@ -113,8 +113,10 @@ def write_databases(
                 records = alike(_read(folders, order, size, workers), first)
                 labelled = _with_probabilities(records, soft) if ferplus is not None else records
                 written[name] = write_imageset(folder / name, progress(labelled, len(order), name))
-        except CaffeError as error:
-            raise StageError(f"{images}: {error}") from error
+        except CaffeError as error:  # of an image it names the file in the tree, of the database the whole path
+            text = str(error).replace(str(folder), str(output))
+            raise StageError(text if text.startswith(str(output)) else f"{images}: {text}") from error
+        stage.check_inputs()
         channels, height, width = first.shape
         stage.counts |= {"read": len(faces), "written": written}
         stage.counts |= {"channels": channels, "height": height, "width": width, "classes": list(classes)}

@@ -102,6 +102,7 @@ def report(images: Path, aligned: Path | None, output: Path) -> dict[str, Any]:
         stage.counts |= {"not_found": len(missed), "not_found_faces": _table(missed, classes)}
     with replace_directory(pictures) as folder:
         _draw_pictures(images, faces, missed, duplicates, classes, folder)
+        stage.check_inputs()
     with replace_file(output.with_suffix(".manifest.json")) as path:
         stage.write_manifest(path)
     with replace_file(output) as path:  # last: it is what Make looks at

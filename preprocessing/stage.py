@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 T = TypeVar("T")
 DAY = 24 * 3600  # seconds
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk, a quota, a file
 _calls: Counter[Path] = Counter()  # of `temporary`, by folder
 _given: set[str] = set()  # names of this process
 
@@ -110,6 +111,17 @@ def _is_left(path: Path, machine: str, process: int) -> bool:
 
 
 @contextmanager
+def _naming(target: Path, partial: Path) -> Iterator[None]:
+    """An error of writing names `target`: Python names no file where the disk is full, and `partial` nobody knows."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL or str(error.filename).startswith(str(partial)):
+            error.filename = str(target)
+        raise
+
+
+@contextmanager
 def replace_directory(target: Path) -> Iterator[Path]:
     """Yield an empty folder beside `target` that takes its place when the block ends without an error.
 
@@ -118,9 +130,10 @@ def replace_directory(target: Path) -> Iterator[Path]:
     """
     target = Path(target)
     partial, old = temporary(target), temporary(target, "old")
-    partial.mkdir()
     try:
-        yield partial
+        with _naming(target, partial):
+            partial.mkdir()
+            yield partial
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -143,7 +156,8 @@ def replace_file(target: Path) -> Iterator[Path]:
     target = Path(target)
     partial = temporary(target)
     try:
-        yield partial
+        with _naming(target, partial):
+            yield partial
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -157,6 +171,18 @@ def sha256(path: Path) -> str:
         for block in iter(lambda: f.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """What changes when a file is replaced or written to; None where there is no such file.
+
+    Not its number, which some network file systems give anew each time.
+    """
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
 
 
 class Stage:
@@ -175,12 +201,19 @@ class Stage:
         self.settings = dict(settings or {})
         self.counts: dict[str, Any] = {}
         self.rejected: list[dict[str, Any]] = []  # one entry a rejected record: where it stands, and why
+        self._versions = {path: _version(path) for path in self.inputs}
         self._start = time.perf_counter()
 
     @property
     def seconds(self) -> float:
         """Seconds since the stage began."""
         return time.perf_counter() - self._start
+
+    def check_inputs(self) -> None:
+        """Raise StageError where an input is another file than when the stage began: what was read may be of both."""
+        for path, before in self._versions.items():
+            if _version(path) != before:
+                raise StageError(f"{path}: changed while {self.name} was reading; run it again when nothing writes it")
 
     def write_manifest(self, path: Path) -> None:
         """Write the manifest as JSON to `path` (inside the stage's temporary folder, or a `replace_file` path)."""
@@ -228,6 +261,6 @@ def run_main(main: Callable[[], int | None]) -> None:
         print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("interrupted: what was being written is not there", file=sys.stderr)
+        print("interrupted: what was not finished is not there", file=sys.stderr)
         sys.exit(130)
     sys.exit(code or 0)

@@ -105,7 +105,7 @@ def test_folds_that_are_not_there(ckplus: Path) -> None:
 def test_make_folds_makes_what_is_not_up_to_date_and_compares(ckplus: Path) -> None:
     for fold in (1, 2):
         folder = ckplus / f"data/toy/fold{fold}"
-        for file in (".lmdb", "lmdb/manifest.json", "mean.binaryproto", "runs/small/small.caffemodel"):
+        for file in ("lmdb/manifest.json", ".lmdb", "mean.binaryproto", "runs/small/small.caffemodel"):
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             (folder / file).write_text("SEED=1\n")
         (folder / "runs/small/.train").write_text("EPOCHS=5_SEED=1_TRAIN_ON=train_PRECISION=\n")
@@ -134,6 +134,7 @@ def test_sources_that_are_not_there(tree: Path) -> None:
     assert "make DATASET=mine LAYOUT=ckplus CSV=path\n" in done.stderr
     done = make(tree, "extract", "DATASET=mine")
     assert "error: data/mine.csv is not there; expected a CSV like FER2013's, or a folder" in done.stderr
+    assert "CSV is empty; expected a file or a folder" in make(tree, "extract", "CSV=").stderr
     done = make(tree, "extract", "DATASET=fer2013")
     assert "challenges-in-representation-learning" in done.stderr
 
@@ -157,7 +158,7 @@ def test_sources_of_any_name(tree: Path, name: str) -> None:
 def test_choices_that_are_neither_on_nor_off_and_two_folds(ckplus: Path) -> None:
     for name in ("NEUTRAL", "SKIP_BAD", "JSON"):
         assert f"{name} is yes; expected 1 or nothing" in make(ckplus, "-n", "extract", f"{name}=yes").stderr
-    assert commands(ckplus, "align", "LAYOUT=ckplus", SOURCE, "NEUTRAL=0") == []
+    assert commands(ckplus, "align", "LAYOUT=ckplus", SOURCE, "NEUTRAL=0", "SKIP_BAD=0") == []
     assert "FOLD is 1 2; expected 1 to 10" in make(ckplus, "train", "LAYOUT=ckplus", SOURCE, "FOLD=1 2").stderr
 
 
@@ -177,3 +178,17 @@ def test_ferplus_labels_fer2013_alone(ckplus: Path) -> None:
     (ckplus / "fer2013new.csv").touch()
     done = make(ckplus, "lmdb", "LAYOUT=ckplus", SOURCE, "FERPLUS=fer2013new.csv")
     assert "FERPLUS is given, but LAYOUT is ckplus" in done.stderr
+
+
+@pytest.mark.parametrize("goal", ["extract", "lmdb"])
+def test_a_stage_that_is_stopped_after_its_output_is_there_is_run_again(tree: Path, goal: str) -> None:
+    stage = '#!/bin/bash\nmkdir -p "$4"; echo new > "$4/manifest.json"; exit 130\n'  # as Ctrl-C while it clears the old
+    (tree / ".venv/bin/python").write_text(stage)
+    (tree / ".venv/bin/python").chmod(0o755)
+    output = tree / "data/toy" / {"extract": "images", "lmdb": "lmdb"}[goal] / "manifest.json"
+    os.utime(output, (0, 0))  # older than what it is made of
+    assert make(tree, goal).returncode == 2
+    assert output.read_text() == "new\n"  # without it the stage would take its folder for somebody else's
+    now = output.stat().st_mtime
+    os.utime(output, (now + 1, now + 1))  # clocks of file systems are coarse
+    assert f"preprocessing.{goal}" in commands(tree, goal)[0]

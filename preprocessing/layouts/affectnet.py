@@ -80,7 +80,8 @@ def _images(source: Path, tables: Sequence[Path]) -> Path:
     """The folder that the paths in the tables are relative to: one that holds an image of the first hundred rows."""
     if not tables:
         raise StageError(
-            f"{source}: neither training.csv and validation.csv nor train_set and val_set; expected AffectNet's folder"
+            f"{source}: neither training.csv and validation.csv nor train_set and val_set; expected AffectNet's folder "
+            "(layout affectnet), or train/EMOTION/*.jpg (layout folder)"
         )
     firsts = [row["subDirectory_filePath"] for _, row in islice(_rows(tables[0]), 100) if row]
     if not firsts:

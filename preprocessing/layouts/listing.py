@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -62,8 +63,12 @@ class Listing:
 
 
 def canonical(name: str) -> str:
-    """An emotion's name as this project has it: in lower case, `anger` as `angry`, and so on."""
-    return ALIASES.get(name.lower(), name.lower())
+    """An emotion's name as this project has it: in lower case, `anger` as `angry`, and so on.
+
+    Accents are one character with their letter, which in archives made by macOS they are not.
+    """
+    name = unicodedata.normalize("NFC", name).lower()
+    return ALIASES.get(name, name)
 
 
 def walk(folder: Path) -> Iterator[str]:

@@ -61,6 +61,16 @@ def write_ckplus(
     return root
 
 
+def write_ck48(root: Path, sequences: dict[str, str], frames: int = 3) -> Path:
+    """Kaggle's CK+48: of each sequence, such as `S005_001`, the last frames, in the folder that names its emotion; mark
+    is ten times the sequence and the frame."""
+    for name, folder in sequences.items():
+        for number in range(1, frames + 1):
+            mark = 10 * int(name[-3:]) + number
+            write(root / folder / f"{name}_{number:08d}.png", face("happy", 48, 48, mark))
+    return root
+
+
 def write_rafdb(root: Path, lines: Sequence[tuple[str, int]], images: str = "aligned") -> Path:
     """RAF-DB's folder `basic`; mark is the line's number, from 0."""
     for number, (name, label) in enumerate(lines):
@@ -70,6 +80,17 @@ def write_rafdb(root: Path, lines: Sequence[tuple[str, int]], images: str = "ali
     (root / "EmoLabel").mkdir(parents=True, exist_ok=True)
     text = "".join(f"{name} {label}\n" for name, label in lines)
     (root / "EmoLabel/list_patition_label.txt").write_text(text)
+    return root
+
+
+def write_rafdb_folders(root: Path, lines: Sequence[tuple[str, int]]) -> Path:
+    """Kaggle's form of it, `SPLIT/LABEL/NAME` in `DATASET`, with tables beside that; mark is 30 times the label."""
+    for name, label in lines:
+        split = name.partition("_")[0]
+        path = root / "DATASET" / split / str(label) / name.replace(".jpg", "_aligned.jpg")
+        write(path, face("happy", 100, 100, 30 * label))
+        with open(root / f"{split}_labels.csv", "a") as f:
+            f.write(f"{path.name},{label}\n")
     return root
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from trees import make_folders
 
-from preprocessing.align import COLUMNS, align, main_face
+from preprocessing.align import COLUMNS, align, main_face, read_grey
 from preprocessing.alignment import align_face
 from preprocessing.datasets import tree_classes
 from preprocessing.mtcnn import Detector, Face
@@ -118,6 +118,20 @@ def test_the_rows_are_in_the_trees_order_whatever_the_workers_and_batches(images
             assert bool(one[name]) == bool(other[name])
             if one[name]:
                 assert float(one[name]) == pytest.approx(float(other[name]), abs=2e-3)
+
+
+def test_images_that_are_replaced_meanwhile_leave_the_old_output(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    align(images, images.parent / "aligned", device="cpu")
+    before = (images.parent / "aligned/manifest.json").read_bytes()
+
+    def replace(path: Path) -> np.ndarray:
+        (images / "manifest.json").write_text("another extract's")
+        return read_grey(path)
+
+    monkeypatch.setattr("preprocessing.align.read_grey", replace)
+    with pytest.raises(StageError, match=r"images/manifest\.json: changed while align was reading"):
+        align(images, images.parent / "aligned", device="cpu")
+    assert (images.parent / "aligned/manifest.json").read_bytes() == before
 
 
 def test_another_size(images: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import tarfile
 import tracemalloc
@@ -161,6 +162,7 @@ def test_blank_lines_are_no_rows_but_count_as_lines(tmp_path: Path) -> None:
         (b"", "the file is empty; expected a header with the columns emotion, pixels, Usage"),
         (b"emotion,pixels\n", "no column 'Usage' in 'emotion, pixels'"),
         (b"emotion;pixels;Usage\n", "no column 'emotion' in 'emotion;pixels;Usage'"),
+        (b"emotion;pixels;Usage\n", "the columns emotion, pixels, Usage, commas between them"),
         (b"emotion,pixels,Usage,usage\n", "column 'Usage' stands 2 times"),
         (b"emotion,emotion,pixels,Usage\n", "column 'emotion' stands 2 times"),
         ("emotion,pixels,Usage\n".encode("utf-16"), "row 1: not UTF-8 text"),
@@ -243,6 +245,9 @@ def test_archives_without_the_csv_are_refused(tmp_path: Path) -> None:
         z.writestr("fer2013.csv", b"emotion,pixels,Usage\n")
     with pytest.raises(StageError, match="zip archive; unpack it"):
         read(tmp_path / "a.zip")
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"emotion,pixels,Usage\n" * 100))
+    with pytest.raises(StageError, match=r"not a readable tar archive, .*; expected fer2013\.tar\.gz or the CSV"):
+        read(tmp_path / "a.csv.gz")
 
 
 def test_blank_faces_have_one_grey_level_but_for_noise() -> None:

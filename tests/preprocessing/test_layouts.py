@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -21,8 +23,10 @@ from layout_samples import (
     write,
     write_affectnet,
     write_affectnet_arrays,
+    write_ck48,
     write_ckplus,
     write_rafdb,
+    write_rafdb_folders,
 )
 
 from preprocessing.datasets import tree_classes
@@ -105,8 +109,27 @@ def test_names_of_ones_own() -> None:
     assert split_and_class("train/happy/a.jpg", classes) == ("Training", "happiness")
     assert split_and_class("train/1_Happiness/a.jpg", classes) == ("Training", "happiness")
     assert split_and_class("train/2_minds/a.jpg", classes) == ("Training", "2_minds")
+    assert split_and_class("train/fro\u0308hlich/a.jpg", ("fr\u00f6hlich",)) == ("Training", "fr\u00f6hlich")
     with pytest.raises(ValueError, match="'0_happy'; expected '1_happiness'"):
         split_and_class("train/0_happy/a.jpg", classes)
+
+
+def test_folders_that_are_labels(tmp_path: Path) -> None:
+    names = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "angry", "contempt")  # AffectNet's order
+    for split in ("train", "val", "test"):
+        for label in range(8):
+            write(tmp_path / f"faces/{split}/{label}/a.png", face("sad", 30, 40, 10 * label))
+    with pytest.raises(StageError, match=r"test/0/a\.png: emotion folder '0'; expected angry, disgust"):
+        extract(tmp_path / "faces", tmp_path / "images", layout="folder")
+    extract(tmp_path / "faces", tmp_path / "images", layout="folder", classes=names)
+    found = tree(tmp_path / "images")
+    assert len(found) == 24
+    for file, image in found.items():
+        label = int(image[0, 0]) // 10
+        assert file.split("/")[1] == f"{label}_{names[label]}"
+    assert split_and_class("train/1/a.jpg", ("2", "1", "0"), numbered=True) == ("Training", "1")  # names come first
+    with pytest.raises(ValueError, match="emotion folder '2'; expected no, yes"):
+        split_and_class("train/2/a.jpg", ("no", "yes"), numbered=True)
 
 
 def test_images_are_listed_without_hidden_and_other_files(tmp_path: Path) -> None:
@@ -202,6 +225,44 @@ def test_a_tenth_of_each_class_becomes_the_validation_split(
     assert list(tree(tmp_path / "again")) == list(found)
 
 
+@pytest.mark.parametrize("above", ["", "train/"])
+def test_a_folder_of_classes_alone_gets_all_splits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], above: str
+) -> None:
+    source = tmp_path / "mine"
+    for index in range(60):
+        write(source / f"{above}{('anger', 'happy')[index % 3 == 0]}/{index}.png", face("sad", 30, 40, index))
+    counts = extract(source, tmp_path / "images", layout="folder")
+    assert "no test split: PrivateTest is 10% of each class's training images" in capsys.readouterr().out
+    of_class = {split: (row["angry"], row["happy"]) for split, row in counts["faces"].items()}
+    assert of_class == {"Training": (32, 16), "PublicTest": (4, 2), "PrivateTest": (4, 2)}
+    assert counts["held_out"] == 12
+    marks = [int(image[0, 0]) for image in tree(tmp_path / "images").values()]
+    assert sorted(marks) == list(range(60))  # each image once
+    for file, image in tree(tmp_path / "images").items():
+        assert file.split("/")[1] == ("3_happy" if image[0, 0] % 3 == 0 else "0_angry")
+    extract(source, tmp_path / "again", layout="folder")
+    assert list(tree(tmp_path / "again")) == list(tree(tmp_path / "images"))
+    write(source / "test/happy/a.png", face("sad", 30, 40, 60))
+    if not above:  # the other folders are no classes now
+        with pytest.raises(StageError, match=r"anger/1\.png: expected SPLIT/EMOTION/NAME"):
+            extract(source, tmp_path / "again", layout="folder")
+
+
+def test_a_validation_split_is_the_test_split_where_there_is_no_other(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    extract(folder, tmp_path / "images", layout="folder")
+    (folder / "test").rename(folder / "validation")
+    extract(folder, tmp_path / "again", layout="folder")
+    assert "no test split: PrivateTest is the validation split, no validation split" in capsys.readouterr().out
+    assert manifest(tmp_path / "again")["settings"]["splits"].startswith("PrivateTest: the validation split; Public")
+    found, again = tree(tmp_path / "images"), tree(tmp_path / "again")
+    for split in SPLITS:
+        pixels = [{i.tobytes() for f, i in images.items() if f.startswith(split)} for images in (found, again)]
+        assert pixels[0] == pixels[1]
+
+
 def test_contempt_kept_changes_nothing_else(folder: Path, tmp_path: Path) -> None:
     extract(folder, tmp_path / "dropped", layout="folder")
     extract(folder, tmp_path / "kept", layout="folder", contempt="keep")
@@ -220,14 +281,32 @@ def test_a_validation_split_that_is_there_is_taken(folder: Path, tmp_path: Path)
     assert "held_out" not in counts
 
 
+def test_what_comes_while_a_folder_is_read_is_newer_than_the_output(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = folder / "train/anger/late.png"
+
+    def read(path: Path) -> bytes:
+        if not late.exists():
+            time.sleep(0.05)  # clocks of file systems are coarse
+            write(late, face("sad", 30, 40, 99))
+        return path.read_bytes()
+
+    monkeypatch.setattr("preprocessing.extract.read_file", read)
+    extract(folder, tmp_path / "images", layout="folder", workers=1)
+    assert (tmp_path / "images/manifest.json").stat().st_mtime_ns < late.parent.stat().st_mtime_ns
+    assert extract(folder, tmp_path / "images", layout="folder")["written"] == 35
+    assert (tmp_path / "images/manifest.json").stat().st_mtime_ns > late.parent.stat().st_mtime_ns
+
+
 def test_the_summary_says_which_split_is_empty(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     extract(folder, tmp_path / "images", layout="folder")
     assert "no images in" not in capsys.readouterr().out
-    shutil.rmtree(folder / "test")
+    shutil.rmtree(folder / "train")
     extract(folder, tmp_path / "images", layout="folder")
-    assert ", no images in PrivateTest, without which lmdb stops" in capsys.readouterr().out
+    assert ", no images in Training and PublicTest, without which lmdb stops" in capsys.readouterr().out
 
 
 def test_classes_of_ones_own_in_the_order_that_is_given(folder: Path, tmp_path: Path) -> None:
@@ -386,6 +465,36 @@ def test_what_is_not_ckplus(tmp_path: Path) -> None:
         extract(source, tmp_path / "images", layout="ckplus", frames=0)
 
 
+def test_the_cropped_faces_of_ckplus(tmp_path: Path) -> None:
+    folders = ("anger", "contempt", "disgust", "fear", "happy", "sadness", "surprise")
+    sequences = {f"S{person:03d}_{i + 1:03d}": folders[i] for person in range(10, 22) for i in range(7)}
+    source = write_ck48(tmp_path / "archive/CK+48", sequences).parent
+    for frames in (3, 1):
+        counts = extract(source, tmp_path / "images", layout="ckplus", contempt="keep", frames=frames)
+        assert (counts["written"], counts["persons"]) == (12 * 7 * frames, 12)
+        found = tree(tmp_path / "images")
+        classes = ("angry", "contempt", "disgust", "fear", "happy", "sad", "surprise")
+        for file, image in found.items():
+            sequence, frame = divmod(int(image[0, 0]), 10)
+            assert file.split("/")[1].split("_")[1] == classes[sequence - 1]
+            assert frame > 3 - frames
+        with open(tmp_path / "images/folds.csv", newline="") as f:
+            rows = [(row["file"], row["person"], row["fold"]) for row in csv.DictReader(f)]
+        assert {file for file, _, _ in rows} == set(found)
+        assert len({(person, fold) for _, person, fold in rows}) == 12
+        assert {fold for _, _, fold in rows} == set(map(str, range(1, 11)))
+    with pytest.raises(StageError, match="3 frames up to the peak; expected 4 or more"):
+        extract(source, tmp_path / "images", layout="ckplus", frames=4)
+    with pytest.raises(StageError, match="--neutral is given, but these faces have no first frames"):
+        extract(source, tmp_path / "images", layout="ckplus", neutral=True)
+    write_ck48(source / "CK+48", {"S030_001": "scorn"})
+    with pytest.raises(StageError, match=r"S030_001_00000003\.png: emotion folder 'scorn'; expected one of neutral"):
+        extract(source, tmp_path / "images", layout="ckplus")
+    write_ck48(source / "CK+48", {"S010_001": "fear"})
+    with pytest.raises(StageError, match=r"sequence S010/001 lies in .*anger and in .*fear; expected one"):
+        extract(source, tmp_path / "images", layout="ckplus")
+
+
 @pytest.mark.parametrize("contempt", ["drop", "keep"])
 def test_the_csv_form_of_ckplus_has_contempt_as_7(tmp_path: Path, contempt: str) -> None:
     image = faces(16)
@@ -432,6 +541,22 @@ def test_rafdb(tmp_path: Path, images: str, above: bool) -> None:
     assert manifest(tmp_path / "images")["inputs"][0]["file"].endswith("EmoLabel/list_patition_label.txt")
 
 
+@pytest.mark.parametrize("above", [False, True])
+def test_rafdb_in_folders_that_are_labels(tmp_path: Path, above: bool) -> None:
+    write_rafdb_folders(tmp_path / "archive", LINES)
+    source = tmp_path / "archive" if above else tmp_path / "archive/DATASET"
+    counts = extract(source, tmp_path / "images", layout="rafdb")
+    found = tree(tmp_path / "images")
+    assert len(found) == 28
+    for file, image in found.items():
+        assert file.split("/")[1].split("_")[1] == RAFDB[round(int(image[0, 0]) / 30) - 1]
+    assert [sum(counts["faces"][split].values()) for split in SPLITS] == [14, 7, 7]
+    write(tmp_path / "archive/DATASET/train/8/train_00099_aligned.jpg", face("sad", 100, 100, 0))
+    with pytest.raises(StageError, match=r"train/8/train_00099_aligned\.jpg: expected train/LABEL/NAME or"):
+        extract(source, tmp_path / "images", layout="rafdb")
+    assert list(tree(tmp_path / "images")) == list(found)
+
+
 def test_bad_lines_of_rafdb_are_named(tmp_path: Path) -> None:
     source = write_rafdb(tmp_path / "basic", LINES)
     bad = ["train_00001.jpg 3", "train_00030.jpg 8", "photo.jpg 1", "train_00031.jpg", "", "train_00032.jpg 2"]
@@ -453,7 +578,7 @@ def test_bad_lines_of_rafdb_are_named(tmp_path: Path) -> None:
 
 def test_what_is_not_rafdb(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(StageError, match=r"no EmoLabel/list_patition_label\.txt; expected RAF-DB's folder basic"):
+    with pytest.raises(StageError, match=r"neither EmoLabel/list_.*\.txt nor train/1 to train/7; expected RAF-DB's"):
         extract(tmp_path / "empty", tmp_path / "images", layout="rafdb")
     source = write_rafdb(tmp_path / "basic", LINES)
     shutil.rmtree(source / "Image/aligned")
@@ -580,6 +705,16 @@ def test_the_later_release_of_affectnet(tmp_path: Path) -> None:
         *(f"val_set/annotations/{i}_exp.npy" for i in (0, 1)),
     ]
     assert "no such file" in rejected[0]["reason"]
+
+
+def test_the_manifest_tells_labels_apart_that_lie_in_arrays(tmp_path: Path) -> None:
+    source = write_affectnet_arrays(tmp_path / "AffectNet", {"train_set": [*range(7)] * 3, "val_set": [5, 3]})
+    hashes = []
+    for workers, label in ((1, 5), (4, 5), (1, 4)):
+        np.save(source / "val_set/annotations/0_exp.npy", np.array(label))
+        extract(source, tmp_path / "images", layout="affectnet", workers=workers)
+        hashes.append(manifest(tmp_path / "images")["settings"]["folder_sha256"])
+    assert hashes[0] == hashes[1] != hashes[2]
 
 
 # ---- as a program ---------------------------------------------------------------------------------------------------

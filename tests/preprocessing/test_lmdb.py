@@ -15,6 +15,7 @@ import lmdb
 import numpy as np
 import pytest
 
+from caffe.errors import CaffeError
 from caffe.proto.caffe_pb2 import Datum
 from preprocessing.lmdb import write_databases
 from preprocessing.stage import StageError, sha256
@@ -234,6 +235,18 @@ def test_an_image_unlike_the_others_is_named(tree: Path, tmp_path: Path, shape: 
         write_databases(tree, tmp_path / "lmdb")
     assert str(path.relative_to(tree)) in str(caught.value)
     assert not (tmp_path / "lmdb").exists()
+
+
+def test_a_database_that_cannot_be_written_is_named(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, records: object) -> int:
+        raise CaffeError(f"{path}: cannot write the database: Input/output error")  # as LMDB calls a full disk
+
+    monkeypatch.setattr("preprocessing.lmdb.write_imageset", refuse)
+    with pytest.raises(StageError) as error:
+        write_databases(tree, tmp_path / "lmdb")
+    assert str(error.value) == f"{tmp_path}/lmdb/train_lmdb: cannot write the database: Input/output error"
 
 
 def test_what_must_not_be_replaced(tree: Path, tmp_path: Path) -> None:

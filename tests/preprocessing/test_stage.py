@@ -6,11 +6,12 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from preprocessing.stage import DAY, _machine, replace_directory, replace_file
+from preprocessing.stage import DAY, Stage, StageError, _machine, replace_directory, replace_file
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -118,3 +119,38 @@ def test_an_error_leaves_the_old_output(tmp_path: Path) -> None:
         stop(partial)
     assert [path.name for path in (tmp_path / "made").iterdir()] == ["old"]
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+@pytest.mark.parametrize("replace", [replace_directory, replace_file])
+def test_a_full_disk_is_an_error_that_names_the_output(tmp_path: Path, replace: Callable) -> None:
+    def write_too_much() -> None:
+        with open("/dev/full", "w") as f:  # as any file on a full disk
+            f.write("text")
+
+    with pytest.raises(OSError, match="No space left on device") as caught, replace(tmp_path / "made"):
+        write_too_much()
+    assert caught.value.filename == str(tmp_path / "made")
+    with pytest.raises(FileNotFoundError) as caught, replace(tmp_path / "made"):
+        (tmp_path / "input").read_text()
+    assert caught.value.filename == str(tmp_path / "input")
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("change", ["written to", "replaced", "removed"])
+def test_an_input_that_changes_while_a_stage_reads_is_an_error(tmp_path: Path, change: str) -> None:
+    file, other = tmp_path / "manifest.json", tmp_path / "other.json"
+    for seconds, path in enumerate((file, other)):
+        path.write_text("old")
+        os.utime(path, (seconds, seconds))
+    stage = Stage("align", [file, tmp_path / "none.json"])
+    file.read_text()
+    stage.check_inputs()
+    if change == "written to":
+        file.write_text("new one")
+    elif change == "replaced":
+        other.replace(file)
+    else:
+        file.unlink()
+    with pytest.raises(StageError, match=r"manifest\.json: changed while align was reading; run it again"):
+        stage.check_inputs()

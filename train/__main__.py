@@ -13,6 +13,7 @@ never stopped; by --minutes, after what is left of its time.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import math
 import random
@@ -21,7 +22,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from google.protobuf import text_format
@@ -55,6 +56,9 @@ SNAPSHOT_SHARE = 0.05  # of a training's time: where an epoch takes a second, on
 INIT = "init.caffemodel"  # in a run's folder: of the weights to start from, the layers that are taken
 SETTINGS = "settings.json"  # there: what makes a run the same
 PREVIOUS = "previous"  # there: the finished run of other settings that was there before
+STOPPED = "stopped"  # there: the training of other settings that was stopped before it was finished
+LOCK = ".lock"  # there: held by the process that trains
+MERGED = "trainval_lmdb"  # there: what train+val trains on
 TIME = "time.json"  # there, where a training has a time: how much of it is used
 # there: what training and the stages behind it write, beside snapshots, settings and the trained net
 WRITTEN = (
@@ -232,7 +236,15 @@ class Run:
         if self.train_on == "train+val":
             self.sources.append(self.val)
         self.epochs, self.minutes, self.batch = arguments.epochs, arguments.minutes, arguments.batch
+        self._lock: TextIO | None = None
         self._check_channels()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            self._lock.close()
 
     def _check_channels(self) -> None:
         """A training net takes the data's channels as they come; the deploy net has to take as many."""
@@ -292,7 +304,7 @@ class Run:
             data_layer(self.net_param, NetState(phase=phase, stage=state.stage, level=state.level))
             for phase, state in zip((TRAIN, TEST), [*states, NetState()], strict=False)
         )
-        merged = self.folder / "trainval_lmdb"
+        merged = self.folder / MERGED
         records = sum(len(DatumReader(source)) for source in self.sources)
         train.data_param.source = str(self.sources[0] if len(self.sources) == 1 else merged)
         test.data_param.source = str(self.val)
@@ -335,9 +347,8 @@ class Run:
             settings["minutes"] = self.minutes
         text = json.dumps(settings, indent=1)
         settings_file = self.folder / SETTINGS
-        if not settings_file.is_file() or settings_file.read_text() != text:
-            self._clear()
-            self.folder.mkdir(parents=True, exist_ok=True)
+        self._take_folder()
+        if not self._goes_on(text):
             if len(self.sources) > 1:
                 merge(self.sources, merged, recipe.random_seed)
             replace_bytes(self.folder / "train_val.prototxt", settings["net"].encode())
@@ -346,31 +357,89 @@ class Run:
                 replace_bytes(self.folder / INIT, self.start.weights.SerializeToString())
             replace_bytes(settings_file, text.encode())
 
-    def _clear(self) -> None:
+    def _take_folder(self) -> None:
+        """Keep other processes from the run's folder: two trainings there would take each other's files for their own.
+
+        Raises StageError where another one has it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self.folder / LOCK, "w")  # noqa: SIM115  until the training ends
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StageError(
+                f"{self.folder}: another process trains there; expected it to end first, or another folder"
+            ) from None
+        except OSError as error:  # a file system without locks
+            print(f"train: {self.folder}: {error.strerror}: nothing keeps a second training from it", file=sys.stderr)
+
+    def _goes_on(self, settings: str) -> bool:
+        """Whether the folder holds a run of these settings to go on with, which may have stood in `stopped`.
+
+        What it holds of other settings is put away.
+        """
+        file, stopped, moved, back = (
+            self.folder / name for name in (SETTINGS, STOPPED, f".{STOPPED}", f".{STOPPED}.back")
+        )
+        if back.is_dir():  # from where a kill left it
+            self._bring_back(back, moved, stopped)
+        if file.is_file() and file.read_text() == settings:
+            return True
+        self._put_away()
+        for place in (moved, stopped):  # in the former after a kill, in which it was about to be put away
+            if (place / SETTINGS).is_file() and (place / SETTINGS).read_text() == settings:
+                place.rename(back)
+                self._bring_back(back, moved, stopped)
+                print(f"train: goes on with the training of these settings that was in {stopped}")
+                return True
+        self._keep(moved, stopped)
+        return False
+
+    def _put_away(self) -> None:
         """Put away what a run with other settings left: it must not be taken for this run's.
 
         What a finished one wrote, its evaluation and plots too, is kept in the folder `previous`, in place of the one
-        there; what one that was stopped wrote is removed, as all snapshots are.
+        there, without its snapshots. One that was stopped is moved to `.stopped` as it is; without a snapshot, it is
+        removed.
         """
-        weights, previous, moved = (
-            self.folder / name for name in (f"{self.name}.caffemodel", PREVIOUS, f".{PREVIOUS}")
+        weights, previous, of_finished, of_stopped = (
+            self.folder / name for name in (f"{self.name}.caffemodel", PREVIOUS, f".{PREVIOUS}", f".{STOPPED}")
         )
         finished = weights.is_file()
-        if finished:
+        moved = of_finished if finished else of_stopped
+        kept = finished or moved.is_dir() or bool(self.snapshots())
+        if kept:
             moved.mkdir(exist_ok=True)
         # the settings first and the weights last, so that after a kill in between it is gone on with
-        for pattern in (SETTINGS, f"{self.name}_iter_*", *WRITTEN, weights.name):
+        for pattern in (SETTINGS, f"{self.name}_iter_*", MERGED, *WRITTEN, weights.name):
             for path in self.folder.glob(pattern):
-                if finished and "_iter_" not in path.name:
+                if kept and not (finished and ("_iter_" in path.name or path.name == MERGED)):
                     path.rename(moved / path.name)
                 elif path.is_dir():
                     shutil.rmtree(path)
                 else:
                     path.unlink()
-        if moved.is_dir():
+        if of_finished.is_dir():
             shutil.rmtree(previous, ignore_errors=True)
-            moved.rename(previous)
+            of_finished.rename(previous)
             print(f"train: the run that {self.folder} held has other settings or data: it is in {previous} now")
+
+    def _keep(self, moved: Path, stopped: Path) -> None:
+        """Let what was put away of a stopped training take the place of the one before it."""
+        if moved.is_dir():
+            shutil.rmtree(stopped, ignore_errors=True)
+            moved.rename(stopped)
+            print(
+                f"train: the training that {self.folder} held was stopped, and has other settings or data: it is in "
+                f"{stopped} now, and goes on when they are given again"
+            )
+
+    def _bring_back(self, back: Path, moved: Path, stopped: Path) -> None:
+        """Let a stopped training have the folder again, and the one that had it since take its place in `stopped`."""
+        self._keep(moved, stopped)
+        for path in sorted(back.iterdir(), key=lambda path: path.name == SETTINGS):  # it goes on when all is there
+            path.rename(self.folder / path.name)
+        back.rmdir()
 
     def snapshots(self) -> list[Path]:
         """The run's .solverstate files, or .solverstate.h5 where the solver's snapshot_format is HDF5, oldest first."""
@@ -609,25 +678,26 @@ def main() -> int:
             )
     try:
         device = caffe.use_device(arguments.device)
-        run = Run(arguments)
-        run.prepare()
-        if run.epochs is None and run.minutes is None:
-            print(run.describe_length(), flush=True)
-        if run.start is not None:
-            print(run.start.describe(), flush=True)
-        settings = {"network": run.name, "solver": arguments.solver, "train_on": run.train_on, "device": str(device)}
-        settings |= {"seed": run.solver_param.random_seed, "max_iter": run.solver_param.max_iter}
-        settings |= {"classes": list(run.classes), "base_lr": run.solver_param.base_lr}
-        settings |= {"init": arguments.init, "freeze": arguments.freeze, "minutes": arguments.minutes}
-        prototxts = [run.folder / "solver.prototxt", run.folder / "train_val.prototxt"]
-        if run.teachers is not None:  # by their hashes before the training, since other runs may replace them
-            settings |= {"teachers": {str(path): sha256(path) for path in run.teachers.paths}}
-            settings |= {"temperature": run.teachers.temperature, "teacher_share": run.teachers.share}
-        stage = Stage("train", [*prototxts, run.mean, *run.weights], settings)
-        if not run.train():
-            print(f"train: stopped at iteration {run.solver.iter}; run it again to go on", file=sys.stderr)
-            return 130
-        run.finish(stage)
+        with Run(arguments) as run:
+            run.prepare()
+            if run.epochs is None and run.minutes is None:
+                print(run.describe_length(), flush=True)
+            if run.start is not None:
+                print(run.start.describe(), flush=True)
+            settings = {"network": run.name, "solver": arguments.solver, "train_on": run.train_on}
+            settings |= {"device": str(device)}
+            settings |= {"seed": run.solver_param.random_seed, "max_iter": run.solver_param.max_iter}
+            settings |= {"classes": list(run.classes), "base_lr": run.solver_param.base_lr}
+            settings |= {"init": arguments.init, "freeze": arguments.freeze, "minutes": arguments.minutes}
+            prototxts = [run.folder / "solver.prototxt", run.folder / "train_val.prototxt"]
+            if run.teachers is not None:  # by their hashes before the training, since other runs may replace them
+                settings |= {"teachers": {str(path): sha256(path) for path in run.teachers.paths}}
+                settings |= {"temperature": run.teachers.temperature, "teacher_share": run.teachers.share}
+            stage = Stage("train", [*prototxts, run.mean, *run.weights], settings)
+            if not run.train():
+                print(f"train: stopped at iteration {run.solver.iter}; run it again to go on", file=sys.stderr)
+                return 130
+            run.finish(stage)
     except caffe.CaffeError as error:
         raise StageError(str(error)) from error
     iterations = f"{run.solver.iter} iterations"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import fcntl
 import hashlib
 import json
 import math
@@ -23,7 +25,7 @@ from caffe.io import blobproto_to_array, datum_to_array, read_binary, read_solve
 from caffe.proto.caffe_pb2 import Datum, NetParameter, SolverParameter
 from caffe.tools.parse_log import parse_log
 from preprocessing.network_input import FaceNetwork
-from train.__main__ import rescale, validation_batches
+from train.__main__ import Run, rescale, validation_batches
 
 ROOT = Path(__file__).resolve().parents[2]
 EPOCH = 5  # iterations: 22 images in batches of 5
@@ -123,7 +125,7 @@ def test_a_run_leaves_a_complete_model(
     run, out = project / "run one", capsys.readouterr()
     assert {path.name for path in run.iterdir()} == {
         "tiny net.caffemodel", "deploy.prototxt", "mean.binaryproto", "manifest.json", "settings.json", "train.log",
-        "solver.prototxt", "train_val.prototxt", "best.caffemodel", "best.json", "classes.txt",
+        "solver.prototxt", "train_val.prototxt", "best.caffemodel", "best.json", "classes.txt", ".lock",
         *(f"tiny net_iter_{n}.{kind}" for n in (15, 20) for kind in ("caffemodel", "solverstate")),
     }  # fmt: skip
     assert all(path.read_bytes() == data for path, data in before.items()), "an input was changed"
@@ -311,7 +313,7 @@ def test_killed_and_stopped_again_and_again(project: Path) -> None:
         assert len(states) <= 2
     done = stopped(project, "nothing")
     assert done.returncode == 0, done.stderr
-    assert not [path.name for path in run.iterdir() if path.name.startswith(".")], "a partial file is left"
+    assert {path.name for path in run.iterdir() if path.name.startswith(".")} == {".lock"}, "a partial file is left"
 
     # in a process of its own as well: this one's number of threads may be another's, and with it the rounding
     assert stopped(project, "nothing", output="straight").returncode == 0
@@ -568,6 +570,88 @@ def test_a_finished_run_without_its_settings_is_kept_as_a_whole(project: Path, m
     assert weights(run / "previous/tiny net.caffemodel") == second
     assert [path.name for path in (run / "previous/evaluation").iterdir()] == ["2"]
     assert not (run / "previous/settings.json").exists()
+
+
+def test_a_stopped_training_is_not_lost_to_a_forgotten_setting(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, kept = project / "run", project / "run/stopped"
+    for number, seed in ((8, "3"), (7, "11")):  # the second is a mistake
+        with pytest.MonkeyPatch.context() as patch:
+            stop_after(patch, number)
+            assert train(patch, project, "run", "--seed", seed) == 130
+    assert f"it is in {kept} now, and goes on when they are given again" in capsys.readouterr().out
+    assert {path.name for path in kept.glob("*iter_8*")} == {
+        "tiny net_iter_8.caffemodel",
+        "tiny net_iter_8.solverstate",
+    }
+    # each goes on, in turns, from where it was stopped
+    for seed, number in (("3", 8), ("11", 7)):
+        assert train(monkeypatch, project, "run", "--seed", seed) == 0
+        text = (run / "train.log").read_text()
+        assert text.count("Restoring previous solver status") == 1 and f"tiny net_iter_{number}.solverstate" in text
+        assert train(monkeypatch, project, "straight", "--seed", seed) == 0
+        assert weights(run / "tiny net.caffemodel") == weights(project / "straight/tiny net.caffemodel")
+    assert not kept.exists()
+    assert weights(run / "previous/tiny net.caffemodel") == weights(project / "straight/previous/tiny net.caffemodel")
+
+
+def test_a_kill_while_stopped_trainings_change_places_loses_none(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = project / "run"
+
+    def content(folder: Path) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != ".lock"}
+
+    held = []
+    for seed in ("1", "2"):
+        with pytest.MonkeyPatch.context() as patch:
+            stop_after(patch, 6)
+            assert train(patch, project, "run", "--seed", seed) == 130
+        held.append(content(run))
+    # from here on nothing is trained, and the settings come in turns
+    monkeypatch.setattr(Run, "train", lambda self: setattr(self, "solver", argparse.Namespace(iter=0)))
+    rename = Path.rename
+    to_come = 0
+
+    def killed_rename(self: Path, target: Path) -> Path:
+        nonlocal to_come
+        to_come -= 1
+        if to_come < 0:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    for number in range(50):  # the second is in the folder, and the first is asked for
+        to_come = number
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Path, "rename", killed_rename)
+            assert train(patch, project, "run", "--seed", "1") == 130
+        killed = to_come < 0
+        asked = number % 2 if killed else 0  # after the kill, one or the other
+        assert train(monkeypatch, project, "run", "--seed", str(asked + 1)) == 130
+        assert content(run) == held[asked], number
+        assert content(run / "stopped") == held[1 - asked], number
+        assert train(monkeypatch, project, "run", "--seed", "2") == 130
+        if not killed:
+            break
+    assert not killed and number > 10
+
+
+def test_two_trainings_do_not_write_into_one_folder(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = project / "run"
+    assert train(monkeypatch, project, "run", "--epochs", "1") == 0
+    before = {path: path.read_bytes() for path in run.iterdir()}
+    with open(run / ".lock", "w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert train(monkeypatch, project, "run", "--epochs", "2") == 1
+        assert capsys.readouterr().err == (
+            f"error: {run}: another process trains there; expected it to end first, or another folder\n"
+        )
+        assert {path: path.read_bytes() for path in run.iterdir()} == before
+    assert train(monkeypatch, project, "run", "--epochs", "2") == 0
 
 
 def test_what_was_evaluated_does_not_stand_for_other_weights(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

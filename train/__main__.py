@@ -345,6 +345,7 @@ class Run:
             settings["classes"] = list(self.classes)
         if self.minutes is not None:
             settings["minutes"] = self.minutes
+        self.mean_bytes = self.mean.read_bytes()  # of now: at the training's end the stages may have made another
         text = json.dumps(settings, indent=1)
         settings_file = self.folder / SETTINGS
         self._take_folder()
@@ -544,7 +545,7 @@ class Run:
             else:
                 shutil.copyfile(self.source / "deploy.prototxt", path)
         with replace_file(self.folder / "mean.binaryproto") as path:
-            shutil.copyfile(self.mean, path)
+            path.write_bytes(self.mean_bytes)
         write_classes(self.folder, self.classes)
         stage.counts = {
             "iterations": self.solver.iter,
@@ -685,7 +686,7 @@ def main() -> int:
             if run.start is not None:
                 print(run.start.describe(), flush=True)
             settings = {"network": run.name, "solver": arguments.solver, "train_on": run.train_on}
-            settings |= {"device": str(device)}
+            settings |= {"device": str(device), "threads": torch.get_num_threads()}
             settings |= {"seed": run.solver_param.random_seed, "max_iter": run.solver_param.max_iter}
             settings |= {"classes": list(run.classes), "base_lr": run.solver_param.base_lr}
             settings |= {"init": arguments.init, "freeze": arguments.freeze, "minutes": arguments.minutes}

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from google.protobuf import text_format
 from small_training import arguments, blobs, images, stop_after, train, write_project, write_recipe
 from tiny_model import write_database
@@ -136,7 +137,7 @@ def test_a_run_leaves_a_complete_model(
     assert manifest["settings"] == {
         "network": "tiny net", "solver": None, "train_on": "train", "device": "cpu", "seed": 3, "max_iter": 20,
         "classes": ["class_0", "class_1", "class_2"], "base_lr": pytest.approx(0.005), "init": None, "freeze": None,
-        "minutes": None,
+        "minutes": None, "threads": torch.get_num_threads(),
     }  # fmt: skip
     counts = manifest["counts"]
     assert (counts["iterations"], counts["epochs"], counts["iterations_per_epoch"]) == (20, 4, EPOCH)
@@ -589,7 +590,8 @@ def test_a_stopped_training_is_not_lost_to_a_forgotten_setting(
     for seed, number in (("3", 8), ("11", 7)):
         assert train(monkeypatch, project, "run", "--seed", seed) == 0
         text = (run / "train.log").read_text()
-        assert text.count("Restoring previous solver status") == 1 and f"tiny net_iter_{number}.solverstate" in text
+        assert text.count("Restoring previous solver status") == 1
+        assert f"tiny net_iter_{number}.solverstate" in text
         assert train(monkeypatch, project, "straight", "--seed", seed) == 0
         assert weights(run / "tiny net.caffemodel") == weights(project / "straight/tiny net.caffemodel")
     assert not kept.exists()
@@ -635,7 +637,8 @@ def test_a_kill_while_stopped_trainings_change_places_loses_none(
         assert train(monkeypatch, project, "run", "--seed", "2") == 130
         if not killed:
             break
-    assert not killed and number > 10
+    assert not killed
+    assert number > 10
 
 
 def test_two_trainings_do_not_write_into_one_folder(
@@ -652,6 +655,29 @@ def test_two_trainings_do_not_write_into_one_folder(
         )
         assert {path: path.read_bytes() for path in run.iterdir()} == before
     assert train(monkeypatch, project, "run", "--epochs", "2") == 0
+
+
+def test_what_is_written_anew_meanwhile_is_not_what_was_trained_with(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train(monkeypatch, project, "first", "--epochs", "1") == 0
+    start, mean = project / "first/tiny net.caffemodel", project / "mean.binaryproto"
+    before = [path.read_bytes() for path in (mean, start)]
+    update = caffe.Solver.apply_update
+
+    def update_while_stages_run(solver: caffe.Solver, display: bool = False) -> None:
+        if solver.iter == 3:
+            caffe.io.save_mean(mean, np.zeros((1, 8, 8), np.float32))
+            start.unlink()
+        update(solver, display)
+
+    monkeypatch.setattr(caffe.Solver, "apply_update", update_while_stages_run)
+    assert train(monkeypatch, project, "run", "--init", str(start)) == 0
+    assert (project / "run/mean.binaryproto").read_bytes() == before[0]
+    inputs = json.loads((project / "run/manifest.json").read_text())["inputs"]
+    assert [entry["sha256"] for entry in inputs if entry["file"] in (str(mean), str(start))] == [
+        hashlib.sha256(content).hexdigest() for content in before
+    ]
 
 
 def test_what_was_evaluated_does_not_stand_for_other_weights(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

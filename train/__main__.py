@@ -451,7 +451,7 @@ class Run:
         """Train to the end, from the last snapshot if there is one; False where Ctrl-C stopped it."""
         states = self.snapshots()
         with open(self.folder / "train.log", "a" if states else "w") as stream:
-            handler = log.log_to(stream)
+            handler = log.log_to(stream, whole=True)
             try:
                 solver = caffe.get_solver(self.solver_param)
                 outputs = solver.test_nets[0].outputs

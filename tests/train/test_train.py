@@ -329,6 +329,28 @@ def test_killed_and_stopped_again_and_again(project: Path) -> None:
         assert ours == theirs
 
 
+FULL_DISK = """
+import resource, runpy, signal, sys
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then a write beyond it is an error, as on a full disk
+resource.setrlimit(resource.RLIMIT_FSIZE, 2 * (int(sys.argv.pop(1)),))
+runpy.run_module("train", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_gap(project: Path) -> None:
+    """A log that is not written goes on as if nothing were, and its plot would lack what was trained meanwhile."""
+    command = [sys.executable, "-c", FULL_DISK, "9000", *arguments(project, "run")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (1, f"error: {project}/run/train.log: File too large\n")
+    for output in ("run", "straight"):
+        assert stopped(project, "nothing", output=output).returncode == 0
+    assert weights(project / "run/tiny net.caffemodel") == weights(project / "straight/tiny net.caffemodel")
+    train_rows, test_rows = parse_log(project / "run/train.log")
+    assert [row["NumIters"] for row in train_rows] == list(range(20))
+    assert [row["NumIters"] for row in test_rows] == [0, 5, 10, 15, 20]
+
+
 def test_a_stopped_training_goes_on_from_snapshots_in_hdf5(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_recipe(project, "hdf5", "snapshot_format: HDF5 ema_decay: 0.8 display: 1")
     with monkeypatch.context() as patch:

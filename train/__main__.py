@@ -597,12 +597,13 @@ class Display:
             self.bar.update(self.solver.iter - self.bar.n)
 
     def _tested(self, solver: caffe.Solver, number: int, outputs: dict[str, float]) -> None:
-        best = self.run.best.get("accuracy", 0.0)
         self.text = (
             f"epoch {solver.iter / self.run.epoch:.0f}/{solver.param.max_iter // self.run.epoch}"
-            f"  training loss {solver.smoothed_loss():.3f}  validation loss {outputs['loss']:.3f}"
-            f"  accuracy {outputs['accuracy']:.2%}  best {best:.2%}"
+            f"  training loss {solver.smoothed_loss():.3f}"
         )
+        if self.run.train_on == "train":
+            best = self.run.best.get("accuracy", 0.0)
+            self.text += f"  validation loss {outputs['loss']:.3f}  accuracy {outputs['accuracy']:.2%}  best {best:.2%}"
         if self.terminal:
             self.bar.set_postfix_str(self.text)
         elif solver.iter:

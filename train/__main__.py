@@ -517,6 +517,14 @@ class Run:
             self.best = {"iteration": solver.iter, "epoch": solver.iter / self.epoch, **outputs}
             self.best_weights = solver.weights()
 
+    def best_value(self, solver: caffe.Solver) -> str:
+        """The best validation so far, by the output that the epoch is chosen by, the solver's `monitor`."""
+        assert solver.monitor is not None
+        name = solver.monitor.name
+        if name == "accuracy":
+            return f"{self.best.get(name, 0.0):.2%}"
+        return f"{name} {self.best[name]:.4g}" if name in self.best else "none"
+
     def _write_best(self, solver: caffe.Solver) -> None:
         """Write the best weights so far, where they are not yet: a resumed run goes on from the last snapshot."""
         if self.best_weights is None:
@@ -602,8 +610,8 @@ class Display:
             f"  training loss {solver.smoothed_loss():.3f}"
         )
         if self.run.train_on == "train":
-            best = self.run.best.get("accuracy", 0.0)
-            self.text += f"  validation loss {outputs['loss']:.3f}  accuracy {outputs['accuracy']:.2%}  best {best:.2%}"
+            self.text += f"  validation loss {outputs['loss']:.3f}  accuracy {outputs['accuracy']:.2%}"
+            self.text += f"  best {self.run.best_value(solver)}"
         if self.terminal:
             self.bar.set_postfix_str(self.text)
         elif solver.iter:
@@ -708,6 +716,9 @@ def main() -> int:
             f" (stopped early, after epoch {stage.counts['epochs']:.0f} of {run.solver.param.max_iter // run.epoch})"
         )
     taken = f"best validation accuracy {run.best['accuracy']:.2%} in epoch {run.best['epoch']:.0f}"
+    if run.solver.param.monitor != "accuracy":  # that of the chosen epoch need not be the best
+        taken = f"best validation {run.best_value(run.solver)} in epoch {run.best['epoch']:.0f}"
+        taken += f", accuracy {run.best['accuracy']:.2%}"
     if run.train_on == "train+val":  # nothing is validated on what it learns
         taken = "the last weights, trained on both splits"
     stage.summary(f"{iterations}, {taken} -> {run.folder / run.name}.caffemodel")

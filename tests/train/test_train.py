@@ -415,12 +415,21 @@ def test_averaged_weights_are_what_is_kept(project: Path, monkeypatch: pytest.Mo
     )
 
 
-def test_the_epoch_is_chosen_by_what_the_solver_monitors(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_epoch_is_chosen_by_what_the_solver_monitors(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_recipe(project, "loss", 'monitor: "loss" base_lr: 0.1')
     assert train(monkeypatch, project, "run", "--solver", "loss", "--epochs", "12") == 0
     _, rows = parse_log(project / "run" / "train.log")
     counts = json.loads((project / "run/manifest.json").read_text())["counts"]
-    assert counts["chosen"]["iteration"] == min(rows[1:], key=lambda row: row["loss"])["NumIters"]
+    best = min(rows[1:], key=lambda row: row["loss"])
+    assert counts["chosen"]["iteration"] == best["NumIters"]
+    *_, epoch, summary = capsys.readouterr().out.splitlines()
+    assert epoch.endswith(f"  best loss {best['loss']:.4g}")
+    assert (
+        f" best validation loss {best['loss']:.4g} in epoch {best['NumIters'] / EPOCH:.0f}, "
+        f"accuracy {best['accuracy']:.2%} -> " in summary
+    )
 
 
 # Recipes and weights to start from

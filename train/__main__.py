@@ -231,7 +231,7 @@ class Run:
             folders = [Path(folder) for folder in arguments.teachers]
             given = {"temperature": arguments.temperature, "share": arguments.teacher_share}
             self.teachers = Teachers(folders, **{name: value for name, value in given.items() if value is not None})
-            self.teachers.check(self.mean, self.classes, self.folder)
+            self.teachers.check(self.mean, self.classes, self._own_folders())
         self.val, self.sources = Path(arguments.val), [Path(arguments.train)]
         if self.train_on == "train+val":
             self.sources.append(self.val)
@@ -245,6 +245,10 @@ class Run:
     def __exit__(self, *_: object) -> None:
         if self._lock is not None:
             self._lock.close()
+
+    def _own_folders(self) -> list[Path]:
+        """The folders that a run with other settings clears, in which nothing may lie that it needs."""
+        return [folder.resolve() for folder in (self.folder, self.folder / PREVIOUS, self.folder / STOPPED)]
 
     def _check_channels(self) -> None:
         """A training net takes the data's channels as they come; the deploy net has to take as many."""
@@ -283,7 +287,7 @@ class Run:
         """Choose what is taken of the weights, and set the rates of what starts anew and of what is not to learn."""
         if "," in str(self.folder):  # Caffe takes commas to separate names
             raise StageError(f"--output is {self.folder}; expected a path without a comma, for {INIT}")
-        if init.resolve().parent == self.folder.resolve():  # a run with other settings clears its folder
+        if init.resolve().parent in self._own_folders():
             raise StageError(f"--init is {init}, in the run's own folder; expected weights elsewhere (copy them)")
         net = self.net_param
         mean = load_mean(self.mean).shape

@@ -371,10 +371,11 @@ def test_freezing_needs_weights_and_the_rate_a_number(
     assert train(monkeypatch, project, "with, comma", "--init", str(first)) == 1
     assert "expected a path without a comma" in capsys.readouterr().err
     assert train(monkeypatch, project, "run", "--lr", "0.25", "--epochs", "1") == 0
-    own = project / "run" / "tiny net.caffemodel"
-    assert train(monkeypatch, project, "run", "--init", str(own)) == 1
-    assert "in the run's own folder; expected weights elsewhere" in capsys.readouterr().err
-    assert own.is_file()
+    shutil.copytree(project / "run", project / "run/previous")  # which the run would take the place of
+    for own in (project / "run" / "tiny net.caffemodel", project / "run/previous/tiny net.caffemodel"):
+        assert train(monkeypatch, project, "run", "--init", str(own)) == 1
+        assert "in the run's own folder; expected weights elsewhere" in capsys.readouterr().err
+        assert own.is_file()
     assert "base_lr: 0.25" in (project / "run/solver.prototxt").read_text()
     assert "lr = 0.25" in (project / "run/train.log").read_text()
 

@@ -361,6 +361,7 @@ class Run:
             if self.start is not None:
                 replace_bytes(self.folder / INIT, self.start.weights.SerializeToString())
             replace_bytes(settings_file, text.encode())
+        write_classes(self.folder, self.classes)  # of a stopped one too, from whose weights another may start
 
     def _take_folder(self) -> None:
         """Keep other processes from the run's folder: two trainings there would take each other's files for their own.
@@ -558,7 +559,6 @@ class Run:
                 shutil.copyfile(self.source / "deploy.prototxt", path)
         with replace_file(self.folder / "mean.binaryproto") as path:
             path.write_bytes(self.mean_bytes)
-        write_classes(self.folder, self.classes)
         stage.counts = {
             "iterations": self.solver.iter,
             "epochs": self.solver.iter / self.epoch,

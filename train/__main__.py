@@ -41,6 +41,7 @@ from caffe.io import (
 )
 from caffe.net import filter_net
 from caffe.proto.caffe_pb2 import TEST, TRAIN, LayerParameter, NetParameter, NetState, SolverParameter
+from caffe.schedules import needs_monitor
 from preprocessing.classes import CLASSES_FILE, default_classes, read_classes, write_classes
 from preprocessing.network_input import CALIBRATION
 from preprocessing.stage import Stage, StageError, add_device_argument, replace_file, run_main, sha256
@@ -207,6 +208,13 @@ class Run:
             value = getattr(self.solver_param, setting)
             if value < 1:
                 raise StageError(f"{self.recipe}: {setting} is {value}; expected at least 1")
+        if self.train_on == "train+val" and needs_monitor(self.solver_param):
+            early = self.solver_param.early_stop
+            what = f"early_stop {early}" if early else f'lr_policy "{self.solver_param.lr_policy}"'
+            raise StageError(
+                f"{self.recipe}: {what} goes by validation images, which --train-on train+val trains on; expected a "
+                "recipe whose length and rate are fixed, or --train-on train"
+            )
         # the net that the recipe names lies beside it, wherever the folder is
         self.net_file = self.source / Path(self.solver_param.net or "train_val.prototxt").name
         self.net_param = read_net_parameter(self.net_file)

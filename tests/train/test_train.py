@@ -223,6 +223,21 @@ def test_training_on_both_splits(
     assert records(project / "run" / "trainval_lmdb") == again
 
 
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [("early_stop: 2", "early_stop 2"), ('lr_policy: "plateau" gamma: 0.5', 'lr_policy "plateau"')],
+)
+def test_what_is_trained_on_does_not_steer_the_training(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], settings: str, what: str
+) -> None:
+    write_recipe(project, "steered", settings)
+    options = ["--solver", "steered", "--epochs", "1"]
+    assert train(monkeypatch, project, "run", *options, "--train-on", "train+val") == 1
+    assert f"solver_steered.prototxt: {what} goes by validation images, which --train-on" in capsys.readouterr().err
+    assert not (project / "run").exists()
+    assert train(monkeypatch, project, "run", *options) == 0
+
+
 def test_a_net_that_is_never_right(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Validation images of a class that training has never seen: accuracy 0 in every epoch."""
     for name, label in (("train_lmdb", 0), ("test_lmdb", 2)):

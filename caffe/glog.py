@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import threading
+from contextlib import suppress
 from datetime import datetime
 from typing import TextIO
 
@@ -37,9 +38,25 @@ def warning(place: str, message: str) -> None:
     logger.warning(message, extra={"place": place})
 
 
-def log_to(stream: TextIO | None = None) -> logging.Handler:
-    """Send the log to `stream` (default: standard error); returns the handler, for `stop_logging`."""
-    handler = logging.StreamHandler(stream or sys.stderr)
+class WholeLog(logging.StreamHandler[TextIO]):
+    """A log into a file without gaps: a line that cannot be written is an OSError, which names and closes the file."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        with suppress(OSError):
+            self.stream.close()
+        raise OSError(error.errno, error.strerror, self.stream.name) from None
+
+
+def log_to(stream: TextIO | None = None, whole: bool = False) -> logging.Handler:
+    """Send the log to `stream` (default: standard error); returns the handler, for `stop_logging`.
+
+    `whole`: as WholeLog does; else a line that cannot be written is a traceback on standard error, and no more.
+    """
+    handler = WholeLog(stream) if stream and whole else logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(GlogFormatter())
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

@@ -41,7 +41,9 @@ def replace_bytes(path: StrPath, data: bytes) -> None:
     try:
         partial.write_bytes(data)
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:  # as of a full disk
+            error.filename = str(path)
         partial.unlink(missing_ok=True)
         raise
 

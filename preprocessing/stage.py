@@ -198,6 +198,8 @@ class Stage:
     def __init__(self, name: str, inputs: Iterable[Path] = (), settings: dict[str, Any] | None = None) -> None:
         self.name = name
         self.inputs = [Path(p) for p in inputs]
+        # those of now: a training takes hours, at whose end they may be others
+        self._hashes = {path: sha256(path) for path in self.inputs if path.is_file()}
         self.settings = dict(settings or {})
         self.counts: dict[str, Any] = {}
         self.rejected: list[dict[str, Any]] = []  # one entry a rejected record: where it stands, and why
@@ -226,7 +228,7 @@ class Stage:
         manifest = {
             "stage": self.name,
             "settings": self.settings,
-            "inputs": [{"file": str(p), "sha256": sha256(p)} for p in self.inputs],
+            "inputs": [{"file": str(p), "sha256": self._hashes.get(p) or sha256(p)} for p in self.inputs],
             "counts": self.counts,
             "rejected": self.rejected,
             "seconds": round(self.seconds, 3),

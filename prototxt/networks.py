@@ -81,7 +81,8 @@ def sequential_fcn(n: NetSpec) -> None:
     """The sequential fully convolutional network of Arriaga et al., arXiv 1710.07557: nine convolutions with batch norm
     and ReLU, average pooling behind each pair, a tenth that gives a map a class, and global average pooling.
 
-    Changed: dropout 0.2 instead of 0.5, beside the augmentation.
+    Changed: dropout 0.2 instead of 0.5, beside the augmentation; a ReLU behind every convolution but the last, where
+    the published code has one behind each pair.
     """
     x = n.data
     for stage, (channels, kernel) in enumerate(((16, 7), (32, 5), (64, 3), (128, 3)), start=1):

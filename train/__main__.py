@@ -13,6 +13,7 @@ never stopped; by --minutes, after what is left of its time.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import math
 import random
@@ -21,7 +22,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from google.protobuf import text_format
@@ -40,6 +41,7 @@ from caffe.io import (
 )
 from caffe.net import filter_net
 from caffe.proto.caffe_pb2 import TEST, TRAIN, LayerParameter, NetParameter, NetState, SolverParameter
+from caffe.schedules import needs_monitor
 from preprocessing.classes import CLASSES_FILE, default_classes, read_classes, write_classes
 from preprocessing.network_input import CALIBRATION
 from preprocessing.stage import Stage, StageError, add_device_argument, replace_file, run_main, sha256
@@ -55,6 +57,9 @@ SNAPSHOT_SHARE = 0.05  # of a training's time: where an epoch takes a second, on
 INIT = "init.caffemodel"  # in a run's folder: of the weights to start from, the layers that are taken
 SETTINGS = "settings.json"  # there: what makes a run the same
 PREVIOUS = "previous"  # there: the finished run of other settings that was there before
+STOPPED = "stopped"  # there: the training of other settings that was stopped before it was finished
+LOCK = ".lock"  # there: held by the process that trains
+MERGED = "trainval_lmdb"  # there: what train+val trains on
 TIME = "time.json"  # there, where a training has a time: how much of it is used
 # there: what training and the stages behind it write, beside snapshots, settings and the trained net
 WRITTEN = (
@@ -203,6 +208,13 @@ class Run:
             value = getattr(self.solver_param, setting)
             if value < 1:
                 raise StageError(f"{self.recipe}: {setting} is {value}; expected at least 1")
+        if self.train_on == "train+val" and needs_monitor(self.solver_param):
+            early = self.solver_param.early_stop
+            what = f"early_stop {early}" if early else f'lr_policy "{self.solver_param.lr_policy}"'
+            raise StageError(
+                f"{self.recipe}: {what} goes by validation images, which --train-on train+val trains on; expected a "
+                "recipe whose length and rate are fixed, or --train-on train"
+            )
         # the net that the recipe names lies beside it, wherever the folder is
         self.net_file = self.source / Path(self.solver_param.net or "train_val.prototxt").name
         self.net_param = read_net_parameter(self.net_file)
@@ -227,12 +239,24 @@ class Run:
             folders = [Path(folder) for folder in arguments.teachers]
             given = {"temperature": arguments.temperature, "share": arguments.teacher_share}
             self.teachers = Teachers(folders, **{name: value for name, value in given.items() if value is not None})
-            self.teachers.check(self.mean, self.classes, self.folder)
+            self.teachers.check(self.mean, self.classes, self._own_folders())
         self.val, self.sources = Path(arguments.val), [Path(arguments.train)]
         if self.train_on == "train+val":
             self.sources.append(self.val)
         self.epochs, self.minutes, self.batch = arguments.epochs, arguments.minutes, arguments.batch
+        self._lock: TextIO | None = None
         self._check_channels()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
+    def _own_folders(self) -> list[Path]:
+        """The folders that a run with other settings clears, in which nothing may lie that it needs."""
+        return [folder.resolve() for folder in (self.folder, self.folder / PREVIOUS, self.folder / STOPPED)]
 
     def _check_channels(self) -> None:
         """A training net takes the data's channels as they come; the deploy net has to take as many."""
@@ -271,7 +295,7 @@ class Run:
         """Choose what is taken of the weights, and set the rates of what starts anew and of what is not to learn."""
         if "," in str(self.folder):  # Caffe takes commas to separate names
             raise StageError(f"--output is {self.folder}; expected a path without a comma, for {INIT}")
-        if init.resolve().parent == self.folder.resolve():  # a run with other settings clears its folder
+        if init.resolve().parent in self._own_folders():
             raise StageError(f"--init is {init}, in the run's own folder; expected weights elsewhere (copy them)")
         net = self.net_param
         mean = load_mean(self.mean).shape
@@ -292,7 +316,7 @@ class Run:
             data_layer(self.net_param, NetState(phase=phase, stage=state.stage, level=state.level))
             for phase, state in zip((TRAIN, TEST), [*states, NetState()], strict=False)
         )
-        merged = self.folder / "trainval_lmdb"
+        merged = self.folder / MERGED
         records = sum(len(DatumReader(source)) for source in self.sources)
         train.data_param.source = str(self.sources[0] if len(self.sources) == 1 else merged)
         test.data_param.source = str(self.val)
@@ -333,11 +357,11 @@ class Run:
             settings["classes"] = list(self.classes)
         if self.minutes is not None:
             settings["minutes"] = self.minutes
+        self.mean_bytes = self.mean.read_bytes()  # of now: at the training's end the stages may have made another
         text = json.dumps(settings, indent=1)
         settings_file = self.folder / SETTINGS
-        if not settings_file.is_file() or settings_file.read_text() != text:
-            self._clear()
-            self.folder.mkdir(parents=True, exist_ok=True)
+        self._take_folder()
+        if not self._goes_on(text):
             if len(self.sources) > 1:
                 merge(self.sources, merged, recipe.random_seed)
             replace_bytes(self.folder / "train_val.prototxt", settings["net"].encode())
@@ -345,32 +369,91 @@ class Run:
             if self.start is not None:
                 replace_bytes(self.folder / INIT, self.start.weights.SerializeToString())
             replace_bytes(settings_file, text.encode())
+        write_classes(self.folder, self.classes)  # of a stopped one too, from whose weights another may start
 
-    def _clear(self) -> None:
+    def _take_folder(self) -> None:
+        """Keep other processes from the run's folder: two trainings there would take each other's files for their own.
+
+        Raises StageError where another one has it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self.folder / LOCK, "w")  # noqa: SIM115  until the training ends
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StageError(
+                f"{self.folder}: another process trains there; expected it to end first, or another folder"
+            ) from None
+        except OSError as error:  # a file system without locks
+            print(f"train: {self.folder}: {error.strerror}: nothing keeps a second training from it", file=sys.stderr)
+
+    def _goes_on(self, settings: str) -> bool:
+        """Whether the folder holds a run of these settings to go on with, which may have stood in `stopped`.
+
+        What it holds of other settings is put away.
+        """
+        file, stopped, moved, back = (
+            self.folder / name for name in (SETTINGS, STOPPED, f".{STOPPED}", f".{STOPPED}.back")
+        )
+        if back.is_dir():  # from where a kill left it
+            self._bring_back(back, moved, stopped)
+        if file.is_file() and file.read_text() == settings:
+            return True
+        self._put_away()
+        for place in (moved, stopped):  # in the former after a kill, in which it was about to be put away
+            if (place / SETTINGS).is_file() and (place / SETTINGS).read_text() == settings:
+                place.rename(back)
+                self._bring_back(back, moved, stopped)
+                print(f"train: goes on with the training of these settings that was in {stopped}")
+                return True
+        self._keep(moved, stopped)
+        return False
+
+    def _put_away(self) -> None:
         """Put away what a run with other settings left: it must not be taken for this run's.
 
         What a finished one wrote, its evaluation and plots too, is kept in the folder `previous`, in place of the one
-        there; what one that was stopped wrote is removed, as all snapshots are.
+        there, without its snapshots. One that was stopped is moved to `.stopped` as it is; without a snapshot, it is
+        removed.
         """
-        weights, previous, moved = (
-            self.folder / name for name in (f"{self.name}.caffemodel", PREVIOUS, f".{PREVIOUS}")
+        weights, previous, of_finished, of_stopped = (
+            self.folder / name for name in (f"{self.name}.caffemodel", PREVIOUS, f".{PREVIOUS}", f".{STOPPED}")
         )
         finished = weights.is_file()
-        if finished:
+        moved = of_finished if finished else of_stopped
+        kept = finished or moved.is_dir() or bool(self.snapshots())
+        if kept:
             moved.mkdir(exist_ok=True)
         # the settings first and the weights last, so that after a kill in between it is gone on with
-        for pattern in (SETTINGS, f"{self.name}_iter_*", *WRITTEN, weights.name):
+        for pattern in (SETTINGS, f"{self.name}_iter_*", MERGED, *WRITTEN, weights.name):
             for path in self.folder.glob(pattern):
-                if finished and "_iter_" not in path.name:
+                if kept and not (finished and ("_iter_" in path.name or path.name == MERGED)):
                     path.rename(moved / path.name)
                 elif path.is_dir():
                     shutil.rmtree(path)
                 else:
                     path.unlink()
-        if moved.is_dir():
+        if of_finished.is_dir():
             shutil.rmtree(previous, ignore_errors=True)
-            moved.rename(previous)
+            of_finished.rename(previous)
             print(f"train: the run that {self.folder} held has other settings or data: it is in {previous} now")
+
+    def _keep(self, moved: Path, stopped: Path) -> None:
+        """Let what was put away of a stopped training take the place of the one before it."""
+        if moved.is_dir():
+            shutil.rmtree(stopped, ignore_errors=True)
+            moved.rename(stopped)
+            print(
+                f"train: the training that {self.folder} held was stopped, and has other settings or data: it is in "
+                f"{stopped} now, and goes on when they are given again"
+            )
+
+    def _bring_back(self, back: Path, moved: Path, stopped: Path) -> None:
+        """Let a stopped training have the folder again, and the one that had it since take its place in `stopped`."""
+        self._keep(moved, stopped)
+        for path in sorted(back.iterdir(), key=lambda path: path.name == SETTINGS):  # it goes on when all is there
+            path.rename(self.folder / path.name)
+        back.rmdir()
 
     def snapshots(self) -> list[Path]:
         """The run's .solverstate files, or .solverstate.h5 where the solver's snapshot_format is HDF5, oldest first."""
@@ -381,7 +464,7 @@ class Run:
         """Train to the end, from the last snapshot if there is one; False where Ctrl-C stopped it."""
         states = self.snapshots()
         with open(self.folder / "train.log", "a" if states else "w") as stream:
-            handler = log.log_to(stream)
+            handler = log.log_to(stream, whole=True)
             try:
                 solver = caffe.get_solver(self.solver_param)
                 outputs = solver.test_nets[0].outputs
@@ -447,6 +530,14 @@ class Run:
             self.best = {"iteration": solver.iter, "epoch": solver.iter / self.epoch, **outputs}
             self.best_weights = solver.weights()
 
+    def best_value(self, solver: caffe.Solver) -> str:
+        """The best validation so far, by the output that the epoch is chosen by, the solver's `monitor`."""
+        assert solver.monitor is not None
+        name = solver.monitor.name
+        if name == "accuracy":
+            return f"{self.best.get(name, 0.0):.2%}"
+        return f"{name} {self.best[name]:.4g}" if name in self.best else "none"
+
     def _write_best(self, solver: caffe.Solver) -> None:
         """Write the best weights so far, where they are not yet: a resumed run goes on from the last snapshot."""
         if self.best_weights is None:
@@ -475,8 +566,7 @@ class Run:
             else:
                 shutil.copyfile(self.source / "deploy.prototxt", path)
         with replace_file(self.folder / "mean.binaryproto") as path:
-            shutil.copyfile(self.mean, path)
-        write_classes(self.folder, self.classes)
+            path.write_bytes(self.mean_bytes)
         stage.counts = {
             "iterations": self.solver.iter,
             "epochs": self.solver.iter / self.epoch,
@@ -527,12 +617,13 @@ class Display:
             self.bar.update(self.solver.iter - self.bar.n)
 
     def _tested(self, solver: caffe.Solver, number: int, outputs: dict[str, float]) -> None:
-        best = self.run.best.get("accuracy", 0.0)
         self.text = (
             f"epoch {solver.iter / self.run.epoch:.0f}/{solver.param.max_iter // self.run.epoch}"
-            f"  training loss {solver.smoothed_loss():.3f}  validation loss {outputs['loss']:.3f}"
-            f"  accuracy {outputs['accuracy']:.2%}  best {best:.2%}"
+            f"  training loss {solver.smoothed_loss():.3f}"
         )
+        if self.run.train_on == "train":
+            self.text += f"  validation loss {outputs['loss']:.3f}  accuracy {outputs['accuracy']:.2%}"
+            self.text += f"  best {self.run.best_value(solver)}"
         if self.terminal:
             self.bar.set_postfix_str(self.text)
         elif solver.iter:
@@ -609,25 +700,26 @@ def main() -> int:
             )
     try:
         device = caffe.use_device(arguments.device)
-        run = Run(arguments)
-        run.prepare()
-        if run.epochs is None and run.minutes is None:
-            print(run.describe_length(), flush=True)
-        if run.start is not None:
-            print(run.start.describe(), flush=True)
-        settings = {"network": run.name, "solver": arguments.solver, "train_on": run.train_on, "device": str(device)}
-        settings |= {"seed": run.solver_param.random_seed, "max_iter": run.solver_param.max_iter}
-        settings |= {"classes": list(run.classes), "base_lr": run.solver_param.base_lr}
-        settings |= {"init": arguments.init, "freeze": arguments.freeze, "minutes": arguments.minutes}
-        prototxts = [run.folder / "solver.prototxt", run.folder / "train_val.prototxt"]
-        if run.teachers is not None:  # by their hashes before the training, since other runs may replace them
-            settings |= {"teachers": {str(path): sha256(path) for path in run.teachers.paths}}
-            settings |= {"temperature": run.teachers.temperature, "teacher_share": run.teachers.share}
-        stage = Stage("train", [*prototxts, run.mean, *run.weights], settings)
-        if not run.train():
-            print(f"train: stopped at iteration {run.solver.iter}; run it again to go on", file=sys.stderr)
-            return 130
-        run.finish(stage)
+        with Run(arguments) as run:
+            run.prepare()
+            if run.epochs is None and run.minutes is None:
+                print(run.describe_length(), flush=True)
+            if run.start is not None:
+                print(run.start.describe(), flush=True)
+            settings = {"network": run.name, "solver": arguments.solver, "train_on": run.train_on}
+            settings |= {"device": str(device), "threads": torch.get_num_threads()}
+            settings |= {"seed": run.solver_param.random_seed, "max_iter": run.solver_param.max_iter}
+            settings |= {"classes": list(run.classes), "base_lr": run.solver_param.base_lr}
+            settings |= {"init": arguments.init, "freeze": arguments.freeze, "minutes": arguments.minutes}
+            prototxts = [run.folder / "solver.prototxt", run.folder / "train_val.prototxt"]
+            if run.teachers is not None:  # by their hashes before the training, since other runs may replace them
+                settings |= {"teachers": {str(path): sha256(path) for path in run.teachers.paths}}
+                settings |= {"temperature": run.teachers.temperature, "teacher_share": run.teachers.share}
+            stage = Stage("train", [*prototxts, run.mean, *run.weights], settings)
+            if not run.train():
+                print(f"train: stopped at iteration {run.solver.iter}; run it again to go on", file=sys.stderr)
+                return 130
+            run.finish(stage)
     except caffe.CaffeError as error:
         raise StageError(str(error)) from error
     iterations = f"{run.solver.iter} iterations"
@@ -636,6 +728,9 @@ def main() -> int:
             f" (stopped early, after epoch {stage.counts['epochs']:.0f} of {run.solver.param.max_iter // run.epoch})"
         )
     taken = f"best validation accuracy {run.best['accuracy']:.2%} in epoch {run.best['epoch']:.0f}"
+    if run.solver.param.monitor != "accuracy":  # that of the chosen epoch need not be the best
+        taken = f"best validation {run.best_value(run.solver)} in epoch {run.best['epoch']:.0f}"
+        taken += f", accuracy {run.best['accuracy']:.2%}"
     if run.train_on == "train+val":  # nothing is validated on what it learns
         taken = "the last weights, trained on both splits"
     stage.summary(f"{iterations}, {taken} -> {run.folder / run.name}.caffemodel")

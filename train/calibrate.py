@@ -37,8 +37,12 @@ def find_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
     Returns
     -------
     0.05..20, the same for the same arguments. The likelihood is convex in b = 1 / temperature, with the slope
-    mean(sum_k p_k(b) z_k - z_label) for logits z, so halving the interval of b finds where the slope is 0.
+    mean(sum_k p_k(b) z_k - z_label) for logits z, so halving the interval of b finds where the slope is 0. Where all
+    answers are right there is no such place, and it is 1: the surer the likelier, which a few images, or easy ones, do
+    not say of others.
     """
+    if (probabilities.argmax(axis=1) == labels).all():
+        return 1.0
     logits = log_probabilities(probabilities)
     true = logits[np.arange(len(labels)), labels]
 

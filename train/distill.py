@@ -62,14 +62,14 @@ class Teachers:
         """Files that decide what they teach."""
         return [path for deploy, weights, _ in self.files for path in (deploy, weights)]
 
-    def check(self, mean: Path, classes: Sequence[str], run: Path) -> None:
+    def check(self, mean: Path, classes: Sequence[str], own_folders: Sequence[Path]) -> None:
         """Choose the channels that each teacher sees of the run's faces: all, or those whose mean is nearest its own.
 
-        Raises StageError where a teacher has other classes or another mean than the run, or lies in its folder.
+        Raises StageError where a teacher has other classes or another mean than the run, or lies in one of its folders.
         """
         own, channels, part = load_mean(mean), [], False
         for folder, (deploy, weights, theirs) in zip(self.folders, self.files, strict=True):
-            if folder.resolve() == run.resolve():  # a run with other settings clears its folder
+            if folder.resolve() in own_folders:  # which a run with other settings clears
                 raise StageError(f"--teachers names {folder}, the run's own folder; expected a trained net elsewhere")
             net = read_net_parameter(deploy)
             count = count_classes(net, last_layer(net, deploy), deploy)

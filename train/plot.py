@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import csv
 import itertools
+import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -38,7 +39,8 @@ class Curves:
     `train_loss` holds the displayed training loss, `val_loss` the sum of the test net's loss outputs times their
     weights. Where training has losses that tests lack, as one by teachers, `train_loss` is that of the tests' losses
     alone, batch by batch, so that the two can be compared. `train_accuracy` and `val_accuracy` hold the output called
-    `accuracy_name` (a fraction, 0..1).
+    `accuracy_name` (a fraction, 0..1). `trained_on` says whether the tests are of images that are trained on
+    (`--train-on train+val`): then they validate nothing, and none is the best.
     """
 
     name: str
@@ -50,6 +52,12 @@ class Curves:
     train_accuracy: dict[int, float]
     val_accuracy: dict[int, float]
     other_accuracies: list[str] = field(default_factory=list)
+    trained_on: bool = False
+
+    @property
+    def tests(self) -> str:
+        """What the curve of the tests is called."""
+        return "validation split, trained on" if self.trained_on else "validation"
 
 
 def _weighted_loss(row: Row, weights: dict[str, float]) -> float | None:
@@ -256,7 +264,7 @@ def draw_loss(curves: Curves, scale: _Scale) -> Figure:
     limit = _limit(values)
     for readings, color, label, order in (
         (curves.train_loss, TRAINING, "training", 4),
-        (curves.val_loss, VALIDATION, "validation", 6),
+        (curves.val_loss, VALIDATION, curves.tests, 6),
     ):
         if readings:
             drawn = {i: value if value <= limit else math.nan for i, value in readings.items()}
@@ -278,7 +286,7 @@ def draw_loss(curves: Curves, scale: _Scale) -> Figure:
         remarks.append(f"not a number from {scale.text(first)} on")
         axes.axvspan(float(scale([first])[0]), axes.get_xlim()[1], color="#CC79A7", alpha=0.15, zorder=0)
     readable = {i: value for i, value in _after_the_beginning(curves.val_loss).items() if value <= limit}
-    if readable:
+    if readable and not curves.trained_on:
         best = min(readable, key=lambda i: readable[i])
         _mark(axes, scale, best, readable[best], f"lowest {readable[best]:.4g} at {scale.text(best)}")
     if remarks:
@@ -294,7 +302,7 @@ def draw_accuracy(curves: Curves, scale: _Scale) -> Figure:
     if curves.train_accuracy:
         _draw_curve(axes, scale, curves.train_accuracy, TRAINING, "training", 4)
     if curves.val_accuracy:
-        _draw_curve(axes, scale, curves.val_accuracy, VALIDATION, "validation", 6)
+        _draw_curve(axes, scale, curves.val_accuracy, VALIDATION, curves.tests, 6)
     axes.set_ylabel(curves.accuracy_name or "accuracy")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     values = _finite(curves.train_accuracy, curves.val_accuracy)
@@ -303,7 +311,7 @@ def draw_accuracy(curves: Curves, scale: _Scale) -> Figure:
         axes.set_ylim(max(0.0, math.floor(10 * low) / 10), min(1.02, high + 0.08 * (high - low) + 0.01))
         axes.yaxis.set_major_locator(MaxNLocator(9, steps=NICE))
     read = _after_the_beginning(curves.val_accuracy)
-    if read:
+    if read and not curves.trained_on:
         best = max(read, key=lambda i: read[i])  # the first of equals
         _mark(axes, scale, best, read[best], f"best {100 * read[best]:.2f}% at {scale.text(best)}")
     _draw_learning_rate(axes, panel, curves, scale)
@@ -376,6 +384,7 @@ def plot_log(
     path = Path(path)
     log = read_log(path)
     curves = read_curves(log, accuracy)
+    curves.trained_on = _trained_on(path.parent / "settings.json")
     if not curves.train_loss and not log.test:
         raise StageError(
             f"{path}: no readings in it (yet); expected a Caffe log with lines like `Iteration 100, loss = 1.5`"
@@ -412,6 +421,14 @@ def plot_log(
     return Plotted(written, notes, _summary(curves, scale))
 
 
+def _trained_on(settings: Path) -> bool:
+    """Whether a run's tests are of images that it trains on, as the settings.json of `python -m train` says."""
+    try:
+        return bool(json.loads(settings.read_text())["train_on"] == "train+val")
+    except (OSError, ValueError, KeyError, TypeError):  # another Caffe's log, which says nothing of that
+        return False
+
+
 def _epoch_length(log: Log, asked: float | str | None) -> float | None:
     """Iterations an epoch; None where they are not asked for, or not known yet."""
     if asked != "test":
@@ -428,16 +445,19 @@ def _epoch_length(log: Log, asked: float | str | None) -> float | None:
 
 
 def _summary(curves: Curves, scale: _Scale) -> str:
+    loss, accuracy = (
+        f"{what} ({curves.tests})" if curves.trained_on else f"{curves.tests} {what}" for what in ("loss", "accuracy")
+    )
     parts = [scale.text(curves.last_iteration)]
     if curves.train_loss:
         parts.append(f"training loss {list(curves.train_loss.values())[-1]:.4g}")
     if curves.val_loss:
-        parts.append(f"validation loss {list(curves.val_loss.values())[-1]:.4g}")
+        parts.append(f"{loss} {list(curves.val_loss.values())[-1]:.4g}")
     finite = {i: value for i, value in curves.val_accuracy.items() if math.isfinite(value)}
     if finite:
-        parts.append(f"validation accuracy {100 * list(finite.values())[-1]:.2f}%")
+        parts.append(f"{accuracy} {100 * list(finite.values())[-1]:.2f}%")
     read = _after_the_beginning(curves.val_accuracy)
-    if read:
+    if read and not curves.trained_on:
         best = max(read, key=lambda i: read[i])
         parts.append(f"best {100 * read[best]:.2f}% at {scale.text(best)}")
     return ", ".join(parts)

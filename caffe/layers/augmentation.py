@@ -110,6 +110,7 @@ class Augmentation:
         least, most = self.areas
         sizes = (least + area[rows] * (most - least)) * (height * width)
         aspects = torch.exp((2 * aspect[rows] - 1) * -math.log(LOWEST_ASPECT))
+        aspects = aspects.clamp(sizes / width**2, height**2 / sizes)  # where a side would be longer than the image's
         heights = (sizes * aspects).sqrt().round().clamp(1, height)
         widths = (sizes / aspects).sqrt().round().clamp(1, width)
         inside_y = _between(top[rows] * (height - heights + 1), heights, height)

@@ -86,13 +86,24 @@ def test_erased_rectangles() -> None:
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         assert mask.sum() == len(rows) * len(columns) == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
         areas.append(mask.mean())
-    # a side that would be longer than the image ends at its border
-    assert 0.05 < min(areas) < 0.12
-    assert 0.27 < max(areas) < 0.32
+    assert 0.09 < min(areas) < 0.12
+    assert 0.28 < max(areas) < 0.31
     noise = out[out != 300]
     assert 0 <= noise.min() < 1
     assert 254 < noise.max() <= 255
     assert abs(noise.mean() - 127.5) < 1
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 48), (90, 20), (16, 60)])
+def test_the_erased_area_is_drawn_evenly_whatever_the_sides(height: int, width: int) -> None:
+    """A rectangle that would be longer than the image is wider for it: its area is what was drawn."""
+    images = np.full((4000, 1, height, width), 300, np.float32)
+    areas = (augment(images, random_erasing=1, erasing_min_area=0.4, erasing_max_area=0.9) != 300).mean((1, 2, 3))
+    assert 0.36 < areas.min() < 0.42
+    assert 0.88 < areas.max() < 0.94
+    deviation = 0.5 / math.sqrt(12)  # of 0.4 to 0.9, evenly
+    assert abs(areas.mean() - 0.65) < 4 * deviation / math.sqrt(4000)
+    assert abs(areas.std() / deviation - 1) < 0.05
 
 
 @pytest.mark.parametrize(

@@ -375,3 +375,15 @@ def test_deprocessing_without_a_transpose_drops_axes_of_one() -> None:
 def test_what_a_transformer_refuses(call, message: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(caffe.CaffeError, match=message):
         call(transformer())
+
+
+def test_a_file_for_which_there_is_no_room_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_half(self: Path, data: bytes) -> int:
+        self.touch()
+        raise OSError(28, "No space left on device")  # what write(2) gives: of no file
+
+    (tmp_path / "x.caffemodel").write_text("old")
+    monkeypatch.setattr(Path, "write_bytes", write_half)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/x\.caffemodel'"):
+        caffe.io.replace_bytes(tmp_path / "x.caffemodel", b"new")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"x.caffemodel": "old"}

@@ -126,13 +126,13 @@ def test_the_channels_that_a_teacher_sees_are_those_of_its_mean(project: Path) -
     for others, expected in (([own + 20, own], [1]), ([own, own + 20], [0]), ([own + 4, own + 3], [1])):
         save_mean(project / "both.binaryproto", np.concatenate(others))
         teachers = Teachers([project / "taught"])
-        teachers.check(project / "both.binaryproto", classes, project / "run")
+        teachers.check(project / "both.binaryproto", classes, [project / "run"])
         assert teachers.channels == expected
-    teachers.check(project / "mean.binaryproto", classes, project / "run")
+    teachers.check(project / "mean.binaryproto", classes, [project / "run"])
     assert teachers.channels == [], "it sees all that there is"
     save_mean(project / "both.binaryproto", np.concatenate([own + 20, own + 30]))
     with pytest.raises(StageError, match=r"differs by up to 20\.0 grey levels"):
-        Teachers([project / "taught"]).check(project / "both.binaryproto", classes, project / "run")
+        Teachers([project / "taught"]).check(project / "both.binaryproto", classes, [project / "run"])
 
 
 def test_what_is_done_to_the_labels_is_done_to_the_answers(project: Path) -> None:
@@ -233,6 +233,8 @@ def test_with_share_1_the_labels_do_not_matter(project: Path, monkeypatch: pytes
         (["--teachers", "{project}/none"], r"none: no such folder; expected the folder of a finished run"),
         (["--teachers", "{project}/tiny net"], r"tiny net: no weights"),
         (["--teachers", "{project}/run"], r"run, the run's own folder; expected a trained net elsewhere"),
+        # where the finished run that is in the folder goes, in place of it
+        (["--teachers", "{project}/run/previous"], r"previous, the run's own folder; expected a trained net elsewhere"),
         # found out when the net is put together, still before the run is cleared
         (
             ["--teachers", "{project}/broken"],
@@ -247,16 +249,16 @@ def test_with_share_1_the_labels_do_not_matter(project: Path, monkeypatch: pytes
 def test_what_cannot_teach(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], more: list[str], message: str
 ) -> None:
-    for name in ("run", "broken", "wide"):
+    for name in ("run", "broken", "wide", "run/previous"):
         shutil.copytree(project / "taught", project / name)
     (project / "broken/tiny net.caffemodel").write_bytes(b"nothing")
     wide = project / "wide/deploy.prototxt"
     wide.write_text(wide.read_text().replace("num_output: 3", "num_output: 4"))
     write_classes(project / "wide", default_classes(3))
-    before = {path: path.read_bytes() for path in (project / "run").iterdir()}
+    before = {path: path.read_bytes() for path in (project / "run").rglob("*") if path.is_file()}
     assert train(monkeypatch, project, "run", *[text.format(project=project) for text in more]) == 1
     assert re.search(message, capsys.readouterr().err)
-    assert {path: path.read_bytes() for path in (project / "run").iterdir()} == before
+    assert {path: path.read_bytes() for path in (project / "run").rglob("*") if path.is_file()} == before
 
 
 def test_teachers_of_other_faces_or_classes(

@@ -481,9 +481,27 @@ def test_the_temperature_has_the_lowest_likelihood_of_all() -> None:
     assert found == pytest.approx(grid[np.argmin([likelihood(t) for t in grid])], rel=2e-3)
     assert likelihood(found) <= min(likelihood(found * 0.999), likelihood(found * 1.001))
     assert negative_log_likelihood(soften(probabilities, found), labels) == pytest.approx(likelihood(found), rel=1e-9)
-    # always right: the surer the better; never right: the less sure the better
-    assert find_temperature(probabilities, probabilities.argmax(1)) == 0.05
+    # never right: the less sure the better
     assert find_temperature(probabilities, probabilities.argmin(1)) == 20
+
+
+def test_a_few_answers_that_are_all_right_do_not_make_a_net_sure() -> None:
+    """A calibrated net, right in five of six: images that it happens to know say nothing of what it may claim."""
+    random = np.random.default_rng(0)
+    logits = random.normal(0, 6, (20000, 7))
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    labels = (probabilities.cumsum(1) > random.random((20000, 1))).argmax(1)
+    right = np.flatnonzero(probabilities.argmax(1) == labels)[:15]
+    temperature = find_temperature(probabilities[right], labels[right])
+    assert temperature == 1
+    assert (
+        reliability(soften(probabilities, temperature), labels).error
+        < 0.01
+        < 1 - (probabilities.argmax(1) == labels).mean()
+    )
+    # one that is wrong among them, and the likelihood has its highest place again
+    some = np.append(right, np.flatnonzero(probabilities.argmax(1) != labels)[0])
+    assert 0.05 < find_temperature(probabilities[some], labels[some]) < 20
 
 
 def test_expected_calibration_error_worked_out_by_hand() -> None:

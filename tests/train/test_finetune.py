@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from google.protobuf import text_format
-from small_training import blobs, images, train, write_project, write_recipe
+from small_training import blobs, images, stop_after, train, write_project, write_recipe
 from tiny_model import write_database
 
 import caffe
@@ -230,6 +230,19 @@ def test_the_last_layer_is_copied_where_the_classes_are_the_same(
         assert report["rebuilt"]["fc2"] == f"classes {names[0]} in start.caffemodel; {names[1]} here"
 
 
+def test_the_weights_of_a_stopped_training_have_their_classes(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_classes(project, ["a", "b", "c"])
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 6)
+        assert train(patch, project, "stopped one") == 130
+    (project / "classes.txt").unlink()
+    assert train(monkeypatch, project, "run", "--init", f"{project}/stopped one/best.caffemodel", "--epochs", "1") == 0
+    rebuilt = json.loads((project / "run/manifest.json").read_text())["counts"]["init"]["rebuilt"]
+    assert rebuilt == {"fc2": "classes a, b, c in best.caffemodel; class_0, class_1, class_2 here"}
+
+
 def test_a_layer_of_another_shape_is_filled_anew_where_caffe_stops(
     project: Path, first: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -371,10 +384,11 @@ def test_freezing_needs_weights_and_the_rate_a_number(
     assert train(monkeypatch, project, "with, comma", "--init", str(first)) == 1
     assert "expected a path without a comma" in capsys.readouterr().err
     assert train(monkeypatch, project, "run", "--lr", "0.25", "--epochs", "1") == 0
-    own = project / "run" / "tiny net.caffemodel"
-    assert train(monkeypatch, project, "run", "--init", str(own)) == 1
-    assert "in the run's own folder; expected weights elsewhere" in capsys.readouterr().err
-    assert own.is_file()
+    shutil.copytree(project / "run", project / "run/previous")  # which the run would take the place of
+    for own in (project / "run" / "tiny net.caffemodel", project / "run/previous/tiny net.caffemodel"):
+        assert train(monkeypatch, project, "run", "--init", str(own)) == 1
+        assert "in the run's own folder; expected weights elsewhere" in capsys.readouterr().err
+        assert own.is_file()
     assert "base_lr: 0.25" in (project / "run/solver.prototxt").read_text()
     assert "lr = 0.25" in (project / "run/train.log").read_text()
 

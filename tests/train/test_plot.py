@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from caffe.tools.parse_log import read_log
 from preprocessing.stage import StageError
@@ -125,6 +127,21 @@ def test_the_net_before_its_training_is_never_the_best(tmp_path: Path) -> None:
     assert "best" not in texts(draw_accuracy(curves, Scale(100)))
     assert "lowest" not in texts(draw_loss(curves, Scale(100)))
     assert plot_log(log).summary.endswith("validation accuracy 20.00%")
+
+
+def test_tests_on_images_that_are_trained_on_validate_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tests = {0: ("0.2", "1"), 100: ("0.9", "0.4"), 200: ("0.8", "0.6")}
+    log = make_log(tmp_path / "train.log", dict.fromkeys(range(0, 201, 50), "1.5"), tests)
+    drawn: list[str] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, path: (drawn.append(texts(self)), save(self, path)))
+    for what, claimed in (("train", True), ("train+val", False)):
+        (tmp_path / "settings.json").write_text(f'{{"train_on": "{what}"}}')  # as `python -m train` leaves it
+        summary = plot_log(log).summary
+        for text in (*drawn, summary):
+            assert bool(re.search("best|lowest", text)) == claimed, text
+            assert ("validation split, trained on" in text) != claimed, text
+        drawn.clear()
 
 
 def test_the_distance_of_tests_can_be_the_epoch(tmp_path: Path) -> None:

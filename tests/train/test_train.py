@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import fcntl
 import hashlib
 import json
 import math
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from google.protobuf import text_format
 from small_training import arguments, blobs, images, stop_after, train, write_project, write_recipe
 from tiny_model import write_database
@@ -23,7 +26,7 @@ from caffe.io import blobproto_to_array, datum_to_array, read_binary, read_solve
 from caffe.proto.caffe_pb2 import Datum, NetParameter, SolverParameter
 from caffe.tools.parse_log import parse_log
 from preprocessing.network_input import FaceNetwork
-from train.__main__ import rescale, validation_batches
+from train.__main__ import Run, rescale, validation_batches
 
 ROOT = Path(__file__).resolve().parents[2]
 EPOCH = 5  # iterations: 22 images in batches of 5
@@ -123,7 +126,7 @@ def test_a_run_leaves_a_complete_model(
     run, out = project / "run one", capsys.readouterr()
     assert {path.name for path in run.iterdir()} == {
         "tiny net.caffemodel", "deploy.prototxt", "mean.binaryproto", "manifest.json", "settings.json", "train.log",
-        "solver.prototxt", "train_val.prototxt", "best.caffemodel", "best.json", "classes.txt",
+        "solver.prototxt", "train_val.prototxt", "best.caffemodel", "best.json", "classes.txt", ".lock",
         *(f"tiny net_iter_{n}.{kind}" for n in (15, 20) for kind in ("caffemodel", "solverstate")),
     }  # fmt: skip
     assert all(path.read_bytes() == data for path, data in before.items()), "an input was changed"
@@ -134,7 +137,7 @@ def test_a_run_leaves_a_complete_model(
     assert manifest["settings"] == {
         "network": "tiny net", "solver": None, "train_on": "train", "device": "cpu", "seed": 3, "max_iter": 20,
         "classes": ["class_0", "class_1", "class_2"], "base_lr": pytest.approx(0.005), "init": None, "freeze": None,
-        "minutes": None,
+        "minutes": None, "threads": torch.get_num_threads(),
     }  # fmt: skip
     counts = manifest["counts"]
     assert (counts["iterations"], counts["epochs"], counts["iterations_per_epoch"]) == (20, 4, EPOCH)
@@ -204,7 +207,7 @@ def test_training_on_both_splits(
     assert train(monkeypatch, project, "run", "--train-on", "train+val", "--epochs", "1") == 0
     printed = capsys.readouterr().out
     assert "7 iterations, the last weights, trained on both splits -> " in printed
-    assert "validation accuracy" not in printed
+    assert not re.search("validation (accuracy|loss)|best", printed)
     merged = records(project / "run" / "trainval_lmdb")
     both = records(project / "train_lmdb") + records(project / "test_lmdb")
     assert len(merged) == 34
@@ -218,6 +221,21 @@ def test_training_on_both_splits(
     shutil.rmtree(project / "run")
     assert train(monkeypatch, project, "run", "--train-on", "train+val", "--epochs", "1") == 0
     assert records(project / "run" / "trainval_lmdb") == again
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [("early_stop: 2", "early_stop 2"), ('lr_policy: "plateau" gamma: 0.5', 'lr_policy "plateau"')],
+)
+def test_what_is_trained_on_does_not_steer_the_training(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], settings: str, what: str
+) -> None:
+    write_recipe(project, "steered", settings)
+    options = ["--solver", "steered", "--epochs", "1"]
+    assert train(monkeypatch, project, "run", *options, "--train-on", "train+val") == 1
+    assert f"solver_steered.prototxt: {what} goes by validation images, which --train-on" in capsys.readouterr().err
+    assert not (project / "run").exists()
+    assert train(monkeypatch, project, "run", *options) == 0
 
 
 def test_a_net_that_is_never_right(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,7 +329,7 @@ def test_killed_and_stopped_again_and_again(project: Path) -> None:
         assert len(states) <= 2
     done = stopped(project, "nothing")
     assert done.returncode == 0, done.stderr
-    assert not [path.name for path in run.iterdir() if path.name.startswith(".")], "a partial file is left"
+    assert {path.name for path in run.iterdir() if path.name.startswith(".")} == {".lock"}, "a partial file is left"
 
     # in a process of its own as well: this one's number of threads may be another's, and with it the rounding
     assert stopped(project, "nothing", output="straight").returncode == 0
@@ -324,6 +342,28 @@ def test_killed_and_stopped_again_and_again(project: Path) -> None:
         for row in [*ours, *theirs]:
             row.pop("Seconds")
         assert ours == theirs
+
+
+FULL_DISK = """
+import resource, runpy, signal, sys
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then a write beyond it is an error, as on a full disk
+resource.setrlimit(resource.RLIMIT_FSIZE, 2 * (int(sys.argv.pop(1)),))
+runpy.run_module("train", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_gap(project: Path) -> None:
+    """A log that is not written goes on as if nothing were, and its plot would lack what was trained meanwhile."""
+    command = [sys.executable, "-c", FULL_DISK, "9000", *arguments(project, "run")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (1, f"error: {project}/run/train.log: File too large\n")
+    for output in ("run", "straight"):
+        assert stopped(project, "nothing", output=output).returncode == 0
+    assert weights(project / "run/tiny net.caffemodel") == weights(project / "straight/tiny net.caffemodel")
+    train_rows, test_rows = parse_log(project / "run/train.log")
+    assert [row["NumIters"] for row in train_rows] == list(range(20))
+    assert [row["NumIters"] for row in test_rows] == [0, 5, 10, 15, 20]
 
 
 def test_a_stopped_training_goes_on_from_snapshots_in_hdf5(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,12 +430,21 @@ def test_averaged_weights_are_what_is_kept(project: Path, monkeypatch: pytest.Mo
     )
 
 
-def test_the_epoch_is_chosen_by_what_the_solver_monitors(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_epoch_is_chosen_by_what_the_solver_monitors(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_recipe(project, "loss", 'monitor: "loss" base_lr: 0.1')
     assert train(monkeypatch, project, "run", "--solver", "loss", "--epochs", "12") == 0
     _, rows = parse_log(project / "run" / "train.log")
     counts = json.loads((project / "run/manifest.json").read_text())["counts"]
-    assert counts["chosen"]["iteration"] == min(rows[1:], key=lambda row: row["loss"])["NumIters"]
+    best = min(rows[1:], key=lambda row: row["loss"])
+    assert counts["chosen"]["iteration"] == best["NumIters"]
+    *_, epoch, summary = capsys.readouterr().out.splitlines()
+    assert epoch.endswith(f"  best loss {best['loss']:.4g}")
+    assert (
+        f" best validation loss {best['loss']:.4g} in epoch {best['NumIters'] / EPOCH:.0f}, "
+        f"accuracy {best['accuracy']:.2%} -> " in summary
+    )
 
 
 # Recipes and weights to start from
@@ -568,6 +617,113 @@ def test_a_finished_run_without_its_settings_is_kept_as_a_whole(project: Path, m
     assert weights(run / "previous/tiny net.caffemodel") == second
     assert [path.name for path in (run / "previous/evaluation").iterdir()] == ["2"]
     assert not (run / "previous/settings.json").exists()
+
+
+def test_a_stopped_training_is_not_lost_to_a_forgotten_setting(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, kept = project / "run", project / "run/stopped"
+    for number, seed in ((8, "3"), (7, "11")):  # the second is a mistake
+        with pytest.MonkeyPatch.context() as patch:
+            stop_after(patch, number)
+            assert train(patch, project, "run", "--seed", seed) == 130
+    assert f"it is in {kept} now, and goes on when they are given again" in capsys.readouterr().out
+    assert {path.name for path in kept.glob("*iter_8*")} == {
+        "tiny net_iter_8.caffemodel",
+        "tiny net_iter_8.solverstate",
+    }
+    # each goes on, in turns, from where it was stopped
+    for seed, number in (("3", 8), ("11", 7)):
+        assert train(monkeypatch, project, "run", "--seed", seed) == 0
+        text = (run / "train.log").read_text()
+        assert text.count("Restoring previous solver status") == 1
+        assert f"tiny net_iter_{number}.solverstate" in text
+        assert train(monkeypatch, project, "straight", "--seed", seed) == 0
+        assert weights(run / "tiny net.caffemodel") == weights(project / "straight/tiny net.caffemodel")
+    assert not kept.exists()
+    assert weights(run / "previous/tiny net.caffemodel") == weights(project / "straight/previous/tiny net.caffemodel")
+
+
+def test_a_kill_while_stopped_trainings_change_places_loses_none(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = project / "run"
+
+    def content(folder: Path) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != ".lock"}
+
+    held = []
+    for seed in ("1", "2"):
+        with pytest.MonkeyPatch.context() as patch:
+            stop_after(patch, 6)
+            assert train(patch, project, "run", "--seed", seed) == 130
+        held.append(content(run))
+    # from here on nothing is trained, and the settings come in turns
+    monkeypatch.setattr(Run, "train", lambda self: setattr(self, "solver", argparse.Namespace(iter=0)))
+    rename = Path.rename
+    to_come = 0
+
+    def killed_rename(self: Path, target: Path) -> Path:
+        nonlocal to_come
+        to_come -= 1
+        if to_come < 0:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    for number in range(50):  # the second is in the folder, and the first is asked for
+        to_come = number
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Path, "rename", killed_rename)
+            assert train(patch, project, "run", "--seed", "1") == 130
+        killed = to_come < 0
+        asked = number % 2 if killed else 0  # after the kill, one or the other
+        assert train(monkeypatch, project, "run", "--seed", str(asked + 1)) == 130
+        assert content(run) == held[asked], number
+        assert content(run / "stopped") == held[1 - asked], number
+        assert train(monkeypatch, project, "run", "--seed", "2") == 130
+        if not killed:
+            break
+    assert not killed
+    assert number > 10
+
+
+def test_two_trainings_do_not_write_into_one_folder(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = project / "run"
+    assert train(monkeypatch, project, "run", "--epochs", "1") == 0
+    before = {path: path.read_bytes() for path in run.iterdir()}
+    with open(run / ".lock", "w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert train(monkeypatch, project, "run", "--epochs", "2") == 1
+        assert capsys.readouterr().err == (
+            f"error: {run}: another process trains there; expected it to end first, or another folder\n"
+        )
+        assert {path: path.read_bytes() for path in run.iterdir()} == before
+    assert train(monkeypatch, project, "run", "--epochs", "2") == 0
+
+
+def test_what_is_written_anew_meanwhile_is_not_what_was_trained_with(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train(monkeypatch, project, "first", "--epochs", "1") == 0
+    start, mean = project / "first/tiny net.caffemodel", project / "mean.binaryproto"
+    before = [path.read_bytes() for path in (mean, start)]
+    update = caffe.Solver.apply_update
+
+    def update_while_stages_run(solver: caffe.Solver, display: bool = False) -> None:
+        if solver.iter == 3:
+            caffe.io.save_mean(mean, np.zeros((1, 8, 8), np.float32))
+            start.unlink()
+        update(solver, display)
+
+    monkeypatch.setattr(caffe.Solver, "apply_update", update_while_stages_run)
+    assert train(monkeypatch, project, "run", "--init", str(start)) == 0
+    assert (project / "run/mean.binaryproto").read_bytes() == before[0]
+    inputs = json.loads((project / "run/manifest.json").read_text())["inputs"]
+    assert [entry["sha256"] for entry in inputs if entry["file"] in (str(mean), str(start))] == [
+        hashlib.sha256(content).hexdigest() for content in before
+    ]
 
 
 def test_what_was_evaluated_does_not_stand_for_other_weights(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

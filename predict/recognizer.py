@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from preprocessing.alignment import align_face
-from preprocessing.images import check_image, read_image
+from preprocessing.images import ImageError, check_image, decode_image, read_image
 from preprocessing.network_input import FaceNetwork, check_views
 from preprocessing.stage import StageError
 
@@ -29,6 +29,7 @@ DEFAULT_VIEWS = {1: "mirror", 2: "centre"}
 LOOK_BELOW = 0.8  # of the least face: MTCNN misses many that are only just as large as the smallest it looks for
 
 StrPath = str | os.PathLike[str]
+Image = StrPath | bytes | np.ndarray  # a path, what an image file holds, or pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +103,10 @@ def model_files(name: str = DEFAULT_MODEL) -> tuple[Path, Path, Path]:
 
 class Recognizer:
     """Faces in images, and their emotions. Loads the nets once; one recogniser answers any number of images.
+
+    Several threads may use one recogniser at once. PyTorch's threads do not survive a fork: a process that is forked
+    from one in which there is a recogniser waits forever, unless it calls `torch.set_num_threads(1)` first. Make the
+    recogniser in the process that uses it, or start processes by multiprocessing's `spawn`.
 
     Parameters
     ----------
@@ -183,16 +188,20 @@ class Recognizer:
         """What the net tells apart, in the order of its outputs."""
         return self.network.classes
 
-    def predict(self, image: StrPath | np.ndarray) -> list[Prediction]:
+    def predict(self, image: Image) -> list[Prediction]:
         """The faces in one image, the most confident first; an empty list where there is none.
 
-        image: a path, or an array of uint8, H×W (grey) or H×W×3 (BGR, as OpenCV reads it).
+        image: a path; the bytes of an image file, as an upload brings them; or an array of uint8, H×W (grey) or H×W×3
+        (BGR, as OpenCV reads it: of RGB give `image[..., ::-1]`).
         Raises ImageError for what is no such image.
         """
         return self.predict_batch([image])[0]
 
-    def predict_batch(self, images: Sequence[StrPath | np.ndarray]) -> list[list[Prediction]]:
-        """For each image its faces, as `predict` gives them; quicker than one by one, above all for small images."""
+    def predict_batch(self, images: Sequence[Image]) -> list[list[Prediction]]:
+        """For each image its faces, as `predict` gives them; quicker than one by one, above all for small images.
+
+        Raises ValueError for one image instead of several.
+        """
         found = self.find_faces(images)
         faces = [face.pixels for in_image in found for face in in_image]
         stack = np.stack(faces) if faces else np.empty((0, *self.network.face_shape), np.uint8)
@@ -223,11 +232,9 @@ class Recognizer:
 
         return recognize(self, Video(source), every)
 
-    def find_faces(self, images: Sequence[StrPath | np.ndarray]) -> list[list[FoundFace]]:
-        """For each image its faces, found and aligned, the most confident first; images as `predict` takes them."""
-        arrays = [
-            read_image(image) if isinstance(image, (str, os.PathLike)) else check_image(image) for image in images
-        ]
+    def find_faces(self, images: Sequence[Image]) -> list[list[FoundFace]]:
+        """For each image its faces, found and aligned, the most confident first; images as for `predict_batch`."""
+        arrays = _read_all(images)
         return [
             [
                 FoundFace(box, landmarks, confidence, self._pixels(grey, landmarks))
@@ -280,6 +287,44 @@ class Recognizer:
         return Prediction(
             face.box, named, face.confidence, emotion, dict(zip(self.emotions, probabilities.tolist(), strict=True))
         )
+
+
+def _read(image: Image) -> np.ndarray:
+    """An image's pixels. Raises ImageError for what is none."""
+    if isinstance(image, bytes):
+        return decode_image(image)
+    if isinstance(image, (str, os.PathLike)):
+        return read_image(image)
+    if isinstance(image, np.ndarray):
+        return check_image(image)
+    raise ImageError(f"the image is a {type(image).__name__}; expected a path, a file's bytes or a numpy array")
+
+
+def _read_all(images: Sequence[Image]) -> list[np.ndarray]:
+    """The pixels of each image. Raises ImageError, by which one can tell the image; ValueError for one alone."""
+    _check_several(images)
+    arrays = []
+    for number, image in enumerate(images):
+        try:
+            arrays.append(_read(image))
+        except ImageError as error:
+            if isinstance(image, (str, os.PathLike)) or len(images) == 1:
+                raise
+            raise ImageError(f"image {number} of {len(images)}: {error}") from None
+    return arrays
+
+
+def _check_several(images: Sequence[Image]) -> None:
+    """Raise ValueError for one image, whose letters or rows would be taken for images."""
+    if isinstance(images, np.ndarray):
+        if images.ndim > 3 or (images.ndim == 3 and images.shape[2] not in (1, 3)):
+            return  # several of one size
+        what = f"an array of shape {images.shape}"
+    elif isinstance(images, (str, bytes, os.PathLike)):
+        what = "bytes" if isinstance(images, bytes) else repr(os.fspath(images))
+    else:
+        return
+    raise ValueError(f"images is {what}; expected a list of images (predict takes one)")
 
 
 def _check_detector_settings(face: str, min_face_size: float | None, min_confidence: float | None) -> None:

@@ -19,7 +19,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("setuptools")
     folder = tmp_path_factory.mktemp("installed")
     commands = ["egg_info", "-e", str(folder), "build_py", "-d", str(folder / "lib")]
-    subprocess.run([sys.executable, "-c", "import setuptools; setuptools.setup()", "-q", *commands], cwd=ROOT, check=True)
+    subprocess.run(
+        [sys.executable, "-c", "import setuptools; setuptools.setup()", "-q", *commands], cwd=ROOT, check=True
+    )
     return folder / "lib"
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import PIL.Image
 import pytest
 from tiny_model import band_face, band_probabilities, make_model
 
@@ -257,12 +259,66 @@ def test_no_face_is_an_empty_list(detecting: Recognizer) -> None:
         (np.zeros((8, 8, 4), np.uint8), r"uint8 of shape \(8, 8, 4\); expected"),
         (np.zeros((0, 8), np.uint8), r"shape \(0, 8\)"),
         (np.zeros(8, np.uint8), r"shape \(8,\)"),
-        (None, "the image is a NoneType; expected a path or a numpy array"),
+        (None, "the image is a NoneType; expected a path, a file's bytes or a numpy array"),
+        (b"GIF", "not an image; expected JPEG"),
+        (b"", "the file is empty"),
     ],
 )
 def test_arrays_that_are_no_images(cropped: Recognizer, image: Any, message: str) -> None:
     with pytest.raises(ImageError, match=message):
         cropped.predict(image)
+
+
+def test_a_files_bytes_are_read_as_the_file_is(cropped: Recognizer, tmp_path: Path) -> None:
+    """Upright too, where there is transparency, which `cv2.imdecode` alone does not do."""
+    grey = cv2.rotate(band_face(1, 90), cv2.ROTATE_90_CLOCKWISE)
+    rgba = PIL.Image.fromarray(np.dstack([grey, grey, grey, np.full_like(grey, 255)]))
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 8  # to be turned by 90° anticlockwise
+    rgba.save(tmp_path / "face.png", exif=exif)
+    data = (tmp_path / "face.png").read_bytes()
+    (from_bytes,), (from_file,) = cropped.predict_batch([data, tmp_path / "face.png"])
+    assert from_bytes.emotion == "disgust"
+    assert from_bytes.probabilities == from_file.probabilities
+
+
+def test_what_is_one_image_is_no_batch(cropped: Recognizer) -> None:
+    for shape in ((48, 48), (48, 48, 3), (48, 48, 1)):
+        with pytest.raises(
+            ValueError, match=rf"images is an array of shape \({shape[0]}, .*; expected a list of images"
+        ):
+            cropped.predict_batch(np.zeros(shape, np.uint8))  # type: ignore[arg-type]
+    for path in ("face.jpg", Path("face.jpg")):
+        with pytest.raises(ValueError, match=r"images is 'face\.jpg'; expected a list of images"):
+            cropped.predict_batch(path)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="images is bytes; expected"):
+        cropped.predict_batch(b"\x89PNG")
+    stack = np.stack([band_face(1), band_face(3)])
+    for images in (stack, stack[..., None], np.repeat(stack[..., None], 3, 3)):
+        assert [face.emotion for (face,) in cropped.predict_batch(images)] == ["disgust", "happy"]
+
+
+def test_an_error_tells_which_image_of_a_batch_it_is(cropped: Recognizer, tmp_path: Path) -> None:
+    face = band_face(1)
+    for bad, message in (
+        (face.astype(float), "image 1 of 3: the image is float64 of shape"),
+        (b"no image", "image 1 of 3: not an image"),
+        (None, "image 1 of 3: the image is a NoneType"),
+        (tmp_path / "none.png", f"{tmp_path / 'none.png'}: no such file"),
+    ):
+        with pytest.raises(ImageError) as error:
+            cropped.predict_batch([face, bad, face])  # type: ignore[list-item]
+        assert str(error.value).startswith(message)
+
+
+def test_threads_may_share_a_recogniser(detecting: Recognizer) -> None:
+    photo = cv2.imread(str(ASTRONAUT))
+    images = [photo, photo[:, ::-1], cv2.resize(photo, (300, 300)), np.zeros((50, 70, 3), np.uint8)] * 3
+    alone = [detecting.predict(image) for image in images]
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(detecting.predict, images))
+    for one, other in zip(alone, together, strict=True):
+        assert [face.to_dict() for face in other] == [face.to_dict() for face in one]
 
 
 def test_arguments_that_do_not_fit(model: tuple[Path, Path, Path]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from pathlib import Path
 
 from preprocessing.network_input import FaceNetwork
@@ -93,3 +94,10 @@ def make_recognizer(args: argparse.Namespace, views: str | None = None) -> Recog
         args.min_face,
         args.min_confidence,
     )
+
+
+def print_any_name() -> None:
+    """A file's name may hold what the terminal cannot show: then it is printed with backslashes, and is no error."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")

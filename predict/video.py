@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,7 +80,7 @@ class Video:
         self.live = isinstance(source, int) or is_address(self.name) or Path(self.name).is_char_device()
         if not self.live:
             _check_file(Path(self.name))
-        with quiet():
+        with quiet:
             self._capture = self._open()
         try:
             if not self._capture.isOpened():
@@ -126,7 +126,7 @@ class Video:
 
     def _read(self) -> np.ndarray | None:
         """The next frame; None behind the last one."""
-        with quiet():
+        with opencv_silent:
             there, image = self._capture.read()
         if not there or image is None or not image.size:
             return None
@@ -255,22 +255,37 @@ def opencv_path(path: Path) -> str:
     return os.path.abspath(path)
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
+class _Quiet:
     """OpenCV and its FFmpeg do not write to the terminal: what they complain about becomes one message of ours.
 
-    FFmpeg's part is decided for the whole process by whatever first opens a video in it.
+    FFmpeg's part stands in the environment while a thread is in here, and is decided for the whole process by whatever
+    first opens a video in it. The last thread out leaves the environment as it was.
     """
-    before = os.environ.get(FFMPEG_LOG)
-    os.environ[FFMPEG_LOG] = FFMPEG_QUIET
-    try:
-        with opencv_silent:
-            yield
-    finally:
-        if before is None:
-            os.environ.pop(FFMPEG_LOG, None)
-        else:
-            os.environ[FFMPEG_LOG] = before
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._level: str | None = None
+
+    def __enter__(self) -> None:
+        opencv_silent.__enter__()
+        with self._lock:
+            if not self._inside:
+                self._level = os.environ.get(FFMPEG_LOG)
+                os.environ[FFMPEG_LOG] = FFMPEG_QUIET
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside and self._level is None:
+                os.environ.pop(FFMPEG_LOG, None)
+            elif not self._inside and self._level is not None:
+                os.environ[FFMPEG_LOG] = self._level
+        opencv_silent.__exit__(*error)
+
+
+quiet = _Quiet()  # for what opens a video
 
 
 def _check_file(path: Path) -> None:

@@ -153,6 +153,8 @@ class Recognizer:
             raise ValueError(f"face is {face!r}; expected one of {', '.join(FACES)}")
         if views is not None:
             check_views([views])
+        if not isinstance(device, str):  # such as a torch.device
+            raise ValueError(f"device is {device!r}; expected 'auto', 'cpu', 'cuda' or 'cuda:N'")
         _check_detector_settings(face, min_face_size, min_confidence)
         given = [name for name, path in (("deploy", deploy), ("weights", weights), ("mean", mean)) if path is not None]
         if given and len(given) < 3:

@@ -22,6 +22,7 @@ EXPECTED = "a video that OpenCV's FFmpeg reads, such as MP4, WebM, AVI or MOV"
 CHUNK_FRAMES, CHUNK_PIXELS = 64, 16 << 20  # frames that are held at a time
 RATES = (0.1, 1000.0)  # frames a second; a container that states another knows none
 USUAL_RATE = 25.0  # ... and then this is taken
+MOST_CAMERAS = 1 << 31  # numbers that OpenCV takes
 LONGEST_GAP = 60.0  # seconds between two frames of a stream; beyond, its clock has jumped
 FFMPEG_LOG, FFMPEG_QUIET = "OPENCV_FFMPEG_LOGLEVEL", "-8"  # OpenCV reads it when it first opens a video
 
@@ -75,6 +76,7 @@ class Video:
     """
 
     def __init__(self, source: StrPath | int) -> None:
+        _check_source(source)
         self._source = source
         self.name = f"camera {source}" if isinstance(source, int) else os.fspath(source)
         self.live = isinstance(source, int) or is_address(self.name) or Path(self.name).is_char_device()
@@ -234,7 +236,7 @@ def is_address(name: str) -> bool:
 
 def camera_source(text: str) -> int | str:
     """The camera that a text means: a number, a device such as `/dev/video0`, or an address. Raises VideoError else."""
-    if text.isdecimal() and int(text) < 1 << 31:
+    if text.isdecimal() and int(text) < MOST_CAMERAS:
         return int(text)
     if is_address(text) or Path(text).is_char_device():
         return text
@@ -286,6 +288,16 @@ class _Quiet:
 
 
 quiet = _Quiet()  # for what opens a video
+
+
+def _check_source(source: StrPath | int) -> None:
+    """Raise VideoError for what can be no source: of a camera -1, OpenCV ends the whole process."""
+    number = isinstance(source, int) and not isinstance(source, bool) and 0 <= source < MOST_CAMERAS
+    if not number and not isinstance(source, (str, os.PathLike)):
+        raise VideoError(
+            f"source is {source!r}; expected a video file, the number of a camera (0 is the first), its device, or an "
+            "address such as rtsp://…"
+        )
 
 
 def _check_file(path: Path) -> None:

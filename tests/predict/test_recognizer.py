@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,18 @@ import cv2
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 from tiny_model import band_face, band_probabilities, make_model
 
 import caffe
 import predict.recognizer
-from predict import ImageError, Recognizer
+from predict import ImageError, Recognizer, StageError
 from predict.annotate import COLORS, annotate
 from predict.recognizer import Prediction
 from preprocessing.align import align
 from preprocessing.alignment import align_face
 from preprocessing.datasets import EMOTIONS
 from preprocessing.mtcnn import Face
-from preprocessing.stage import StageError
 
 ASTRONAUT = Path(__file__).parents[2] / "images" / "astronaut.png"
 # What the mtcnn package itself finds in it: x, y, width, height, and the nose.
@@ -326,6 +327,9 @@ def test_arguments_that_do_not_fit(model: tuple[Path, Path, Path]) -> None:
         Recognizer(*model, face="some")
     with pytest.raises(ValueError, match="views is 'two'; expected one of centre, mirror, ten_crop"):
         Recognizer(*model, views="two")
+    for device in (0, None, torch.device("cpu")):
+        with pytest.raises(ValueError, match=re.escape(f"device is {device!r}; expected 'auto', 'cpu',")):
+            Recognizer(*model, device=device)  # type: ignore[arg-type]
     for size in (0, -3, float("nan"), float("inf")):
         with pytest.raises(ValueError, match=rf"min_face_size is {size}; expected a number of pixels, 1 or more"):
             Recognizer(*model, min_face_size=size)
@@ -340,7 +344,9 @@ def test_arguments_that_do_not_fit(model: tuple[Path, Path, Path]) -> None:
 
 def test_the_model_that_ships_is_the_default_and_a_missing_file_is_named(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(predict.recognizer, "MODELS", tmp_path)
-    with pytest.raises(StageError, match=r"'face_resnet16_pair': .*deploy\.prototxt is missing; .* \(none here\)"):
+    with pytest.raises(
+        predict.StageError, match=r"'face_resnet16_pair': .*deploy\.prototxt is missing; .* \(none here\)"
+    ):
         Recognizer()
     _, weights, mean = make_model(tmp_path / "face_resnet16_pair", name="face_resnet16_pair")
     make_model(tmp_path / "other", classes=3, name="other")

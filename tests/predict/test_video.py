@@ -545,6 +545,13 @@ def test_a_camera_that_is_not_there_is_one_line(predict: Any, tmp_path: Path, so
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("source", [-1, 1 << 31, True, None, 0.0])
+def test_what_can_be_no_source_is_an_error(cropped: Recognizer, source: Any) -> None:
+    """OpenCV's answer to camera -1 is a segmentation fault where there is no camera."""
+    with pytest.raises(VideoError, match=rf"^source is {source!r}; expected a video file, the number of a camera"):
+        cropped.predict_video(source)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
+import torch
 
 from preprocessing.alignment import align_face
 from preprocessing.images import ImageError, check_image, decode_image, read_image
@@ -104,9 +105,10 @@ def model_files(name: str = DEFAULT_MODEL) -> tuple[Path, Path, Path]:
 class Recognizer:
     """Faces in images, and their emotions. Loads the nets once; one recogniser answers any number of images.
 
-    Several threads may use one recogniser at once. PyTorch's threads do not survive a fork: a process that is forked
-    from one in which there is a recogniser waits forever, unless it calls `torch.set_num_threads(1)` first. Make the
-    recogniser in the process that uses it, or start processes by multiprocessing's `spawn`.
+    Several threads may use one recogniser at once. PyTorch's threads do not survive a fork: make the recogniser in the
+    process that uses it, behind the fork, or start processes by multiprocessing's `spawn`. What is forked from a
+    process with a recogniser would wait forever, and is told so by a RuntimeError where it uses that very one, unless
+    it calls `torch.set_num_threads(1)` first.
 
     Parameters
     ----------
@@ -163,6 +165,7 @@ class Recognizer:
             )
         if deploy is None or weights is None or mean is None:
             deploy, weights, mean = model_files(model)
+        self._process = os.getpid()
         self.face = face
         self.network = FaceNetwork(deploy, weights, mean, device)
         self._channels, height, self._size = self.network.face_shape
@@ -236,6 +239,7 @@ class Recognizer:
 
     def find_faces(self, images: Sequence[Image]) -> list[list[FoundFace]]:
         """For each image its faces, found and aligned, the most confident first; images as for `predict_batch`."""
+        self._check_process()
         arrays = _read_all(images)
         return [
             [
@@ -245,6 +249,15 @@ class Recognizer:
             ]
             for image, faces in zip(arrays, self._find(arrays), strict=True)
         ]
+
+    def _check_process(self) -> None:
+        """Raise RuntimeError where PyTorch would wait forever for threads that a fork has left behind."""
+        if os.getpid() != self._process and torch.get_num_threads() > 1:
+            raise RuntimeError(
+                f"this recogniser was made in process {self._process}, from which {os.getpid()} was forked without "
+                "PyTorch's threads; expected one that is made in the process that uses it, or "
+                "torch.set_num_threads(1) before it is used"
+            )
 
     def _pixels(self, grey: np.ndarray, landmarks: np.ndarray | None) -> np.ndarray:
         """What the net sees of a face, but for the crop."""

@@ -202,10 +202,11 @@ class Recognizer:
         """
         return self.predict_batch([image])[0]
 
-    def predict_batch(self, images: Sequence[Image]) -> list[list[Prediction]]:
+    def predict_batch(self, images: Sequence[Image] | np.ndarray) -> list[list[Prediction]]:
         """For each image its faces, as `predict` gives them; quicker than one by one, above all for small images.
 
-        Raises ValueError for one image instead of several.
+        images: any number of them, as `predict` takes them; or an array of several of one size, N×H×W or N×H×W×3.
+        Raises ImageError, which tells the image, where one is none; ValueError for one image instead of several.
         """
         found = self.find_faces(images)
         faces = [face.pixels for in_image in found for face in in_image]
@@ -237,7 +238,7 @@ class Recognizer:
 
         return recognize(self, Video(source), every)
 
-    def find_faces(self, images: Sequence[Image]) -> list[list[FoundFace]]:
+    def find_faces(self, images: Sequence[Image] | np.ndarray) -> list[list[FoundFace]]:
         """For each image its faces, found and aligned, the most confident first; images as for `predict_batch`."""
         self._check_process()
         arrays = _read_all(images)
@@ -315,7 +316,7 @@ def _read(image: Image) -> np.ndarray:
     raise ImageError(f"the image is a {type(image).__name__}; expected a path, a file's bytes or a numpy array")
 
 
-def _read_all(images: Sequence[Image]) -> list[np.ndarray]:
+def _read_all(images: Sequence[Image] | np.ndarray) -> list[np.ndarray]:
     """The pixels of each image. Raises ImageError, by which one can tell the image; ValueError for one alone."""
     _check_several(images)
     arrays = []
@@ -329,11 +330,11 @@ def _read_all(images: Sequence[Image]) -> list[np.ndarray]:
     return arrays
 
 
-def _check_several(images: Sequence[Image]) -> None:
+def _check_several(images: Sequence[Image] | np.ndarray) -> None:
     """Raise ValueError for one image, whose letters or rows would be taken for images."""
     if isinstance(images, np.ndarray):
-        if images.ndim > 3 or (images.ndim == 3 and images.shape[2] not in (1, 3)):
-            return  # several of one size
+        if images.ndim != 2 and not (images.ndim == 3 and images.shape[2] in (1, 3)):
+            return  # several of one size, or paths
         what = f"an array of shape {images.shape}"
     elif isinstance(images, (str, bytes, os.PathLike)):
         what = "bytes" if isinstance(images, bytes) else repr(os.fspath(images))

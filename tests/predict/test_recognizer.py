@@ -286,19 +286,23 @@ def test_a_files_bytes_are_read_as_the_file_is(cropped: Recognizer, tmp_path: Pa
     assert from_bytes.probabilities == from_file.probabilities
 
 
-def test_what_is_one_image_is_no_batch(cropped: Recognizer) -> None:
+def test_what_is_one_image_is_no_batch(cropped: Recognizer, tmp_path: Path) -> None:
     for shape in ((48, 48), (48, 48, 3), (48, 48, 1)):
         with pytest.raises(
             ValueError, match=rf"images is an array of shape \({shape[0]}, .*; expected a list of images"
         ):
-            cropped.predict_batch(np.zeros(shape, np.uint8))  # type: ignore[arg-type]
+            cropped.predict_batch(np.zeros(shape, np.uint8))
     for path in ("face.jpg", Path("face.jpg")):
         with pytest.raises(ValueError, match=r"images is 'face\.jpg'; expected a list of images"):
             cropped.predict_batch(path)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="images is bytes; expected"):
         cropped.predict_batch(b"\x89PNG")
     stack = np.stack([band_face(1), band_face(3)])
-    for images in (stack, stack[..., None], np.repeat(stack[..., None], 3, 3)):
+    files = [tmp_path / "1.png", tmp_path / "2.png"]
+    for file, image in zip(files, stack, strict=True):
+        cv2.imwrite(str(file), image)
+    paths = np.array([str(file) for file in files], object)  # as a column of pandas has them
+    for images in (stack, stack[..., None], np.repeat(stack[..., None], 3, 3), paths):
         assert [face.emotion for (face,) in cropped.predict_batch(images)] == ["disgust", "happy"]
 
 

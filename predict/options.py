@@ -10,13 +10,15 @@ from pathlib import Path
 from preprocessing.network_input import FaceNetwork
 from preprocessing.stage import add_device_argument
 
-from .recognizer import DEFAULT_MODEL, FACES, Recognizer, model_files
+from .recognizer import DEFAULT_MODEL, FACES, Recognizer, model_files, shipped_models
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, faces: bool = True) -> None:
     """`--model NAME`, or `--deploy`, `--weights` and `--mean`; `--device`; with `faces`, `--face`, `--min-face`,
     `--min-confidence`."""
-    parser.add_argument("--model", default=DEFAULT_MODEL, help="a model that ships (default: %(default)s)")
+    parser.add_argument(
+        "--model", default=DEFAULT_MODEL, help=f"one that ships: {', '.join(shipped_models())} (default: %(default)s)"
+    )
     parser.add_argument("--deploy", type=Path, help="deploy.prototxt of a net of your own, with --weights and --mean")
     parser.add_argument("--weights", type=Path, help="its .caffemodel")
     parser.add_argument("--mean", type=Path, help="its mean.binaryproto")

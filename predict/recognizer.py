@@ -85,6 +85,11 @@ class Prediction:
         }
 
 
+def shipped_models() -> list[str]:
+    """The names of the models that ship with the project: folders of `prototxt/` with weights."""
+    return sorted(path.parent.name for path in MODELS.glob("*/*.caffemodel"))
+
+
 def model_files(name: str = DEFAULT_MODEL) -> tuple[Path, Path, Path]:
     """The deploy.prototxt, NAME.caffemodel and mean.binaryproto of a model that ships with the project.
 
@@ -94,10 +99,10 @@ def model_files(name: str = DEFAULT_MODEL) -> tuple[Path, Path, Path]:
     files = folder / "deploy.prototxt", folder / f"{name}.caffemodel", folder / "mean.binaryproto"
     missing = [path for path in files if not path.is_file()]
     if missing:
-        known = sorted(path.parent.name for path in MODELS.glob("*/*.caffemodel"))
+        known = ", ".join(shipped_models())
         raise StageError(
             f"model {name!r}: {missing[0]} is missing; expected one of the models that ship "
-            f"({', '.join(known) or 'none here'}), or give deploy, weights and mean of your own"
+            f"({known or 'none here'}), or give deploy, weights and mean of your own"
         )
     return files
 

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 import caffe
 from predict import ImageError
-from predict.options import add_model_arguments, check_model_arguments, make_recognizer
+from predict.options import add_model_arguments, check_model_arguments, make_recognizer, print_any_name
 from preprocessing.network_input import FaceNetwork
 from preprocessing.stage import Stage, StageError, check_output, progress, replace_directory, run_main
 
@@ -36,8 +36,9 @@ NAMES = 230  # pixels for the names beside the overview
 
 
 def plain(text: str) -> str:
-    """Text as Matplotlib is to write it: a dollar in the name of a file, layer or class begins no formula."""
-    return text.replace("$", r"\$")
+    """Text as Matplotlib is to write it: a dollar in the name of a file, layer or class begins no formula, and bytes
+    of a file's name that are not UTF-8, which it refuses, are written out."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("$", r"\$")
 
 
 class FaceTrace:
@@ -303,6 +304,7 @@ def main() -> None:
     add_model_arguments(parser)
     args = parser.parse_args()
     check_model_arguments(parser, args)
+    print_any_name()
     run(args)
 
 

@@ -58,6 +58,7 @@ from explain.page import (
 from explain.saliency import draw_explanation, explain_face
 from explain.scores import area_under, corners, roc_curve, wilson_interval
 from predict import ImageError, Recognizer
+from predict.options import print_any_name
 from predict.recognizer import FACES
 from preprocessing.network_input import FaceNetwork, read_temperatures
 from preprocessing.stage import Stage, StageError, add_device_argument, replace_file, run_main, sha256
@@ -860,16 +861,16 @@ def write_report(
     stage = Stage("report")
     try:
         material = gather(Path(net), databases, evaluation, image_file, face, device)
-        text = to_html(material)
+        text = to_html(material).encode("utf-8", "backslashreplace")  # a file's name may not be UTF-8
     except CaffeError as error:
         raise StageError(str(error)) from error
     with replace_file(Path(output)) as path:
-        path.write_text(text, encoding="utf-8")
+        path.write_bytes(text)
     confusion = material.test.evaluation.confusion
     accuracy = percent(np.trace(confusion) / confusion.sum())
     stage.summary(
         f"{material.network.name}, {accuracy} of {confusion.sum():,} on {material.main}; {output}, "
-        f"{len(text.encode()) / 1e6:.1f} MB"
+        f"{len(text) / 1e6:.1f} MB"
     )
     return material
 
@@ -903,6 +904,7 @@ def main() -> None:
     )
     add_device_argument(parser)
     args = parser.parse_args()
+    print_any_name()
     databases = dict(args.lmdb)
     if len(databases) != len(args.lmdb):
         parser.error("--lmdb: a name is given twice")

@@ -25,7 +25,7 @@ import caffe
 from caffe.layers.activation import ReLU
 from explain.features import FaceTrace, channel_names, plain
 from predict import ImageError
-from predict.options import add_model_arguments, check_model_arguments, make_recognizer
+from predict.options import add_model_arguments, check_model_arguments, make_recognizer, print_any_name
 from predict.recognizer import FoundFace
 from preprocessing.network_input import FaceNetwork, faces_to_input
 from preprocessing.stage import Stage, StageError, progress, replace_file, run_main
@@ -315,6 +315,7 @@ def main() -> None:
     add_model_arguments(parser)
     args = parser.parse_args()
     check_model_arguments(parser, args)
+    print_any_name()
     run(args)
 
 

@@ -4,8 +4,9 @@
 """
 
 from preprocessing.images import ImageError
+from preprocessing.stage import StageError
 
 from .recognizer import Prediction, Recognizer
 from .video import VideoError, VideoFrame
 
-__all__ = ["ImageError", "Prediction", "Recognizer", "VideoError", "VideoFrame"]
+__all__ = ["ImageError", "Prediction", "Recognizer", "StageError", "VideoError", "VideoFrame"]

@@ -11,7 +11,6 @@ import functools
 import itertools
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,7 +28,7 @@ from preprocessing.stage import StageError, progress, replace_file, run_main
 from . import video
 from .annotate import annotate
 from .answers import Answers, Tally, describe, describe_frame
-from .options import add_model_arguments, check_model_arguments, make_recognizer
+from .options import add_model_arguments, check_model_arguments, make_recognizer, print_any_name
 from .recognizer import Recognizer
 from .recording import AnnotatedVideo, FaceTable, Recorder, cannot_write
 from .video import Video, VideoError, VideoFrame, camera_source, is_video
@@ -273,9 +272,7 @@ def main() -> int:
     args = parser.parse_args()
     check_model_arguments(parser, args)
     check_inputs(parser, args)
-    for stream in (sys.stdout, sys.stderr):  # a file name may hold what the terminal cannot show
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+    print_any_name()
     return run_inputs(args) if args.camera is None else run_camera(args)
 
 

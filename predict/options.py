@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from pathlib import Path
 
 from preprocessing.network_input import FaceNetwork
 from preprocessing.stage import add_device_argument
 
-from .recognizer import DEFAULT_MODEL, FACES, Recognizer, model_files
+from .recognizer import DEFAULT_MODEL, FACES, Recognizer, model_files, shipped_models
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, faces: bool = True) -> None:
     """`--model NAME`, or `--deploy`, `--weights` and `--mean`; `--device`; with `faces`, `--face`, `--min-face`,
     `--min-confidence`."""
-    parser.add_argument("--model", default=DEFAULT_MODEL, help="a model that ships (default: %(default)s)")
+    parser.add_argument(
+        "--model", default=DEFAULT_MODEL, help=f"one that ships: {', '.join(shipped_models())} (default: %(default)s)"
+    )
     parser.add_argument("--deploy", type=Path, help="deploy.prototxt of a net of your own, with --weights and --mean")
     parser.add_argument("--weights", type=Path, help="its .caffemodel")
     parser.add_argument("--mean", type=Path, help="its mean.binaryproto")
@@ -93,3 +96,10 @@ def make_recognizer(args: argparse.Namespace, views: str | None = None) -> Recog
         args.min_face,
         args.min_confidence,
     )
+
+
+def print_any_name() -> None:
+    """A file's name may hold what the terminal cannot show: then it is printed with backslashes, and is no error."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
+import torch
 
 from preprocessing.alignment import align_face
-from preprocessing.images import check_image, read_image
+from preprocessing.images import ImageError, check_image, decode_image, read_image
 from preprocessing.network_input import FaceNetwork, check_views
 from preprocessing.stage import StageError
 
@@ -29,6 +30,7 @@ DEFAULT_VIEWS = {1: "mirror", 2: "centre"}
 LOOK_BELOW = 0.8  # of the least face: MTCNN misses many that are only just as large as the smallest it looks for
 
 StrPath = str | os.PathLike[str]
+Image = StrPath | bytes | np.ndarray  # a path, what an image file holds, or pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +85,11 @@ class Prediction:
         }
 
 
+def shipped_models() -> list[str]:
+    """The names of the models that ship with the project: folders of `prototxt/` with weights."""
+    return sorted(path.parent.name for path in MODELS.glob("*/*.caffemodel"))
+
+
 def model_files(name: str = DEFAULT_MODEL) -> tuple[Path, Path, Path]:
     """The deploy.prototxt, NAME.caffemodel and mean.binaryproto of a model that ships with the project.
 
@@ -92,16 +99,21 @@ def model_files(name: str = DEFAULT_MODEL) -> tuple[Path, Path, Path]:
     files = folder / "deploy.prototxt", folder / f"{name}.caffemodel", folder / "mean.binaryproto"
     missing = [path for path in files if not path.is_file()]
     if missing:
-        known = sorted(path.parent.name for path in MODELS.glob("*/*.caffemodel"))
+        known = ", ".join(shipped_models())
         raise StageError(
             f"model {name!r}: {missing[0]} is missing; expected one of the models that ship "
-            f"({', '.join(known) or 'none here'}), or give deploy, weights and mean of your own"
+            f"({known or 'none here'}), or give deploy, weights and mean of your own"
         )
     return files
 
 
 class Recognizer:
     """Faces in images, and their emotions. Loads the nets once; one recogniser answers any number of images.
+
+    Several threads may use one recogniser at once. PyTorch's threads do not survive a fork: make the recogniser in the
+    process that uses it, behind the fork, or start processes by multiprocessing's `spawn`. What is forked from a
+    process with a recogniser would wait forever, and is told so by a RuntimeError where it uses that very one, unless
+    it calls `torch.set_num_threads(1)` first.
 
     Parameters
     ----------
@@ -148,6 +160,8 @@ class Recognizer:
             raise ValueError(f"face is {face!r}; expected one of {', '.join(FACES)}")
         if views is not None:
             check_views([views])
+        if not isinstance(device, str):  # such as a torch.device
+            raise ValueError(f"device is {device!r}; expected 'auto', 'cpu', 'cuda' or 'cuda:N'")
         _check_detector_settings(face, min_face_size, min_confidence)
         given = [name for name, path in (("deploy", deploy), ("weights", weights), ("mean", mean)) if path is not None]
         if given and len(given) < 3:
@@ -156,6 +170,7 @@ class Recognizer:
             )
         if deploy is None or weights is None or mean is None:
             deploy, weights, mean = model_files(model)
+        self._process = os.getpid()
         self.face = face
         self.network = FaceNetwork(deploy, weights, mean, device)
         self._channels, height, self._size = self.network.face_shape
@@ -183,16 +198,21 @@ class Recognizer:
         """What the net tells apart, in the order of its outputs."""
         return self.network.classes
 
-    def predict(self, image: StrPath | np.ndarray) -> list[Prediction]:
+    def predict(self, image: Image) -> list[Prediction]:
         """The faces in one image, the most confident first; an empty list where there is none.
 
-        image: a path, or an array of uint8, H×W (grey) or H×W×3 (BGR, as OpenCV reads it).
+        image: a path; the bytes of an image file, as an upload brings them; or an array of uint8, H×W (grey) or H×W×3
+        (BGR, as OpenCV reads it: of RGB give `image[..., ::-1]`).
         Raises ImageError for what is no such image.
         """
         return self.predict_batch([image])[0]
 
-    def predict_batch(self, images: Sequence[StrPath | np.ndarray]) -> list[list[Prediction]]:
-        """For each image its faces, as `predict` gives them; quicker than one by one, above all for small images."""
+    def predict_batch(self, images: Sequence[Image] | np.ndarray) -> list[list[Prediction]]:
+        """For each image its faces, as `predict` gives them; quicker than one by one, above all for small images.
+
+        images: any number of them, as `predict` takes them; or an array of several of one size, N×H×W or N×H×W×3.
+        Raises ImageError, which tells the image, where one is none; ValueError for one image instead of several.
+        """
         found = self.find_faces(images)
         faces = [face.pixels for in_image in found for face in in_image]
         stack = np.stack(faces) if faces else np.empty((0, *self.network.face_shape), np.uint8)
@@ -223,11 +243,10 @@ class Recognizer:
 
         return recognize(self, Video(source), every)
 
-    def find_faces(self, images: Sequence[StrPath | np.ndarray]) -> list[list[FoundFace]]:
-        """For each image its faces, found and aligned, the most confident first; images as `predict` takes them."""
-        arrays = [
-            read_image(image) if isinstance(image, (str, os.PathLike)) else check_image(image) for image in images
-        ]
+    def find_faces(self, images: Sequence[Image] | np.ndarray) -> list[list[FoundFace]]:
+        """For each image its faces, found and aligned, the most confident first; images as for `predict_batch`."""
+        self._check_process()
+        arrays = _read_all(images)
         return [
             [
                 FoundFace(box, landmarks, confidence, self._pixels(grey, landmarks))
@@ -236,6 +255,15 @@ class Recognizer:
             ]
             for image, faces in zip(arrays, self._find(arrays), strict=True)
         ]
+
+    def _check_process(self) -> None:
+        """Raise RuntimeError where PyTorch would wait forever for threads that a fork has left behind."""
+        if os.getpid() != self._process and torch.get_num_threads() > 1:
+            raise RuntimeError(
+                f"this recogniser was made in process {self._process}, from which {os.getpid()} was forked without "
+                "PyTorch's threads; expected one that is made in the process that uses it, or "
+                "torch.set_num_threads(1) before it is used"
+            )
 
     def _pixels(self, grey: np.ndarray, landmarks: np.ndarray | None) -> np.ndarray:
         """What the net sees of a face, but for the crop."""
@@ -280,6 +308,44 @@ class Recognizer:
         return Prediction(
             face.box, named, face.confidence, emotion, dict(zip(self.emotions, probabilities.tolist(), strict=True))
         )
+
+
+def _read(image: Image) -> np.ndarray:
+    """An image's pixels. Raises ImageError for what is none."""
+    if isinstance(image, bytes):
+        return decode_image(image)
+    if isinstance(image, (str, os.PathLike)):
+        return read_image(image)
+    if isinstance(image, np.ndarray):
+        return check_image(image)
+    raise ImageError(f"the image is a {type(image).__name__}; expected a path, a file's bytes or a numpy array")
+
+
+def _read_all(images: Sequence[Image] | np.ndarray) -> list[np.ndarray]:
+    """The pixels of each image. Raises ImageError, by which one can tell the image; ValueError for one alone."""
+    _check_several(images)
+    arrays = []
+    for number, image in enumerate(images):
+        try:
+            arrays.append(_read(image))
+        except ImageError as error:
+            if isinstance(image, (str, os.PathLike)) or len(images) == 1:
+                raise
+            raise ImageError(f"image {number} of {len(images)}: {error}") from None
+    return arrays
+
+
+def _check_several(images: Sequence[Image] | np.ndarray) -> None:
+    """Raise ValueError for one image, whose letters or rows would be taken for images."""
+    if isinstance(images, np.ndarray):
+        if images.ndim != 2 and not (images.ndim == 3 and images.shape[2] in (1, 3)):
+            return  # several of one size, or paths
+        what = f"an array of shape {images.shape}"
+    elif isinstance(images, (str, bytes, os.PathLike)):
+        what = "bytes" if isinstance(images, bytes) else repr(os.fspath(images))
+    else:
+        return
+    raise ValueError(f"images is {what}; expected a list of images (predict takes one)")
 
 
 def _check_detector_settings(face: str, min_face_size: float | None, min_confidence: float | None) -> None:

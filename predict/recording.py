@@ -92,7 +92,7 @@ class AnnotatedVideo(Recording):
         except VideoError as error:
             self.discard()
             raise StageError(str(error)) from None
-        with quiet():
+        with quiet:
             self._writer.open(path, cv2.VideoWriter.fourcc(*CODEC), self._fps, (width, height))
         if not self._writer.isOpened():
             self.discard()
@@ -126,7 +126,7 @@ class AnnotatedVideo(Recording):
         if not self._writer.isOpened():
             return
         self._writer.release()
-        with quiet():
+        with quiet:
             written = cv2.VideoCapture(opencv_path(self.partial), cv2.CAP_ANY)
             count = int(written.get(cv2.CAP_PROP_FRAME_COUNT)) if written.isOpened() else 0
             written.release()

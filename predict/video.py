@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ EXPECTED = "a video that OpenCV's FFmpeg reads, such as MP4, WebM, AVI or MOV"
 CHUNK_FRAMES, CHUNK_PIXELS = 64, 16 << 20  # frames that are held at a time
 RATES = (0.1, 1000.0)  # frames a second; a container that states another knows none
 USUAL_RATE = 25.0  # ... and then this is taken
+MOST_CAMERAS = 1 << 31  # numbers that OpenCV takes
 LONGEST_GAP = 60.0  # seconds between two frames of a stream; beyond, its clock has jumped
 FFMPEG_LOG, FFMPEG_QUIET = "OPENCV_FFMPEG_LOGLEVEL", "-8"  # OpenCV reads it when it first opens a video
 
@@ -75,12 +76,13 @@ class Video:
     """
 
     def __init__(self, source: StrPath | int) -> None:
+        _check_source(source)
         self._source = source
         self.name = f"camera {source}" if isinstance(source, int) else os.fspath(source)
         self.live = isinstance(source, int) or is_address(self.name) or Path(self.name).is_char_device()
         if not self.live:
             _check_file(Path(self.name))
-        with quiet():
+        with quiet:
             self._capture = self._open()
         try:
             if not self._capture.isOpened():
@@ -126,7 +128,7 @@ class Video:
 
     def _read(self) -> np.ndarray | None:
         """The next frame; None behind the last one."""
-        with quiet():
+        with opencv_silent:
             there, image = self._capture.read()
         if not there or image is None or not image.size:
             return None
@@ -234,7 +236,7 @@ def is_address(name: str) -> bool:
 
 def camera_source(text: str) -> int | str:
     """The camera that a text means: a number, a device such as `/dev/video0`, or an address. Raises VideoError else."""
-    if text.isdecimal() and int(text) < 1 << 31:
+    if text.isdecimal() and int(text) < MOST_CAMERAS:
         return int(text)
     if is_address(text) or Path(text).is_char_device():
         return text
@@ -255,22 +257,47 @@ def opencv_path(path: Path) -> str:
     return os.path.abspath(path)
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
+class _Quiet:
     """OpenCV and its FFmpeg do not write to the terminal: what they complain about becomes one message of ours.
 
-    FFmpeg's part is decided for the whole process by whatever first opens a video in it.
+    FFmpeg's part stands in the environment while a thread is in here, and is decided for the whole process by whatever
+    first opens a video in it. The last thread out leaves the environment as it was.
     """
-    before = os.environ.get(FFMPEG_LOG)
-    os.environ[FFMPEG_LOG] = FFMPEG_QUIET
-    try:
-        with opencv_silent:
-            yield
-    finally:
-        if before is None:
-            os.environ.pop(FFMPEG_LOG, None)
-        else:
-            os.environ[FFMPEG_LOG] = before
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._level: str | None = None
+
+    def __enter__(self) -> None:
+        opencv_silent.__enter__()
+        with self._lock:
+            if not self._inside:
+                self._level = os.environ.get(FFMPEG_LOG)
+                os.environ[FFMPEG_LOG] = FFMPEG_QUIET
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside and self._level is None:
+                os.environ.pop(FFMPEG_LOG, None)
+            elif not self._inside and self._level is not None:
+                os.environ[FFMPEG_LOG] = self._level
+        opencv_silent.__exit__(*error)
+
+
+quiet = _Quiet()  # for what opens a video
+
+
+def _check_source(source: StrPath | int) -> None:
+    """Raise VideoError for what can be no source: of a camera -1, OpenCV ends the whole process."""
+    number = isinstance(source, int) and not isinstance(source, bool) and 0 <= source < MOST_CAMERAS
+    if not number and not isinstance(source, (str, os.PathLike)):
+        raise VideoError(
+            f"source is {source!r}; expected a video file, the number of a camera (0 is the first), its device, or an "
+            "address such as rtsp://…"
+        )
 
 
 def _check_file(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import sys
 from html.parser import HTMLParser
@@ -410,15 +411,17 @@ def test_what_cannot_be_reported_on(
     assert "expected NAME=PATH" in capsys.readouterr().err
 
 
-def test_a_photo_whose_face_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "shown"), [(b"me.png", "me.png"), (b"m\xe9.png", r"m\udce9.png")])
+def test_a_photo_whose_face_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: bytes, shown: str) -> None:
     folder, databases, *_ = bands(tmp_path)
-    cv2.imwrite(str(tmp_path / "me.png"), band_face(5))
+    photo = tmp_path / os.fsdecode(name)
+    photo.write_bytes(cv2.imencode(".png", band_face(5))[1].tobytes())
     arguments = ["report", str(folder), "--lmdb", f"test={databases['test'][0]}", "--device", "cpu"]
-    monkeypatch.setattr(sys, "argv", [*arguments, "--image", str(tmp_path / "me.png"), "--face", "none"])
+    monkeypatch.setattr(sys, "argv", [*arguments, "--image", str(photo), "--face", "none"])
     main()
     page = Page((folder / "report.html").read_text(encoding="utf-8"))
-    assert "The face: me.png" in page.texts["features"]
-    material = gather(folder, databases, None, tmp_path / "me.png", "none", "cpu")
+    assert f"The face: {shown}" in page.texts["features"]
+    material = gather(folder, databases, None, photo, "none", "cpu")
     assert (material.face[0] == band_face(5)).all()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import cv2
@@ -23,6 +24,7 @@ from small_face_net import (
 )
 from torch import nn
 
+from explain.features import main as features_main
 from explain.saliency import draw_explanation, explain_face, main
 from predict import Recognizer
 from predict.recognizer import FoundFace, model_files
@@ -268,6 +270,17 @@ def test_a_dollar_in_a_name_begins_no_formula(
     assert run_command(monkeypatch, main, str(photo), "--face", "none", "--output", str(tmp_path / "out"), *files) == 0
     explanation = explain_face(network, random_face())
     draw_explanation(random_face(), explanation, [rf"$\class{i}$" for i in range(7)]).canvas.draw()
+
+
+def test_a_name_that_is_not_utf8(
+    tmp_path: Path, files: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = (tmp_path / "face.png").rename(tmp_path / os.fsdecode(b"caf\xe9.png"))
+    out = tmp_path / "out"
+    for command, picture in ((main, out / photo.name), (features_main, out / photo.stem / "overview.png")):
+        assert run_command(monkeypatch, command, str(photo), "--face", "none", "--output", str(out), *files) == 0
+        assert cv2.imdecode(np.fromfile(picture, np.uint8), cv2.IMREAD_COLOR) is not None
+        assert r"caf\udce9" in capsys.readouterr().out
 
 
 def test_the_commands_errors(

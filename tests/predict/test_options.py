@@ -100,3 +100,10 @@ def test_settings_of_the_detector_that_do_not_fit(
     with pytest.raises(SystemExit):
         parse(*arguments)
     assert message in capsys.readouterr().err
+
+
+def test_the_help_names_the_models_that_ship() -> None:
+    parser = argparse.ArgumentParser()
+    add_model_arguments(parser)
+    text = " ".join(parser.format_help().split())
+    assert "--model MODEL one that ships: face_emotion_net, face_resnet16_pair, mini_xception (default: " in text

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import PIL.Image
 import pytest
+import torch
 from tiny_model import band_face, band_probabilities, make_model
 
 import caffe
 import predict.recognizer
-from predict import ImageError, Recognizer
+from predict import ImageError, Recognizer, StageError
 from predict.annotate import COLORS, annotate
 from predict.recognizer import Prediction
 from preprocessing.align import align
 from preprocessing.alignment import align_face
 from preprocessing.datasets import EMOTIONS
 from preprocessing.mtcnn import Face
-from preprocessing.stage import StageError
 
 ASTRONAUT = Path(__file__).parents[2] / "images" / "astronaut.png"
 # What the mtcnn package itself finds in it: x, y, width, height, and the nose.
@@ -257,7 +263,9 @@ def test_no_face_is_an_empty_list(detecting: Recognizer) -> None:
         (np.zeros((8, 8, 4), np.uint8), r"uint8 of shape \(8, 8, 4\); expected"),
         (np.zeros((0, 8), np.uint8), r"shape \(0, 8\)"),
         (np.zeros(8, np.uint8), r"shape \(8,\)"),
-        (None, "the image is a NoneType; expected a path or a numpy array"),
+        (None, "the image is a NoneType; expected a path, a file's bytes or a numpy array"),
+        (b"GIF", "not an image; expected JPEG"),
+        (b"", "the file is empty"),
     ],
 )
 def test_arrays_that_are_no_images(cropped: Recognizer, image: Any, message: str) -> None:
@@ -265,11 +273,93 @@ def test_arrays_that_are_no_images(cropped: Recognizer, image: Any, message: str
         cropped.predict(image)
 
 
+def test_a_files_bytes_are_read_as_the_file_is(cropped: Recognizer, tmp_path: Path) -> None:
+    """Upright too, where there is transparency, which `cv2.imdecode` alone does not do."""
+    grey = cv2.rotate(band_face(1, 90), cv2.ROTATE_90_CLOCKWISE)
+    rgba = PIL.Image.fromarray(np.dstack([grey, grey, grey, np.full_like(grey, 255)]))
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 8  # to be turned by 90° anticlockwise
+    rgba.save(tmp_path / "face.png", exif=exif)
+    data = (tmp_path / "face.png").read_bytes()
+    (from_bytes,), (from_file,) = cropped.predict_batch([data, tmp_path / "face.png"])
+    assert from_bytes.emotion == "disgust"
+    assert from_bytes.probabilities == from_file.probabilities
+
+
+def test_what_is_one_image_is_no_batch(cropped: Recognizer, tmp_path: Path) -> None:
+    for shape in ((48, 48), (48, 48, 3), (48, 48, 1)):
+        with pytest.raises(
+            ValueError, match=rf"images is an array of shape \({shape[0]}, .*; expected a list of images"
+        ):
+            cropped.predict_batch(np.zeros(shape, np.uint8))
+    for path in ("face.jpg", Path("face.jpg")):
+        with pytest.raises(ValueError, match=r"images is 'face\.jpg'; expected a list of images"):
+            cropped.predict_batch(path)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="images is bytes; expected"):
+        cropped.predict_batch(b"\x89PNG")
+    stack = np.stack([band_face(1), band_face(3)])
+    files = [tmp_path / "1.png", tmp_path / "2.png"]
+    for file, image in zip(files, stack, strict=True):
+        cv2.imwrite(str(file), image)
+    paths = np.array([str(file) for file in files], object)  # as a column of pandas has them
+    for images in (stack, stack[..., None], np.repeat(stack[..., None], 3, 3), paths):
+        assert [face.emotion for (face,) in cropped.predict_batch(images)] == ["disgust", "happy"]
+
+
+def test_an_error_tells_which_image_of_a_batch_it_is(cropped: Recognizer, tmp_path: Path) -> None:
+    face = band_face(1)
+    for bad, message in (
+        (face.astype(float), "image 1 of 3: the image is float64 of shape"),
+        (b"no image", "image 1 of 3: not an image"),
+        (None, "image 1 of 3: the image is a NoneType"),
+        (tmp_path / "none.png", f"{tmp_path / 'none.png'}: no such file"),
+    ):
+        with pytest.raises(ImageError) as error:
+            cropped.predict_batch([face, bad, face])  # type: ignore[list-item]
+        assert str(error.value).startswith(message)
+
+
+def test_threads_may_share_a_recogniser(detecting: Recognizer) -> None:
+    photo = cv2.imread(str(ASTRONAUT))
+    images = [photo, photo[:, ::-1], cv2.resize(photo, (300, 300)), np.zeros((50, 70, 3), np.uint8)] * 3
+    alone = [detecting.predict(image) for image in images]
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(detecting.predict, images))
+    for one, other in zip(alone, together, strict=True):
+        assert [face.to_dict() for face in other] == [face.to_dict() for face in one]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+def test_a_forked_process_is_told_instead_of_waiting_forever(cropped: Recognizer) -> None:
+    cropped.predict(band_face(3))
+
+    def answer(threads: int, out: Connection) -> None:
+        torch.set_num_threads(threads)
+        try:
+            out.send(cropped.predict(band_face(3))[0].emotion)
+        except RuntimeError as error:
+            out.send(str(error))
+
+    answers = []
+    for threads in (2, 1):
+        receiver, sender = multiprocessing.Pipe(duplex=False)
+        process = multiprocessing.get_context("fork").Process(target=answer, args=(threads, sender), daemon=True)
+        process.start()
+        answers.append(receiver.recv() if receiver.poll(60) else "nothing in a minute")
+        process.kill()
+        process.join()
+    assert f"was made in process {os.getpid()}, from which" in answers[0]
+    assert answers[1] == "happy"
+
+
 def test_arguments_that_do_not_fit(model: tuple[Path, Path, Path]) -> None:
     with pytest.raises(ValueError, match="face is 'some'; expected one of detect, one, none"):
         Recognizer(*model, face="some")
     with pytest.raises(ValueError, match="views is 'two'; expected one of centre, mirror, ten_crop"):
         Recognizer(*model, views="two")
+    for device in (0, None, torch.device("cpu")):
+        with pytest.raises(ValueError, match=re.escape(f"device is {device!r}; expected 'auto', 'cpu',")):
+            Recognizer(*model, device=device)  # type: ignore[arg-type]
     for size in (0, -3, float("nan"), float("inf")):
         with pytest.raises(ValueError, match=rf"min_face_size is {size}; expected a number of pixels, 1 or more"):
             Recognizer(*model, min_face_size=size)
@@ -284,7 +374,9 @@ def test_arguments_that_do_not_fit(model: tuple[Path, Path, Path]) -> None:
 
 def test_the_model_that_ships_is_the_default_and_a_missing_file_is_named(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(predict.recognizer, "MODELS", tmp_path)
-    with pytest.raises(StageError, match=r"'face_resnet16_pair': .*deploy\.prototxt is missing; .* \(none here\)"):
+    with pytest.raises(
+        predict.StageError, match=r"'face_resnet16_pair': .*deploy\.prototxt is missing; .* \(none here\)"
+    ):
         Recognizer()
     _, weights, mean = make_model(tmp_path / "face_resnet16_pair", name="face_resnet16_pair")
     make_model(tmp_path / "other", classes=3, name="other")

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +261,26 @@ def test_ffmpeg_and_opencv_say_nothing_themselves(tmp_path: Path) -> None:
     assert (run.returncode, run.stdout) == (1, "")
     assert [line.split(":")[0] for line in run.stderr.splitlines()] == ["error"] * len(bad)
     assert run.stderr.count("not a video") == 5  # of which FFmpeg and OpenCV would have said more
+
+
+@pytest.mark.parametrize("level", [None, "16"])
+def test_threads_leave_the_environment_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: str | None
+) -> None:
+    """FFmpeg is silenced by a variable while a video is opened; threads that open videos at once overlap in that."""
+    name = "OPENCV_FFMPEG_LOGLEVEL"
+    monkeypatch.delenv(name, raising=False)
+    if level:
+        monkeypatch.setenv(name, level)
+    clip = two_emotions(tmp_path / "clip.mp4")
+
+    def frames(_: int) -> int:
+        with Video(clip) as video:
+            return len(list(video))
+
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(frames, range(150))) == [10] * 150
+    assert os.environ.get(name) == level
 
 
 def test_a_folder_named_as_a_video_is_read_as_a_folder(predict: Any, cropped: Recognizer, tmp_path: Path) -> None:
@@ -522,6 +543,13 @@ def test_a_camera_that_is_not_there_is_one_line(predict: Any, tmp_path: Path, so
     assert source in err
     assert "expected" in err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("source", [-1, 1 << 31, True, None, 0.0])
+def test_what_can_be_no_source_is_an_error(cropped: Recognizer, source: Any) -> None:
+    """OpenCV's answer to camera -1 is a segmentation fault where there is no camera."""
+    with pytest.raises(VideoError, match=rf"^source is {source!r}; expected a video file, the number of a camera"):
+        cropped.predict_video(source)
 
 
 @pytest.mark.parametrize(

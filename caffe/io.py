@@ -28,8 +28,7 @@ from .upgrade import upgrade_net, upgrade_solver
 
 M = TypeVar("M", bound=Message)
 StrPath = str | os.PathLike[str]
-Buffer = bytes | memoryview
-Record = tuple[Buffer, Buffer]  # key and value
+Record = tuple[bytes, bytes]  # key and value
 
 STRING_OR_COMMENT = re.compile(rb"""("(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')|#[^\n]*""")  # in a prototxt
 
@@ -300,26 +299,22 @@ def _real_path(source: StrPath) -> Path:
         raise CaffeError(f"{source}: {error}") from None
 
 
-_environments: WeakValueDictionary[tuple[int, int], lmdb.Environment] = WeakValueDictionary()
+def _lmdb_pages(source: StrPath) -> LmdbPages:
+    data = _real_path(source) / "data.mdb"
+    try:
+        data.stat()
+    except OSError as error:
+        raise CaffeError(f"{source}: not an LMDB that can be opened (data.mdb: {error.strerror})") from None
+    return LmdbPages(data, str(source))
 
 
 def open_lmdb(source: StrPath) -> lmdb.Environment:
-    """An LMDB for reading, without writing a lock file. A process opens an LMDB once, so its readers share it."""
-    data = _real_path(source) / "data.mdb"
+    """An LMDB for reading records by their keys, without writing a lock file. A process opens an LMDB once."""
+    path = _lmdb_pages(source).path.parent
     try:
-        stat = data.stat()
-    except OSError as error:
-        raise CaffeError(f"{source}: not an LMDB that can be opened (data.mdb: {error.strerror})") from None
-    LmdbPages(data, str(source))
-    identity = (stat.st_dev, stat.st_ino)  # not the path: a database written anew is another
-    env = _environments.get(identity)
-    if env is None:
-        try:
-            env = lmdb.open(str(data.parent), readonly=True, lock=False, create=False)
-        except lmdb.Error as error:
-            raise CaffeError(f"{source}: not an LMDB that can be opened ({error})") from None
-        _environments[identity] = env
-    return env
+        return lmdb.open(str(path), readonly=True, lock=False, create=False)
+    except lmdb.Error as error:
+        raise CaffeError(f"{source}: not an LMDB that can be opened ({error})") from None
 
 
 class LevelDB:
@@ -380,19 +375,6 @@ def open_leveldb(source: StrPath) -> LevelDB:
     return database
 
 
-def _lmdb_records(environment: lmdb.Environment, source: str) -> Iterator[Record]:
-    """The records of an LMDB in order. No method: a reader keeps such an iterator, and would be in a cycle with it."""
-    try:
-        with environment.begin(buffers=True) as transaction, transaction.cursor() as cursor:
-            records: Iterator[Record] = iter(())
-            # each page is checked before LMDB goes there
-            for number, count in enumerate(LmdbPages(_real_path(source) / "data.mdb", source).leaves()):
-                records = records if number else iter(cursor)
-                yield from islice(records, count)
-    except lmdb.Error as error:
-        raise CaffeError(f"{source}: cannot be read ({error})") from None
-
-
 class DatumReader:
     """The records of an LMDB or LevelDB of Datum, by their number in key order.
 
@@ -421,8 +403,7 @@ class DatumReader:
             self._leveldb = open_leveldb(self.source)
             self._count = self._leveldb.entries
         else:
-            self._environment = open_lmdb(self.source)
-            self._count = self._environment.stat()["entries"]
+            self._count = _lmdb_pages(self.source).meta.entries
         if not self._count:
             raise CaffeError(f"{source}: the database has no records")
         self._sequence: Iterator[Record] = iter(())
@@ -432,19 +413,17 @@ class DatumReader:
         return self._count
 
     def items(self) -> Iterator[Record]:
-        """All records (key, value) in order, not decoded; a memoryview is valid until the next one is taken."""
-        if self._leveldb is not None:
-            return self._leveldb.items()
-        return _lmdb_records(self._environment, self.source)
+        """All records (key, value) in order, not decoded."""
+        return _lmdb_pages(self.source).records() if self._leveldb is None else self._leveldb.items()
 
-    def decode(self, key: Buffer, value: Buffer) -> tuple[np.ndarray, int]:
+    def decode(self, key: bytes, value: bytes) -> tuple[np.ndarray, int]:
         """Image C×H×W and label of a record."""
         datum = Datum()
         try:
-            datum.ParseFromString(bytes(value))
+            datum.ParseFromString(value)
             return datum_to_array(datum, self.force_color, self.force_gray), datum.label
         except (DecodeError, CaffeError) as error:
-            name = bytes(key).decode("utf-8", "replace")
+            name = key.decode("utf-8", "replace")
             raise CaffeError(f"{self.source}: record {name!r}: {error or 'not a Datum'}") from None
 
     def read(self, index: int) -> tuple[np.ndarray, int]:
@@ -459,7 +438,7 @@ class DatumReader:
 
     def keys(self) -> list[bytes]:
         """All keys in order."""
-        return [bytes(key) for key, _ in self.items()]
+        return [key for key, _ in self.items()]
 
     def read_all(self) -> tuple[np.ndarray, np.ndarray] | None:
         """All images N×C×H×W and labels N (int64), in key order; None where the images differ in size or kind."""
@@ -481,7 +460,7 @@ class DatumReader:
         """
         labels = np.zeros((self._count, classes), np.float32)
         for row, (key, value) in zip(labels, self.items(), strict=True):
-            datum = Datum.FromString(bytes(value))
+            datum = Datum.FromString(value)
             given = np.array(datum.label_probability, np.float32)
             if len(given) == classes and (given >= 0).all() and abs(given.sum() - 1) < 1e-3:
                 row[:] = given
@@ -490,7 +469,7 @@ class DatumReader:
             else:
                 what = f"label_probability is {given.tolist()}" if len(given) else f"the label is {datum.label}"
                 expected = f"{classes} numbers of sum 1" if len(given) else f"0 to {classes - 1}"
-                name = bytes(key).decode("utf-8", "replace")
+                name = key.decode("utf-8", "replace")
                 raise CaffeError(f"{self.source}: record {name!r}: {what}; expected {expected}")
         return labels
 

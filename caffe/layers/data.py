@@ -302,7 +302,7 @@ class Data(PrefetchingLayer[Batch]):
     def batches(self, position: int) -> Iterator[Batch]:
         records = self._records(position)
         while True:
-            raw = [(bytes(key), bytes(value)) for key, value in islice(records, self.param.data_param.batch_size)]
+            raw = list(islice(records, self.param.data_param.batch_size))
             decoded = self.decode_all(lambda record: self.reader.decode(*record), raw)
             yield stack([image for image, _ in decoded]), np.array([label for _, label in decoded], np.float32)
 

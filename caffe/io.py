@@ -481,5 +481,6 @@ from .image_io import (  # noqa: E402, F401
     blobprotovector_str_to_arraylist,
     load_image,
     oversample,
+    resize,
     resize_image,
 )

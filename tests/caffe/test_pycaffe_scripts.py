@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 import pytest
 from google.protobuf import text_format
+from small_nets import input_layer, net_of
 
 import caffe
 from caffe.proto import caffe_pb2
@@ -790,6 +791,7 @@ def test_a_script_that_writes_an_lmdb_and_a_mean(run: Run) -> None:
 DREAM = """
 import numpy as np
 from google.protobuf import text_format
+from small_nets import input_layer, net_of
 import caffe
 
 # Patching model to be able to compute gradients.
@@ -883,5 +885,12 @@ def test_names_that_scripts_import() -> None:
     from caffe.pycaffe import NCCL, Net, SGDSolver, Timer
 
     assert (NCCL, Net, SGDSolver, Timer) == (caffe.NCCL, caffe.Net, caffe.SGDSolver, caffe.Timer)
+    from caffe._caffe import BlobVec, Layer, RawBlobVec, layer_type_list  # noqa: F401
+
+    assert (Layer, layer_type_list) == (caffe.Layer, caffe.layer_type_list)
+    product = 'type: "InnerProduct" bottom: "x" top: "y" inner_product_param { num_output: 1 }'
+    net = net_of(f'{input_layer("x", 1, 2)} layer {{ name: "ip" {product} }}')
+    assert type(net.params["ip"]) is caffe._caffe.BlobVec
+    assert type(net) is caffe.pycaffe.Net is caffe._caffe.Net
     for name in ("Classifier", "Detector", "SGDSolver", "AdamSolver", "get_solver", "set_device", "solver_count"):
         assert callable(getattr(caffe, name))

@@ -363,8 +363,10 @@ class Net:
     def _mark_reach(self) -> list[bool]:
         """Which layers' tops depend on something that has a gradient: a learned parameter, or what is asked for.
 
-        `force_backward` asks for the gradient of all data, `propagate_down: true` for that of the bottoms that have it.
+        `force_backward` asks for the gradient of all data and of all that lies between, whatever `propagate_down` is;
+        without it `propagate_down: true` asks for that of the bottoms that have it.
         """
+        given = [[] if self.force_backward else layer.param.propagate_down for layer in self.layers]
         needs: dict[str, bool] = {}
         makers: dict[str, int] = {}
         reach: list[bool] = []
@@ -372,7 +374,7 @@ class Net:
         # tops at which a gradient ends, though it goes no further, by the layer's number
         self.gradient_ends: dict[int, set[str]] = {}
         for number, layer in enumerate(self.layers):
-            asked = layer.param.propagate_down or [None] * len(layer.param.bottom)
+            asked = given[number] or [None] * len(layer.param.bottom)
             read.append([])
             for bottom, propagate in zip(layer.param.bottom, asked, strict=True):
                 if propagate and not needs[bottom] and layer.differentiable:
@@ -387,10 +389,10 @@ class Net:
         # nothing goes down where propagate_down is false, nor to what ends there for another reader's sake
         self._passes_down = [
             [
-                down or not (layer.param.propagate_down or bottom in self.gradient_ends.get(maker, ()))
+                down or not (of_prototxt or bottom in self.gradient_ends.get(maker, ()))
                 for bottom, maker, down in of_layer
             ]
-            for layer, of_layer in zip(self.layers, read, strict=True)
+            for of_prototxt, of_layer in zip(given, read, strict=True)
         ]
         return reach
 

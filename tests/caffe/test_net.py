@@ -553,17 +553,24 @@ def test_propagate_down_stops_the_gradient() -> None:
         input_layer("x", 2, 3)
         + 'layer { name: "a" type: "InnerProduct" bottom: "x" top: "a" inner_product_param { num_output: 3 FILL } }'
         'layer { name: "b" type: "InnerProduct" bottom: "x" top: "b" inner_product_param { num_output: 3 FILL } }'
-        'layer { name: "sum" type: "Eltwise" bottom: "a" bottom: "b" top: "sum" PROPAGATE }'
+        'layer { name: "sum" type: "Eltwise" bottom: "a" bottom: "b" top: "sum" loss_weight: 1 PROPAGATE }'
     ).replace("FILL", XAVIER)
     seen = {}
     for setting in ("", "propagate_down: true propagate_down: false", "propagate_down: false propagate_down: true"):
-        net = net_of(text.replace("PROPAGATE", setting))
-        net.blobs["x"].data[...] = normal(2, 3)
-        net.forward()
-        net.backward(sum=normal(2, 3, seed=1))
-        seen[setting] = [net.blobs[name].diff.any() for name in ("a", "b", "x")]
-        seen[setting] += [net.params[name][0].diff.any() for name in ("a", "b")]
-    assert list(seen.values()) == [[True] * 5, [True, False, True, True, False], [False, True, True, False, True]]
+        for forced in (False, True):
+            net = net_of(text.replace("PROPAGATE", setting), backward=forced)
+            net.blobs["x"].data[...] = normal(2, 3)
+            net.forward()
+            net.backward()
+            flows = [net.blobs[name].diff.any() for name in ("a", "b", "x")]
+            seen[setting, forced] = [*flows, *(net.params[name][0].diff.any() for name in ("a", "b"))]
+    assert [flows for (_, forced), flows in seen.items() if not forced] == [
+        [True, True, False, True, True],
+        [True, False, False, True, False],
+        [False, True, False, False, True],
+    ]
+    # as in Caffe, where force_backward has the last word
+    assert [flows for (_, forced), flows in seen.items() if forced] == [[True] * 5] * 3
     with pytest.raises(caffe.CaffeError, match=r"'sum'.*1 propagate_down for 2 bottoms"):
         net_of(text.replace("PROPAGATE", "propagate_down: true"))
 

@@ -703,6 +703,13 @@ class Net:
         start = len(self.layers) - 1 if start is None else start
         if self.needs_backward and self._graph is None:
             raise CaffeError("backward: there is no forward pass to go back through; expected forward before it")
+        above = range(max(self._graph, default=-1) + 1, start + 1) if self._graph is not None else ()
+        missing = [self.layers[number].name for number in above if self.layer_needs_backward[number]]
+        if missing:  # where Caffe goes back through what they computed from other values
+            raise CaffeError(
+                f"backward: the forward pass ended before layer {missing[0]!r}; expected forward(start={missing[0]!r}) "
+                f"before it, or backward(start=…) with the layer at which the pass ended"
+            )
         if not self._observed("backward"):
             self._propagate(start, end, blob_diffs, keep)
             return

@@ -1272,6 +1272,21 @@ def test_backward_needs_a_forward_pass() -> None:
         net.backward()
 
 
+def test_backward_begins_where_the_forward_pass_ended() -> None:
+    """Not above, where no gradient would begin: all diffs would stay 0 without a word."""
+    net = net_of(BRANCHES)
+    net.forward(data=normal(2, 3, 6, 6))
+    net.forward(end="right")
+    with pytest.raises(caffe.CaffeError, match=r"ended before layer 'sum'; expected forward\(start='sum'\) before it"):
+        net.backward(out=normal(2, 3, seed=1))
+    net.blobs["right"].diff[...] = normal(2, 4, 4, 4)
+    assert net.backward(start="right")["data"].any()
+    net.forward(start="sum")
+    pieces = net.backward(out=normal(2, 3, seed=1))["data"].copy()
+    net.forward()
+    close(pieces, net.backward(out=normal(2, 3, seed=1))["data"])
+
+
 def test_constant_dummy_data_is_there_before_the_first_pass() -> None:
     layer = (
         'layer { name: "d" type: "DummyData" top: "a" top: "b" dummy_data_param { shape { dim: 2 dim: 3 } '

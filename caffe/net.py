@@ -649,11 +649,17 @@ class Net:
         return _Overwritten.apply(computed, now.to(computed.dtype))
 
     def _fitting(self, what: str, name: str, array: np.ndarray) -> np.ndarray:
-        """An array for a blob in the blob's shape; axes of size 1 may be missing, but for the first."""
+        """An array for a blob in the blob's shape; axes of size 1 may be missing, but for the first.
+
+        One that has as many rows is spread over axes of which it has one value alone, as numpy does on assignment.
+        """
         array, shape = np.asarray(array), self.blobs[name].shape
-        if array.shape[:1] != shape[:1] or [n for n in array.shape if n != 1] != [n for n in shape if n != 1]:
-            raise CaffeError(f"{what}: {name!r} has shape {array.shape}; expected {shape}")
-        return array.reshape(shape)
+        if array.shape[:1] == shape[:1]:
+            if [n for n in array.shape if n != 1] == [n for n in shape if n != 1]:
+                return array.reshape(shape)
+            if array.ndim == len(shape) and all(n in (1, size) for n, size in zip(array.shape, shape, strict=True)):
+                return np.broadcast_to(array, shape)
+        raise CaffeError(f"{what}: {name!r} has shape {array.shape}; expected {shape}")
 
     def _number(self, layer: str | None, default: int, what: str) -> int:
         if layer is None:

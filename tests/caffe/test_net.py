@@ -1120,6 +1120,8 @@ def test_inputs_that_lack_axes_of_one_value() -> None:
     expected = net.forward(data=x)["prob"].copy()
     close(net.forward(data=x[..., None])["prob"], expected)
     close(net.forward(data=x.tolist())["prob"], expected)
+    grey = x[:, :1]  # for all channels, as numpy takes it on assignment
+    close(net.forward(data=grey)["prob"], net.forward(data=np.repeat(grey, 3, 1))["prob"].copy())
     for other in (x.reshape(3, -1), x.reshape(2, -1), x.transpose(0, 2, 3, 1)):  # the last: channels at the end
         with pytest.raises(caffe.CaffeError, match=r"'data' has shape \(\d.*expected \(2, 3"):
             net.forward(data=other)

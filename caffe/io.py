@@ -63,7 +63,8 @@ def read_text(path: StrPath, message: M) -> M:
     """
     data = read_file(path)
     try:
-        text_format.Parse(_text(data), message)
+        text = _text(data)
+        text_format.Parse(text, message)
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise CaffeError(f"{path}: not a text file (line {line}: {error.reason}); expected a prototxt") from None
@@ -71,7 +72,7 @@ def read_text(path: StrPath, message: M) -> M:
         line, column = error.GetLine(), error.GetColumn()
         where = f"{path}:{line}:{column}" if line is not None else str(path)
         what = str(error).split(" : ", 1)[-1].replace('"caffe.', '"')
-        raise CaffeError(f"{where}: {what}") from None
+        raise CaffeError(f"{where}: {what}{_foreign_layers(text, message)}") from None
     except RecursionError:
         raise CaffeError(f"{path}: messages are nested too deeply") from None
     return message
@@ -83,6 +84,22 @@ def _text(data: bytes) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         return STRING_OR_COMMENT.sub(rb"\1", data).decode("utf-8-sig")
+
+
+def _foreign_layers(text: str, message: Message) -> str:
+    """What to say of a net that does not parse: its layers of types that Caffe 1.0 lacks, as it does their settings."""
+    from .layers import LAYERS  # here, since the layers read files by this module
+
+    net = NetParameter()
+    try:
+        text_format.Parse(text, net, allow_unknown_field=True)
+    except (text_format.ParseError, RecursionError):
+        return ""
+    foreign = [f"{layer.name!r} ({layer.type})" for layer in net.layer if layer.type and layer.type not in LAYERS]
+    if not foreign or not isinstance(message, NetParameter):
+        return ""
+    more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+    return f" The net has layers of types that Caffe 1.0 has not: {', '.join(foreign[:3])}{more}"
 
 
 def read_binary(path: StrPath, message: M) -> M:

@@ -1129,6 +1129,23 @@ def test_inputs_that_lack_axes_of_one_value() -> None:
 
 # Errors of the prototxt
 
+
+def test_nets_for_another_caffe_name_the_layers_that_are_not_known(tmp_path: Path) -> None:
+    """Whose settings are what does not parse."""
+    foreign = [f'layer {{ name: "roi{i}" type: "ROIPooling" top: "r{i}" roi_pooling_param {{ }} }}' for i in range(5)]
+    path = tmp_path / "net.prototxt"
+    path.write_text("\n".join([input_layer("x", 2, 3), *foreign[:1]]))
+    message = r'net.prototxt:3:\d+: .*no field named "roi_pooling_param"\. .*that Caffe 1.0 has not: \'roi0\' \(ROIPool'
+    with pytest.raises(caffe.CaffeError, match=message):
+        caffe.Net(path, caffe.TEST)
+    path.write_text("\n".join([input_layer("x", 2, 3), *foreign]))
+    with pytest.raises(caffe.CaffeError, match=r"'roi2' \(ROIPooling\) and 2 more"):
+        caffe.Net(path, caffe.TEST)
+    path.write_text('layer { name: "c" type: "Convolution" convolution_param { hole: 2 } }')
+    with pytest.raises(caffe.CaffeError, match=r'no field named "hole"\.$'):
+        caffe.Net(path, caffe.TEST)
+
+
 X = input_layer("x", 2, 3)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from types import ModuleType
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
@@ -489,6 +491,17 @@ class DatumReader:
                 name = key.decode("utf-8", "replace")
                 raise CaffeError(f"{self.source}: record {name!r}: {what}; expected {expected}")
         return labels
+
+
+def __getattr__(name: str) -> ModuleType:
+    """`caffe.io.skimage`: scikit-image, which pycaffe's module has imported and scripts use by this name."""
+    if name != "skimage":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        importlib.import_module("skimage.io")
+    except ImportError:
+        raise AttributeError("caffe.io.skimage needs the package scikit-image: pip install scikit-image") from None
+    return importlib.import_module("skimage")
 
 
 # What pycaffe has in this module for images; at the end, since it uses the functions above.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import cv2
 import numpy as np
@@ -26,6 +28,18 @@ def float_image(*shape: int) -> np.ndarray:
 
 def test_names_that_scripts_use() -> None:
     assert caffe.io.caffe_pb2.BlobProto is caffe_pb2.BlobProto
+
+
+def test_scikit_image_by_its_name_in_caffes_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    package = ModuleType("skimage")
+    monkeypatch.setitem(sys.modules, "skimage", package)
+    monkeypatch.setitem(sys.modules, "skimage.io", ModuleType("skimage.io"))
+    assert caffe.io.skimage is package
+    monkeypatch.setitem(sys.modules, "skimage.io", None)  # as where it is not installed
+    with pytest.raises(AttributeError, match="pip install scikit-image"):
+        caffe.io.skimage  # noqa: B018
+    with pytest.raises(AttributeError, match=r"'caffe.io' has no attribute 'zoomed'"):
+        caffe.io.zoomed  # noqa: B018
 
 
 def test_blobs_with_and_without_a_diff() -> None:

@@ -107,7 +107,7 @@ def test_memory_data_goes_round(label_shape: tuple) -> None:
     assert (net.blobs["data"].shape, net.blobs["label"].shape) == ((2, 3, 4, 5), (2,))
     data, labels = rows(6)
     net.layers[0].set_input_arrays(data, labels.reshape(label_shape))
-    expected = [[data[i : i + 2], labels[i : i + 2]] for i in (0, 2, 4, 0)]
+    expected = [[data[i : i + 2], labels[i : i + 2].reshape(2, 1, 1, 1)] for i in (0, 2, 4, 0)]
     assert_same(batches(net, 4), expected)
     net.layers[0].set_input_arrays(data[2:4], labels[2:4])  # from its own first row
     assert_same(batches(net, 2), [expected[1], expected[1]])
@@ -166,7 +166,7 @@ def test_memory_data_transforms_what_is_added() -> None:
     expected = [(chw(image).astype(np.float32) - 10) * 0.5 for image in images]
     ((first, labels),) = batches(net, 1)
     np.testing.assert_array_equal(first, expected[:2])
-    assert labels.tolist() == [3, 1]
+    assert labels.ravel().tolist() == [3, 1]
     with pytest.raises(caffe.CaffeError, match="add_datums: the rows that were added before are not yet read"):
         layer.add_datums([Datum(), Datum()])
     ((second, _),) = batches(net, 1)
@@ -176,7 +176,7 @@ def test_memory_data_transforms_what_is_added() -> None:
     layer.add_datums(datums)
     ((third, labels),) = batches(net, 1)
     np.testing.assert_array_equal(third, expected[:2])
-    assert labels.tolist() == [7, 8]
+    assert labels.ravel().tolist() == [7, 8]
 
 
 def test_memory_data_crops_what_is_added() -> None:

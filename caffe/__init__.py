@@ -54,6 +54,8 @@ def layer_type_list() -> list[str]:
     return sorted(LAYERS)
 
 
+from . import _caffe, pycaffe  # noqa: E402, F401 - at the end, since they name what stands above
+
 __all__ = [
     "NCCL",
     "TEST",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 
@@ -15,6 +16,11 @@ _mode = "cpu"
 _device_id = 0
 _seed: int | None = None
 _memory_limit = 2**31  # bytes: where a .caffemodel ends, since protobuf's messages do
+
+# OpenMP's threads do not come along into a forked process (`multiprocessing.Pool`), and it would wait for them without
+# end; with one thread it asks for none.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 def set_mode_cpu() -> None:

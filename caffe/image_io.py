@@ -193,6 +193,39 @@ def resize_image(im: np.ndarray, new_dims: Sequence[int] | np.ndarray, interp_or
     return resized.astype(np.float32)
 
 
+def resize(image: np.ndarray, output_shape: Sequence[int] | np.ndarray, order: int = 1) -> np.ndarray:
+    """An image in another size, float64: the `skimage.transform.resize` that pycaffe's scripts find in `caffe.io`.
+
+    Parameters
+    ----------
+    image: H×W or H×W×K; floats keep their range, whole numbers are divided by the greatest of their type.
+    output_shape: height and width (the channels may follow).
+    order: of the interpolation, 0 (nearest), 1 (linear, the default) or 3 (Catmull-Rom).
+
+    Notes
+    -----
+    The numbers are scikit-image's of that time (0.11 to 0.13), up to rounding: pixels are areas, outside of the image
+    lies 0, but nothing is below the image's least value or above its greatest, and no filter comes before an image is
+    made smaller.
+
+    Raises CaffeError for another number of axes or of channels, an empty image or size, and other orders.
+    """
+    image = np.asarray(image)
+    dims = tuple(int(n) for n in output_shape)
+    if image.ndim not in (2, 3) or image.size == 0:
+        raise CaffeError(f"resize: the image's shape is {image.shape}; expected height × width (× channels)")
+    if len(dims) < 2 or min(dims) < 1 or dims[2:] not in ((), image.shape[2:]):
+        raise CaffeError(f"resize: output_shape is {dims} for {image.shape}; expected a height and a width, at least 1")
+    if order not in (0, 1, 3):
+        raise CaffeError(f"resize: order is {order!r}; expected 0, 1 or 3")
+    if image.dtype.kind in "iu":
+        image = image / np.iinfo(image.dtype).max
+    pixels = image.reshape(*image.shape[:2], -1).astype(np.float64)
+    areas = [(np.arange(new) + 0.5) * old / new - 0.5 for old, new in zip(image.shape, dims[:2], strict=False)]
+    resized = _resample(pixels, areas, order, catmull_rom=True).clip(pixels.min(), pixels.max())
+    return resized.reshape(*dims[:2], *image.shape[2:])
+
+
 def oversample(images: Sequence[np.ndarray], crop_dims: Sequence[int] | np.ndarray) -> np.ndarray:
     """Ten crops of each image: the four corners, the centre, and these five mirrored.
 
@@ -256,15 +289,18 @@ class Transformer:
 
         Parameters
         ----------
-        data: H'×W'×K. It is left as it is (pycaffe scales a float32 image of the right size where it stands).
+        data: H'×W'×K, or H×W where it has the blob's size and nothing is set that needs the channels' axis. It is left
+            as it is (pycaffe scales a float32 image of the right size where it stands).
 
         Raises CaffeError for another number of axes, and where the channels do not fit what is set.
         """
         size = self._shape(in_)[2:]
         image = np.array(data, np.float32)
-        if image.ndim != 3:
-            raise CaffeError(f"Transformer: the image's shape is {image.shape}; expected height × width × channels")
         if image.shape[:2] != size:
+            if image.ndim != 3:
+                raise CaffeError(
+                    f"Transformer: the image's shape is {image.shape}; expected height × width × channels, or {size}"
+                )
             image = resize_image(image, size)
         try:
             if in_ in self.transpose:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from types import ModuleType
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
@@ -28,8 +30,7 @@ from .upgrade import upgrade_net, upgrade_solver
 
 M = TypeVar("M", bound=Message)
 StrPath = str | os.PathLike[str]
-Buffer = bytes | memoryview
-Record = tuple[Buffer, Buffer]  # key and value
+Record = tuple[bytes, bytes]  # key and value
 
 STRING_OR_COMMENT = re.compile(rb"""("(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')|#[^\n]*""")  # in a prototxt
 
@@ -66,7 +67,8 @@ def read_text(path: StrPath, message: M) -> M:
     """
     data = read_file(path)
     try:
-        text_format.Parse(_text(data), message)
+        text = _text(data)
+        text_format.Parse(text, message)
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise CaffeError(f"{path}: not a text file (line {line}: {error.reason}); expected a prototxt") from None
@@ -74,7 +76,7 @@ def read_text(path: StrPath, message: M) -> M:
         line, column = error.GetLine(), error.GetColumn()
         where = f"{path}:{line}:{column}" if line is not None else str(path)
         what = str(error).split(" : ", 1)[-1].replace('"caffe.', '"')
-        raise CaffeError(f"{where}: {what}") from None
+        raise CaffeError(f"{where}: {what}{_foreign_layers(text, message)}") from None
     except RecursionError:
         raise CaffeError(f"{path}: messages are nested too deeply") from None
     return message
@@ -86,6 +88,22 @@ def _text(data: bytes) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         return STRING_OR_COMMENT.sub(rb"\1", data).decode("utf-8-sig")
+
+
+def _foreign_layers(text: str, message: Message) -> str:
+    """What to say of a net that does not parse: its layers of types that Caffe 1.0 lacks, as it does their settings."""
+    from .layers import LAYERS  # here, since the layers read files by this module
+
+    net = NetParameter()
+    try:
+        text_format.Parse(text, net, allow_unknown_field=True)
+    except (text_format.ParseError, RecursionError):
+        return ""
+    foreign = [f"{layer.name!r} ({layer.type})" for layer in net.layer if layer.type and layer.type not in LAYERS]
+    if not foreign or not isinstance(message, NetParameter):
+        return ""
+    more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+    return f" The net has layers of types that Caffe 1.0 has not: {', '.join(foreign[:3])}{more}"
 
 
 def read_binary(path: StrPath, message: M) -> M:
@@ -302,26 +320,22 @@ def _real_path(source: StrPath) -> Path:
         raise CaffeError(f"{source}: {error}") from None
 
 
-_environments: WeakValueDictionary[tuple[int, int], lmdb.Environment] = WeakValueDictionary()
+def _lmdb_pages(source: StrPath) -> LmdbPages:
+    data = _real_path(source) / "data.mdb"
+    try:
+        data.stat()
+    except OSError as error:
+        raise CaffeError(f"{source}: not an LMDB that can be opened (data.mdb: {error.strerror})") from None
+    return LmdbPages(data, str(source))
 
 
 def open_lmdb(source: StrPath) -> lmdb.Environment:
-    """An LMDB for reading, without writing a lock file. A process opens an LMDB once, so its readers share it."""
-    data = _real_path(source) / "data.mdb"
+    """An LMDB for reading records by their keys, without writing a lock file. A process opens an LMDB once."""
+    path = _lmdb_pages(source).path.parent
     try:
-        stat = data.stat()
-    except OSError as error:
-        raise CaffeError(f"{source}: not an LMDB that can be opened (data.mdb: {error.strerror})") from None
-    LmdbPages(data, str(source))
-    identity = (stat.st_dev, stat.st_ino)  # not the path: a database written anew is another
-    env = _environments.get(identity)
-    if env is None:
-        try:
-            env = lmdb.open(str(data.parent), readonly=True, lock=False, create=False)
-        except lmdb.Error as error:
-            raise CaffeError(f"{source}: not an LMDB that can be opened ({error})") from None
-        _environments[identity] = env
-    return env
+        return lmdb.open(str(path), readonly=True, lock=False, create=False)
+    except lmdb.Error as error:
+        raise CaffeError(f"{source}: not an LMDB that can be opened ({error})") from None
 
 
 class LevelDB:
@@ -382,19 +396,6 @@ def open_leveldb(source: StrPath) -> LevelDB:
     return database
 
 
-def _lmdb_records(environment: lmdb.Environment, source: str) -> Iterator[Record]:
-    """The records of an LMDB in order. No method: a reader keeps such an iterator, and would be in a cycle with it."""
-    try:
-        with environment.begin(buffers=True) as transaction, transaction.cursor() as cursor:
-            records: Iterator[Record] = iter(())
-            # each page is checked before LMDB goes there
-            for number, count in enumerate(LmdbPages(_real_path(source) / "data.mdb", source).leaves()):
-                records = records if number else iter(cursor)
-                yield from islice(records, count)
-    except lmdb.Error as error:
-        raise CaffeError(f"{source}: cannot be read ({error})") from None
-
-
 class DatumReader:
     """The records of an LMDB or LevelDB of Datum, by their number in key order.
 
@@ -423,8 +424,7 @@ class DatumReader:
             self._leveldb = open_leveldb(self.source)
             self._count = self._leveldb.entries
         else:
-            self._environment = open_lmdb(self.source)
-            self._count = self._environment.stat()["entries"]
+            self._count = _lmdb_pages(self.source).meta.entries
         if not self._count:
             raise CaffeError(f"{source}: the database has no records")
         self._sequence: Iterator[Record] = iter(())
@@ -434,19 +434,17 @@ class DatumReader:
         return self._count
 
     def items(self) -> Iterator[Record]:
-        """All records (key, value) in order, not decoded; a memoryview is valid until the next one is taken."""
-        if self._leveldb is not None:
-            return self._leveldb.items()
-        return _lmdb_records(self._environment, self.source)
+        """All records (key, value) in order, not decoded."""
+        return _lmdb_pages(self.source).records() if self._leveldb is None else self._leveldb.items()
 
-    def decode(self, key: Buffer, value: Buffer) -> tuple[np.ndarray, int]:
+    def decode(self, key: bytes, value: bytes) -> tuple[np.ndarray, int]:
         """Image C×H×W and label of a record."""
         datum = Datum()
         try:
-            datum.ParseFromString(bytes(value))
+            datum.ParseFromString(value)
             return datum_to_array(datum, self.force_color, self.force_gray), datum.label
         except (DecodeError, CaffeError) as error:
-            name = bytes(key).decode("utf-8", "replace")
+            name = key.decode("utf-8", "replace")
             raise CaffeError(f"{self.source}: record {name!r}: {error or 'not a Datum'}") from None
 
     def read(self, index: int) -> tuple[np.ndarray, int]:
@@ -461,7 +459,7 @@ class DatumReader:
 
     def keys(self) -> list[bytes]:
         """All keys in order."""
-        return [bytes(key) for key, _ in self.items()]
+        return [key for key, _ in self.items()]
 
     def read_all(self) -> tuple[np.ndarray, np.ndarray] | None:
         """All images N×C×H×W and labels N (int64), in key order; None where the images differ in size or kind."""
@@ -483,7 +481,7 @@ class DatumReader:
         """
         labels = np.zeros((self._count, classes), np.float32)
         for row, (key, value) in zip(labels, self.items(), strict=True):
-            datum = Datum.FromString(bytes(value))
+            datum = Datum.FromString(value)
             given = np.array(datum.label_probability, np.float32)
             if len(given) == classes and (given >= 0).all() and abs(given.sum() - 1) < 1e-3:
                 row[:] = given
@@ -492,9 +490,20 @@ class DatumReader:
             else:
                 what = f"label_probability is {given.tolist()}" if len(given) else f"the label is {datum.label}"
                 expected = f"{classes} numbers of sum 1" if len(given) else f"0 to {classes - 1}"
-                name = bytes(key).decode("utf-8", "replace")
+                name = key.decode("utf-8", "replace")
                 raise CaffeError(f"{self.source}: record {name!r}: {what}; expected {expected}")
         return labels
+
+
+def __getattr__(name: str) -> ModuleType:
+    """`caffe.io.skimage`: scikit-image, which pycaffe's module has imported and scripts use by this name."""
+    if name != "skimage":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        importlib.import_module("skimage.io")
+    except ImportError:
+        raise AttributeError("caffe.io.skimage needs the package scikit-image: pip install scikit-image") from None
+    return importlib.import_module("skimage")
 
 
 # What pycaffe has in this module for images; at the end, since it uses the functions above.
@@ -504,5 +513,6 @@ from .image_io import (  # noqa: E402, F401
     blobprotovector_str_to_arraylist,
     load_image,
     oversample,
+    resize,
     resize_image,
 )

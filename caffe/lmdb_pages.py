@@ -1,7 +1,7 @@
-"""The pages of an LMDB's data.mdb, looked at before the LMDB library follows them.
+"""The records of an LMDB, read from its data.mdb one after another, without the LMDB library.
 
 The library takes page numbers, offsets and sizes from the file as they stand: a broken one reads beyond the file or in
-circles, or ends the process. What is checked here is all that it follows when it reads the records one after another.
+circles, or ends the process. And it opens an LMDB once in a process, where a script may have it open beside the net.
 """
 
 from __future__ import annotations
@@ -116,8 +116,8 @@ class LmdbPages:
             self._fail(f"no LMDB's first pages, at byte {offset}")
         return Meta(page_size, flags, depth, entries, root, last_page, transaction)
 
-    def leaves(self) -> Iterator[int]:
-        """The number of records in each leaf page, in order; each page was checked before it comes.
+    def records(self) -> Iterator[tuple[bytes, bytes]]:
+        """The keys and values of all records in order; each page was checked before its records come.
 
         Raises CaffeError naming the page that is not what it must be, where there are more pages or records than the
         file can have, as when one is reached twice, and at the end where there are fewer records than it says.
@@ -141,9 +141,21 @@ class LmdbPages:
                 if used + len(waiting) > self.meta.last_page + 1 or records > self.meta.entries:
                     self._fail(f"page {number}: with it there are more pages or records than the file has")
                 if is_leaf:
-                    yield len(nodes.offsets)
+                    yield from self._leaf_records(file, nodes)
         if records != self.meta.entries:
             self._fail(f"has {records} records, and says that there are {self.meta.entries}")
+
+    def _leaf_records(self, file: BinaryIO, nodes: Nodes) -> Iterator[tuple[bytes, bytes]]:
+        """The records of a leaf."""
+        page = nodes.page
+        columns = (column.tolist() for column in (nodes.offsets, nodes.ends, nodes.low, nodes.high))
+        for offset, end, size, flags in zip(*columns, strict=True):
+            key = page[offset + NODE_HEADER : end]
+            if flags == OWN_PAGES:
+                first = int.from_bytes(page[end : end + 8], sys.byteorder)
+                yield key, self._read(file, first * self.meta.page_size + PAGE_HEADER, size)
+            else:
+                yield key, page[end : end + size]
 
     def _nodes(self, file: BinaryIO, number: int, kind: int) -> Nodes:
         """The nodes of a page, which lie within it; CaffeError for a page of another kind or one that is broken."""

@@ -363,8 +363,10 @@ class Net:
     def _mark_reach(self) -> list[bool]:
         """Which layers' tops depend on something that has a gradient: a learned parameter, or what is asked for.
 
-        `force_backward` asks for the gradient of all data, `propagate_down: true` for that of the bottoms that have it.
+        `force_backward` asks for the gradient of all data and of all that lies between, whatever `propagate_down` is;
+        without it `propagate_down: true` asks for that of the bottoms that have it.
         """
+        given = [[] if self.force_backward else layer.param.propagate_down for layer in self.layers]
         needs: dict[str, bool] = {}
         makers: dict[str, int] = {}
         reach: list[bool] = []
@@ -372,7 +374,7 @@ class Net:
         # tops at which a gradient ends, though it goes no further, by the layer's number
         self.gradient_ends: dict[int, set[str]] = {}
         for number, layer in enumerate(self.layers):
-            asked = layer.param.propagate_down or [None] * len(layer.param.bottom)
+            asked = given[number] or [None] * len(layer.param.bottom)
             read.append([])
             for bottom, propagate in zip(layer.param.bottom, asked, strict=True):
                 if propagate and not needs[bottom] and layer.differentiable:
@@ -387,10 +389,10 @@ class Net:
         # nothing goes down where propagate_down is false, nor to what ends there for another reader's sake
         self._passes_down = [
             [
-                down or not (layer.param.propagate_down or bottom in self.gradient_ends.get(maker, ()))
+                down or not (of_prototxt or bottom in self.gradient_ends.get(maker, ()))
                 for bottom, maker, down in of_layer
             ]
-            for layer, of_layer in zip(self.layers, read, strict=True)
+            for of_prototxt, of_layer in zip(given, read, strict=True)
         ]
         return reach
 
@@ -647,11 +649,17 @@ class Net:
         return _Overwritten.apply(computed, now.to(computed.dtype))
 
     def _fitting(self, what: str, name: str, array: np.ndarray) -> np.ndarray:
-        """An array for a blob in the blob's shape; axes of size 1 may be missing, but for the first."""
+        """An array for a blob in the blob's shape; axes of size 1 may be missing, but for the first.
+
+        One that has as many rows is spread over axes of which it has one value alone, as numpy does on assignment.
+        """
         array, shape = np.asarray(array), self.blobs[name].shape
-        if array.shape[:1] != shape[:1] or [n for n in array.shape if n != 1] != [n for n in shape if n != 1]:
-            raise CaffeError(f"{what}: {name!r} has shape {array.shape}; expected {shape}")
-        return array.reshape(shape)
+        if array.shape[:1] == shape[:1]:
+            if [n for n in array.shape if n != 1] == [n for n in shape if n != 1]:
+                return array.reshape(shape)
+            if array.ndim == len(shape) and all(n in (1, size) for n, size in zip(array.shape, shape, strict=True)):
+                return np.broadcast_to(array, shape)
+        raise CaffeError(f"{what}: {name!r} has shape {array.shape}; expected {shape}")
 
     def _number(self, layer: str | None, default: int, what: str) -> int:
         if layer is None:
@@ -701,6 +709,13 @@ class Net:
         start = len(self.layers) - 1 if start is None else start
         if self.needs_backward and self._graph is None:
             raise CaffeError("backward: there is no forward pass to go back through; expected forward before it")
+        above = range(max(self._graph, default=-1) + 1, start + 1) if self._graph is not None else ()
+        missing = [self.layers[number].name for number in above if self.layer_needs_backward[number]]
+        if missing:  # where Caffe goes back through what they computed from other values
+            raise CaffeError(
+                f"backward: the forward pass ended before layer {missing[0]!r}; expected forward(start={missing[0]!r}) "
+                f"before it, or backward(start=…) with the layer at which the pass ended"
+            )
         if not self._observed("backward"):
             self._propagate(start, end, blob_diffs, keep)
             return

@@ -175,7 +175,7 @@ def merge(sources: list[Path], target: Path, seed: int) -> None:
 
     def records() -> Iterator[tuple[bytes, bytes]]:
         transactions = [open_lmdb(source).begin() for source in sources]
-        entries = [(i, bytes(key)) for i, source in enumerate(sources) for key, _ in DatumReader(source).items()]
+        entries = [(i, key) for i, source in enumerate(sources) for key, _ in DatumReader(source).items()]
         random.Random(seed).shuffle(entries)
         for number, (i, key) in enumerate(entries):
             name = key.split(b"_", 1)[-1]

@@ -109,8 +109,9 @@ class DummyData(RandomLayer):
 class MemoryData(RandomLayer):
     """Batches of `batch_size` rows of arrays that the program hands over, from the first again behind the last.
 
-    Tops: the images, batch_size×channels×height×width, and the labels, batch_size. Arrays come as they are
-    (`set_input_arrays`) or as images that `transform_param` is done to (`add_datums`, `add_images`).
+    Tops: the images, batch_size×channels×height×width, and the labels, batch_size, and as in Caffe batch_size×1×1×1
+    once they were read. Arrays come as they are (`set_input_arrays`) or as images that `transform_param` is done to
+    (`add_datums`, `add_images`).
     """
 
     bottoms = (0, 0)
@@ -219,7 +220,8 @@ class MemoryData(RandomLayer):
         start, stop = self.position, self.position + self.batch_size
         self.position = stop % len(self._rows[0])
         self._unread = self._unread and self.position > 0
-        return [torch.tensor(array[start:stop], device=self.device) for array in self._rows]
+        data, labels = (torch.tensor(array[start:stop], device=self.device) for array in self._rows)
+        return [data, labels.view(-1, 1, 1, 1)]
 
     def state(self) -> dict[str, Any]:
         return {"position": self.position, **super().state()}
@@ -302,7 +304,7 @@ class Data(PrefetchingLayer[Batch]):
     def batches(self, position: int) -> Iterator[Batch]:
         records = self._records(position)
         while True:
-            raw = [(bytes(key), bytes(value)) for key, value in islice(records, self.param.data_param.batch_size)]
+            raw = list(islice(records, self.param.data_param.batch_size))
             decoded = self.decode_all(lambda record: self.reader.decode(*record), raw)
             yield stack([image for image, _ in decoded]), np.array([label for _, label in decoded], np.float32)
 

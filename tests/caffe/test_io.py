@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import cv2
 import numpy as np
@@ -26,6 +28,18 @@ def float_image(*shape: int) -> np.ndarray:
 
 def test_names_that_scripts_use() -> None:
     assert caffe.io.caffe_pb2.BlobProto is caffe_pb2.BlobProto
+
+
+def test_scikit_image_by_its_name_in_caffes_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    package = ModuleType("skimage")
+    monkeypatch.setitem(sys.modules, "skimage", package)
+    monkeypatch.setitem(sys.modules, "skimage.io", ModuleType("skimage.io"))
+    assert caffe.io.skimage is package
+    monkeypatch.setitem(sys.modules, "skimage.io", None)  # as where it is not installed
+    with pytest.raises(AttributeError, match="pip install scikit-image"):
+        caffe.io.skimage  # noqa: B018
+    with pytest.raises(AttributeError, match=r"'caffe.io' has no attribute 'zoomed'"):
+        caffe.io.zoomed  # noqa: B018
 
 
 def test_blobs_with_and_without_a_diff() -> None:
@@ -241,6 +255,44 @@ def test_what_cannot_be_resized(im: np.ndarray, dims: tuple[int, ...], order: in
         caffe.io.resize_image(im, dims, interp_order=order)
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.tuples(*[st.integers(1, 9)] * 4), st.sampled_from([(), (2,), (3,)]), st.integers(0, 2**32 - 1))
+def test_scikit_images_resize(sizes: tuple[int, ...], channels: tuple[int, ...], seed: int) -> None:
+    """Each pixel from the four around its place, of which those outside are 0, within the image's range."""
+    old, new = sizes[:2], sizes[2:]
+    image = np.random.default_rng(seed).random((*old, *channels)) - 0.3
+    expected = np.zeros((*new, *channels))
+    for i, j in np.ndindex(*new):
+        y, x = ((k + 0.5) * o / n - 0.5 for k, o, n in zip((i, j), old, new, strict=True))
+        for row, column in np.ndindex(*old):
+            expected[i, j] += max(1 - abs(y - row), 0) * max(1 - abs(x - column), 0) * image[row, column]
+    expected = np.minimum(np.maximum(expected, image.min()), image.max())
+    resized = caffe.io.resize(image, (*new, *channels))
+    assert resized.dtype == np.float64
+    np.testing.assert_allclose(resized, expected, atol=1e-12)
+    np.testing.assert_allclose(caffe.io.resize(image.astype(np.float32), new), expected, atol=1e-6)
+
+
+def test_resize_makes_shares_of_whole_numbers() -> None:
+    image = np.array([[0, 51], [102, 255]], np.uint8)
+    np.testing.assert_allclose(caffe.io.resize(image, (2, 2)), [[0, 0.2], [0.4, 1]])
+    np.testing.assert_allclose(caffe.io.resize(image, (2, 4), order=0), [[0, 0, 0.2, 0.2], [0.4, 0.4, 1, 1]])
+
+
+@pytest.mark.parametrize(
+    ("image", "dims", "order", "message"),
+    [
+        (np.zeros(4), (2, 2), 1, r"the image's shape is \(4,\)"),
+        (np.zeros((3, 4, 4)), (3, 2, 2), 1, r"output_shape is \(3, 2, 2\) for \(3, 4, 4\)"),
+        (np.zeros((4, 4)), (2,), 1, r"output_shape is \(2,\)"),
+        (np.zeros((4, 4)), (2, 2), 2, "order is 2; expected 0, 1 or 3"),
+    ],
+)
+def test_what_resize_refuses(image: np.ndarray, dims: tuple[int, ...], order: int, message: str) -> None:
+    with pytest.raises(caffe.CaffeError, match=f"resize: {message}"):
+        caffe.io.resize(image, dims, order)
+
+
 # oversample
 
 
@@ -311,6 +363,16 @@ def test_nothing_is_done_but_what_is_set() -> None:
     np.testing.assert_array_equal(result, image)
 
 
+def test_a_grey_image_without_an_axis_for_the_channel() -> None:
+    """As scripts for LeNet have it: of the blob's size, and nothing is transposed."""
+    image = RANDOM.integers(0, 256, (4, 5), np.uint8)
+    t = caffe.io.Transformer({"data": (1, 1, 4, 5)})
+    t.set_input_scale("data", 1 / 256)
+    np.testing.assert_array_equal(t.preprocess("data", image), image / np.float32(256))
+    t.set_mean("data", np.full((4, 5), 7))
+    np.testing.assert_array_equal(t.preprocess("data", image), (image - np.float32(7)) / 256)
+
+
 def test_a_mean_image() -> None:
     t = caffe.io.Transformer({"data": (1, 3, 4, 5), "grey": (1, 1, 4, 5)})
     mean, image = float_image(3, 4, 5), float_image(4, 5, 3)
@@ -368,7 +430,8 @@ def test_deprocessing_without_a_transpose_drops_axes_of_one() -> None:
         (lambda t: t.set_mean("data", np.zeros((3, 5, 4))), r"shape is \(3, 5, 4\); 'data' has \(3, 4, 5\)"),
         (lambda t: t.set_mean("data", np.zeros((4, 5))), r"shape is \(4, 5\); 'data' has \(3, 4, 5\)"),
         (lambda t: t.set_mean("data", np.zeros((1, 3, 4, 5))), r"shape is \(1, 3, 4, 5\)"),
-        (lambda t: t.preprocess("data", np.zeros((4, 5))), r"the image's shape is \(4, 5\)"),
+        (lambda t: t.preprocess("data", np.zeros((4, 6))), r"the image's shape is \(4, 6\); expected .*, or \(4, 5\)"),
+        (lambda t: t.preprocess("data", np.zeros((4, 5))), r"of shape \(4, 5\) does not fit what is set"),
         (lambda t: t.preprocess("data", np.zeros((4, 5, 1))), r"of shape \(4, 5, 1\) does not fit what is set"),
     ],
 )  # fmt: skip

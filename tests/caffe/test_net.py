@@ -553,17 +553,24 @@ def test_propagate_down_stops_the_gradient() -> None:
         input_layer("x", 2, 3)
         + 'layer { name: "a" type: "InnerProduct" bottom: "x" top: "a" inner_product_param { num_output: 3 FILL } }'
         'layer { name: "b" type: "InnerProduct" bottom: "x" top: "b" inner_product_param { num_output: 3 FILL } }'
-        'layer { name: "sum" type: "Eltwise" bottom: "a" bottom: "b" top: "sum" PROPAGATE }'
+        'layer { name: "sum" type: "Eltwise" bottom: "a" bottom: "b" top: "sum" loss_weight: 1 PROPAGATE }'
     ).replace("FILL", XAVIER)
     seen = {}
     for setting in ("", "propagate_down: true propagate_down: false", "propagate_down: false propagate_down: true"):
-        net = net_of(text.replace("PROPAGATE", setting))
-        net.blobs["x"].data[...] = normal(2, 3)
-        net.forward()
-        net.backward(sum=normal(2, 3, seed=1))
-        seen[setting] = [net.blobs[name].diff.any() for name in ("a", "b", "x")]
-        seen[setting] += [net.params[name][0].diff.any() for name in ("a", "b")]
-    assert list(seen.values()) == [[True] * 5, [True, False, True, True, False], [False, True, True, False, True]]
+        for forced in (False, True):
+            net = net_of(text.replace("PROPAGATE", setting), backward=forced)
+            net.blobs["x"].data[...] = normal(2, 3)
+            net.forward()
+            net.backward()
+            flows = [net.blobs[name].diff.any() for name in ("a", "b", "x")]
+            seen[setting, forced] = [*flows, *(net.params[name][0].diff.any() for name in ("a", "b"))]
+    assert [flows for (_, forced), flows in seen.items() if not forced] == [
+        [True, True, False, True, True],
+        [True, False, False, True, False],
+        [False, True, False, False, True],
+    ]
+    # as in Caffe, where force_backward has the last word
+    assert [flows for (_, forced), flows in seen.items() if forced] == [[True] * 5] * 3
     with pytest.raises(caffe.CaffeError, match=r"'sum'.*1 propagate_down for 2 bottoms"):
         net_of(text.replace("PROPAGATE", "propagate_down: true"))
 
@@ -1113,12 +1120,31 @@ def test_inputs_that_lack_axes_of_one_value() -> None:
     expected = net.forward(data=x)["prob"].copy()
     close(net.forward(data=x[..., None])["prob"], expected)
     close(net.forward(data=x.tolist())["prob"], expected)
+    grey = x[:, :1]  # for all channels, as numpy takes it on assignment
+    close(net.forward(data=grey)["prob"], net.forward(data=np.repeat(grey, 3, 1))["prob"].copy())
     for other in (x.reshape(3, -1), x.reshape(2, -1), x.transpose(0, 2, 3, 1)):  # the last: channels at the end
         with pytest.raises(caffe.CaffeError, match=r"'data' has shape \(\d.*expected \(2, 3"):
             net.forward(data=other)
 
 
 # Errors of the prototxt
+
+
+def test_nets_for_another_caffe_name_the_layers_that_are_not_known(tmp_path: Path) -> None:
+    """Whose settings are what does not parse."""
+    foreign = [f'layer {{ name: "roi{i}" type: "ROIPooling" top: "r{i}" roi_pooling_param {{ }} }}' for i in range(5)]
+    path = tmp_path / "net.prototxt"
+    path.write_text("\n".join([input_layer("x", 2, 3), *foreign[:1]]))
+    message = r'net.prototxt:3:\d+: .*no field named "roi_pooling_param"\. .*that Caffe 1.0 has not: \'roi0\' \(ROIPool'
+    with pytest.raises(caffe.CaffeError, match=message):
+        caffe.Net(path, caffe.TEST)
+    path.write_text("\n".join([input_layer("x", 2, 3), *foreign]))
+    with pytest.raises(caffe.CaffeError, match=r"'roi2' \(ROIPooling\) and 2 more"):
+        caffe.Net(path, caffe.TEST)
+    path.write_text('layer { name: "c" type: "Convolution" convolution_param { hole: 2 } }')
+    with pytest.raises(caffe.CaffeError, match=r'no field named "hole"\.$'):
+        caffe.Net(path, caffe.TEST)
+
 
 X = input_layer("x", 2, 3)
 
@@ -1263,6 +1289,21 @@ def test_backward_needs_a_forward_pass() -> None:
     net.propagate(keep=False)  # as the solver does
     with pytest.raises(caffe.CaffeError, match="backward: there is no forward pass"):
         net.backward()
+
+
+def test_backward_begins_where_the_forward_pass_ended() -> None:
+    """Not above, where no gradient would begin: all diffs would stay 0 without a word."""
+    net = net_of(BRANCHES)
+    net.forward(data=normal(2, 3, 6, 6))
+    net.forward(end="right")
+    with pytest.raises(caffe.CaffeError, match=r"ended before layer 'sum'; expected forward\(start='sum'\) before it"):
+        net.backward(out=normal(2, 3, seed=1))
+    net.blobs["right"].diff[...] = normal(2, 4, 4, 4)
+    assert net.backward(start="right")["data"].any()
+    net.forward(start="sum")
+    pieces = net.backward(out=normal(2, 3, seed=1))["data"].copy()
+    net.forward()
+    close(pieces, net.backward(out=normal(2, 3, seed=1))["data"])
 
 
 def test_constant_dummy_data_is_there_before_the_first_pass() -> None:

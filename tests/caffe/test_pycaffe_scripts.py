@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import runpy
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import h5py
 import numpy as np
 import pytest
 from google.protobuf import text_format
+from small_nets import input_layer, net_of
 
 import caffe
 from caffe.proto import caffe_pb2
@@ -790,6 +793,7 @@ def test_a_script_that_writes_an_lmdb_and_a_mean(run: Run) -> None:
 DREAM = """
 import numpy as np
 from google.protobuf import text_format
+from small_nets import input_layer, net_of
 import caffe
 
 # Patching model to be able to compute gradients.
@@ -872,6 +876,40 @@ def test_the_deep_dream_notebook(run: Run) -> None:
     assert (values[1] - values[0]) / 0.1 == pytest.approx(np.linalg.norm(gradient), rel=0.02)
 
 
+def test_a_pool_of_processes_with_the_net_of_their_parent(tmp_path: Path) -> None:
+    """Whose threads they do not have. In a process of its own, since it is the first net of it that starts them."""
+    script = """
+import multiprocessing
+import caffe, numpy as np, torch
+
+net = caffe.Net('net.prototxt', caffe.TEST)
+
+def score(value):
+    net.blobs['data'].data[...] = value
+    return net.forward()['prob'][0]
+
+if __name__ == '__main__':
+    torch.set_num_threads(2)
+    expected = [score(value) for value in range(4)]
+    with multiprocessing.get_context('fork').Pool(2) as pool:
+        np.testing.assert_allclose(pool.map(score, range(4)), expected, rtol=1e-5)
+"""
+    layers = [
+        'name: "data" type: "Input" top: "data" input_param { shape { dim: 8 dim: 8 dim: 32 dim: 32 } }',
+        'name: "conv" type: "Convolution" bottom: "data" top: "conv" convolution_param { num_output: 16 kernel_size: 3 '
+        'weight_filler { type: "xavier" } }',
+        'name: "ip" type: "InnerProduct" bottom: "conv" top: "ip" inner_product_param { num_output: 5 '
+        'weight_filler { type: "xavier" } }',
+        'name: "prob" type: "Softmax" bottom: "ip" top: "prob"',
+    ]
+    (tmp_path / "net.prototxt").write_text("\n".join(f"layer {{ {layer} }}" for layer in layers))
+    (tmp_path / "script.py").write_text(script)
+    environment = {**os.environ, "PYTHONPATH": str(Path(caffe.__file__).parents[1]), "OMP_NUM_THREADS": "2"}
+    subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, env=environment, check=True, timeout=120, capture_output=True
+    )
+
+
 def test_names_that_scripts_import() -> None:
     from caffe import NetSpec, layers, params, to_proto  # noqa: F401
     from caffe.io import Transformer, load_image  # noqa: F401
@@ -883,5 +921,12 @@ def test_names_that_scripts_import() -> None:
     from caffe.pycaffe import NCCL, Net, SGDSolver, Timer
 
     assert (NCCL, Net, SGDSolver, Timer) == (caffe.NCCL, caffe.Net, caffe.SGDSolver, caffe.Timer)
+    from caffe._caffe import BlobVec, Layer, RawBlobVec, layer_type_list  # noqa: F401
+
+    assert (Layer, layer_type_list) == (caffe.Layer, caffe.layer_type_list)
+    product = 'type: "InnerProduct" bottom: "x" top: "y" inner_product_param { num_output: 1 }'
+    net = net_of(f'{input_layer("x", 1, 2)} layer {{ name: "ip" {product} }}')
+    assert type(net.params["ip"]) is caffe._caffe.BlobVec
+    assert type(net) is caffe.pycaffe.Net is caffe._caffe.Net
     for name in ("Classifier", "Detector", "SGDSolver", "AdamSolver", "get_solver", "set_device", "solver_count"):
         assert callable(getattr(caffe, name))

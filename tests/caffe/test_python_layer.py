@@ -361,9 +361,8 @@ def test_several_bottoms_and_tops_and_what_is_asked_for() -> None:
     diffs = weighted(net, ["a", "b"], a=a, b=b)
     np.testing.assert_allclose(diffs["a"], w + w * b, rtol=1e-6)
     np.testing.assert_allclose(diffs["b"], w + w * a, rtol=1e-6)
-    one = net_of(
-        inputs + python_layer("SumAndProduct", "a b", "s p", more="propagate_down: true propagate_down: false")
-    )
+    asked = "propagate_down: true propagate_down: false loss_weight: 1 loss_weight: 1"
+    one = net_of(inputs + python_layer("SumAndProduct", "a b", "s p", more=asked), backward=False)
     diffs = weighted(one, ["a", "b"], a=a, b=b)
     np.testing.assert_allclose(diffs["a"], w + w * b, rtol=1e-6)
     assert not diffs["b"].any()

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-import torch
 
 from preprocessing.alignment import align_face
 from preprocessing.images import ImageError, check_image, decode_image, read_image
@@ -110,10 +109,8 @@ def model_files(name: str = DEFAULT_MODEL) -> tuple[Path, Path, Path]:
 class Recognizer:
     """Faces in images, and their emotions. Loads the nets once; one recogniser answers any number of images.
 
-    Several threads may use one recogniser at once. PyTorch's threads do not survive a fork: make the recogniser in the
-    process that uses it, behind the fork, or start processes by multiprocessing's `spawn`. What is forked from a
-    process with a recogniser would wait forever, and is told so by a RuntimeError where it uses that very one, unless
-    it calls `torch.set_num_threads(1)` first.
+    Several threads may use one recogniser at once; a forked process has one of its own, which computes with one thread
+    (on a GPU PyTorch refuses that: start processes by multiprocessing's `spawn`).
 
     Parameters
     ----------
@@ -170,7 +167,6 @@ class Recognizer:
             )
         if deploy is None or weights is None or mean is None:
             deploy, weights, mean = model_files(model)
-        self._process = os.getpid()
         self.face = face
         self.network = FaceNetwork(deploy, weights, mean, device)
         self._channels, height, self._size = self.network.face_shape
@@ -245,7 +241,6 @@ class Recognizer:
 
     def find_faces(self, images: Sequence[Image] | np.ndarray) -> list[list[FoundFace]]:
         """For each image its faces, found and aligned, the most confident first; images as for `predict_batch`."""
-        self._check_process()
         arrays = _read_all(images)
         return [
             [
@@ -255,15 +250,6 @@ class Recognizer:
             ]
             for image, faces in zip(arrays, self._find(arrays), strict=True)
         ]
-
-    def _check_process(self) -> None:
-        """Raise RuntimeError where PyTorch would wait forever for threads that a fork has left behind."""
-        if os.getpid() != self._process and torch.get_num_threads() > 1:
-            raise RuntimeError(
-                f"this recogniser was made in process {self._process}, from which {os.getpid()} was forked without "
-                "PyTorch's threads; expected one that is made in the process that uses it, or "
-                "torch.set_num_threads(1) before it is used"
-            )
 
     def _pixels(self, grey: np.ndarray, landmarks: np.ndarray | None) -> np.ndarray:
         """What the net sees of a face, but for the crop."""

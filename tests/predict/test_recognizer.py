@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import re
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -327,29 +324,6 @@ def test_threads_may_share_a_recogniser(detecting: Recognizer) -> None:
         together = list(pool.map(detecting.predict, images))
     for one, other in zip(alone, together, strict=True):
         assert [face.to_dict() for face in other] == [face.to_dict() for face in one]
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
-def test_a_forked_process_is_told_instead_of_waiting_forever(cropped: Recognizer) -> None:
-    cropped.predict(band_face(3))
-
-    def answer(threads: int, out: Connection) -> None:
-        torch.set_num_threads(threads)
-        try:
-            out.send(cropped.predict(band_face(3))[0].emotion)
-        except RuntimeError as error:
-            out.send(str(error))
-
-    answers = []
-    for threads in (2, 1):
-        receiver, sender = multiprocessing.Pipe(duplex=False)
-        process = multiprocessing.get_context("fork").Process(target=answer, args=(threads, sender), daemon=True)
-        process.start()
-        answers.append(receiver.recv() if receiver.poll(60) else "nothing in a minute")
-        process.kill()
-        process.join()
-    assert f"was made in process {os.getpid()}, from which" in answers[0]
-    assert answers[1] == "happy"
 
 
 def test_arguments_that_do_not_fit(model: tuple[Path, Path, Path]) -> None:

@@ -54,8 +54,6 @@ def layer_type_list() -> list[str]:
     return sorted(LAYERS)
 
 
-from . import _caffe, pycaffe  # noqa: E402, F401 - at the end, since they name what stands above
-
 __all__ = [
     "NCCL",
     "TEST",
@@ -99,3 +97,5 @@ __all__ = [
     "to_proto",
     "use_device",
 ]
+
+from . import _caffe, pycaffe  # noqa: E402, F401 - at the end, since they name what stands above

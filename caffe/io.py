@@ -434,8 +434,16 @@ class DatumReader:
         return self._count
 
     def items(self) -> Iterator[Record]:
-        """All records (key, value) in order, not decoded."""
-        return _lmdb_pages(self.source).records() if self._leveldb is None else self._leveldb.items()
+        """All records (key, value) in order, not decoded. CaffeError where they are not as many as there were."""
+        if self._leveldb is not None:
+            return self._leveldb.items()
+        pages = _lmdb_pages(self.source)
+        if pages.meta.entries != self._count:
+            raise CaffeError(
+                f"{self.source}: has {pages.meta.entries} records, and had {self._count} when it was opened; expected "
+                "that nothing writes it while it is read"
+            )
+        return pages.records()
 
     def decode(self, key: bytes, value: bytes) -> tuple[np.ndarray, int]:
         """Image C×H×W and label of a record."""

@@ -18,7 +18,7 @@ import pytest
 from data_nets import assert_resumes, assert_same, batches, chw, data_net, picture
 
 import caffe
-from caffe.io import save_mean
+from caffe.io import DatumReader, save_mean
 from caffe.layers import data as data_layers
 from caffe.layers.prefetch import Ahead
 from caffe.proto.caffe_pb2 import Datum
@@ -471,6 +471,25 @@ def test_a_script_may_have_the_lmdb_open_beside_the_net(
         assert transaction.stat()["entries"] == 6
         (second,) = batches(net, 1)
     assert [*first[1], *second[1]] == [*labels, *labels[:2]]
+
+
+@pytest.mark.parametrize("records", [4, 9])
+def test_an_lmdb_that_is_replaced_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, records: int
+) -> None:
+    """With fewer or more records: there is no place for these in what was made for those that there were."""
+    source = write_lmdb(tmp_path / "db", [raw(picture(4, 4, seed=i), i) for i in range(6)])
+    reader = DatumReader(source)
+    monkeypatch.setattr(data_layers, "RESIDENT_BYTES", 0)
+    net = data_net(data(source))
+    shutil.rmtree(source)
+    write_lmdb(source, [raw(picture(4, 4, seed=i), i) for i in range(records)])
+    expected = rf"db: has {records} records, and had 6 when it was opened"
+    for read in (reader.read_all, reader.keys, lambda: reader.soft_labels(9)):
+        with pytest.raises(caffe.CaffeError, match=expected):
+            read()
+    with pytest.raises(caffe.CaffeError, match=expected):
+        batches(net, 9)
 
 
 def test_threads_end_with_their_net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -323,13 +323,11 @@ NEEDED_ckplus := the folder of CK+ with its images and emotions (cohn-kanade-ima
 NEEDED_rafdb := the folder "basic" of RAF-DB with EmoLabel and Image in it, or DATASET with train and test
 NEEDED_affectnet := the folder of AffectNet with training.csv, validation.csv and Manually_Annotated_Images, or with train_set and val_set
 NEEDED_folder := a folder train/EMOTION/*.jpg, test/EMOTION/*.jpg, or EMOTION/*.jpg
-ifneq ($(CSV),)
 ifeq ($(filter data/sample.csv data/fer2013.csv,$(CSV))$(shell test -e $(call quoted,$(CSV)) && echo there),)
 $(call escape,$(CSV)):
 	@echo $(call quoted,error: $(CSV) is not there; expected $(NEEDED_$(LAYOUT)): make DATASET=$(DATASET)$(if \
 		$(filter $(LAYOUT),fer2013 $(DATASET)),, LAYOUT=$(LAYOUT)) CSV=path) >&2
 	@exit 1
-endif
 endif
 
 # Of these make removes none when it is stopped or an error comes after it: a stage replaces its folder as a whole, and does

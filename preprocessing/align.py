@@ -86,9 +86,9 @@ def align(
         if value < 1:
             raise StageError(f"{option} is {value}; expected 1 or more")
     check_output(images, aligned)
-    classes, sources = tree_classes(images), list_faces(images)
     manifest = images / "manifest.json"
     stage = Stage("align", [manifest] if manifest.is_file() else [], {"detector": "mtcnn", "size": size})
+    classes, sources = tree_classes(images), list_faces(images)
     try:
         detector = PatientDetector(device, certain=True)
     except RuntimeError as error:  # CaffeError included

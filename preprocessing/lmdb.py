@@ -82,8 +82,8 @@ def write_databases(
     folders = [images] if beside is None else [images, Path(beside)]
     for folder in folders:
         check_output(folder, output)
-    manifests = [folder / "manifest.json" for folder in folders]
-    stage = Stage("lmdb", [path for path in manifests if path.is_file()], {"images": str(images), "seed": seed})
+    inputs = [*(folder / "manifest.json" for folder in folders), *([Path(ferplus)] if ferplus is not None else [])]
+    stage = Stage("lmdb", [path for path in inputs if path.is_file()], {"images": str(images), "seed": seed})
     if beside is not None and size is None:
         size = SIZE
     settings = {"size": size, "fold": fold, "beside": None if beside is None else str(beside)}
@@ -178,7 +178,6 @@ def _read_resized(folders: Sequence[Path], line: Line, size: int) -> Record:
 def _soft_labels(ferplus: Path, faces: list[Face], stage: Stage) -> dict[str, SoftLabel]:
     """FER+'s labels by file; what it leaves out is counted by reason and listed in the stage's manifest."""
     answers = soft_labels(ferplus, faces)
-    stage.inputs.append(ferplus)
     stage.rejected += [
         {"file": face.file, "reason": answer}
         for face, answer in zip(faces, answers, strict=True)

@@ -198,12 +198,12 @@ class Stage:
     def __init__(self, name: str, inputs: Iterable[Path] = (), settings: dict[str, Any] | None = None) -> None:
         self.name = name
         self.inputs = [Path(p) for p in inputs]
+        self._versions = {path: _version(path) for path in self.inputs}
         # those of now: a training takes hours, at whose end they may be others
         self._hashes = {path: sha256(path) for path in self.inputs if path.is_file()}
         self.settings = dict(settings or {})
         self.counts: dict[str, Any] = {}
         self.rejected: list[dict[str, Any]] = []  # one entry a rejected record: where it stands, and why
-        self._versions = {path: _version(path) for path in self.inputs}
         self._start = time.perf_counter()
 
     @property

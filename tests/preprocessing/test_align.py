@@ -6,7 +6,9 @@ import csv
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,7 +17,7 @@ from trees import make_folders
 
 from preprocessing.align import COLUMNS, align, main_face, read_grey
 from preprocessing.alignment import align_face
-from preprocessing.datasets import tree_classes
+from preprocessing.datasets import list_faces, tree_classes
 from preprocessing.mtcnn import Detector, Face
 from preprocessing.stage import StageError
 
@@ -120,15 +122,19 @@ def test_the_rows_are_in_the_trees_order_whatever_the_workers_and_batches(images
                 assert float(one[name]) == pytest.approx(float(other[name]), abs=2e-3)
 
 
-def test_images_that_are_replaced_meanwhile_leave_the_old_output(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("function", [list_faces, read_grey])
+def test_images_that_are_replaced_meanwhile_leave_the_old_output(
+    images: Path, monkeypatch: pytest.MonkeyPatch, function: Callable[[Path], Any]
+) -> None:
     align(images, images.parent / "aligned", device="cpu")
     before = (images.parent / "aligned/manifest.json").read_bytes()
 
-    def replace(path: Path) -> np.ndarray:
+    def replace(path: Path) -> Any:
+        found = function(path)
         (images / "manifest.json").write_text("another extract's")
-        return read_grey(path)
+        return found
 
-    monkeypatch.setattr("preprocessing.align.read_grey", replace)
+    monkeypatch.setattr(f"preprocessing.align.{function.__name__}", replace)
     with pytest.raises(StageError, match=r"images/manifest\.json: changed while align was reading"):
         align(images, images.parent / "aligned", device="cpu")
     assert (images.parent / "aligned/manifest.json").read_bytes() == before

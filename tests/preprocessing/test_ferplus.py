@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import cv2
 import lmdb
@@ -19,7 +20,7 @@ import caffe
 from caffe.proto.caffe_pb2 import Datum
 from preprocessing.datasets import EMOTION_FOLDERS, EMOTIONS, Face, list_faces
 from preprocessing.ferplus import SoftLabel, read_votes, soft_label, soft_labels
-from preprocessing.lmdb import write_databases
+from preprocessing.lmdb import write_databases, write_imageset
 from preprocessing.stage import StageError, sha256
 
 Change = Callable[[list[str]], list[str]]
@@ -138,6 +139,21 @@ def test_the_records_have_labels_and_probabilities(file: Path, tree: Path, tmp_p
     first = data["Training/0_angry/00000.png"]
     assert list(first.label_probability) == pytest.approx([0.6, 0.2, 0.2, 0, 0, 0, 0])
     assert first.data == cv2.imread(str(tree / "Training/0_angry/00000.png"), cv2.IMREAD_GRAYSCALE).tobytes()
+
+
+def test_votes_that_are_replaced_meanwhile_leave_no_output(
+    file: Path, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the records of the old votes would be newer than the new ones, and never made of these."""
+
+    def replace(*arguments: Any) -> int:
+        file.write_text("another version's")
+        return write_imageset(*arguments)
+
+    monkeypatch.setattr("preprocessing.lmdb.write_imageset", replace)
+    with pytest.raises(StageError, match=r"fer2013new\.csv: changed while lmdb was reading"):
+        write_databases(tree, tmp_path / "lmdb", ferplus=file)
+    assert not (tmp_path / "lmdb").exists()
 
 
 def test_the_data_layer_reads_them_as_soft_labels(file: Path, tree: Path, tmp_path: Path) -> None:

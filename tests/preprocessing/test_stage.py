@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from preprocessing.stage import DAY, Stage, StageError, _machine, replace_directory, replace_file
+from preprocessing.stage import DAY, Stage, StageError, _machine, replace_directory, replace_file, sha256
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -153,4 +153,21 @@ def test_an_input_that_changes_while_a_stage_reads_is_an_error(tmp_path: Path, c
     else:
         file.unlink()
     with pytest.raises(StageError, match=r"manifest\.json: changed while align was reading; run it again"):
+        stage.check_inputs()
+
+
+def test_an_input_that_changes_while_its_sha256_is_taken_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "large.csv"
+    file.write_text("old")
+
+    def slow(path: Path) -> str:
+        digest = sha256(path)
+        path.write_text("new one")
+        return digest
+
+    monkeypatch.setattr("preprocessing.stage.sha256", slow)
+    stage = Stage("extract", [file])
+    with pytest.raises(StageError, match=r"large\.csv: changed while extract was reading"):
         stage.check_inputs()

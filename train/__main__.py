@@ -441,6 +441,7 @@ class Run:
     def _keep(self, moved: Path, stopped: Path) -> None:
         """Let what was put away of a stopped training take the place of the one before it."""
         if moved.is_dir():
+            (stopped / SETTINGS).unlink(missing_ok=True)  # first, so that half of it is not gone on with after a kill
             shutil.rmtree(stopped, ignore_errors=True)
             moved.rename(stopped)
             print(

@@ -687,6 +687,25 @@ def test_a_kill_while_stopped_trainings_change_places_loses_none(
     assert number > 10
 
 
+def test_a_kill_while_a_stopped_training_is_removed_leaves_nothing_to_go_on_with(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The third training that is stopped takes the place of the first, which is asked for afterwards."""
+    for seed in ("1", "2"):
+        with pytest.MonkeyPatch.context() as patch:
+            stop_after(patch, 6)
+            assert train(patch, project, "run", "--seed", seed) == 130
+
+    def killed_rmtree(folder: Path, ignore_errors: bool = False) -> None:
+        (folder / "train_val.prototxt").unlink()
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed_rmtree)
+        assert train(patch, project, "run", "--seed", "3") == 130
+    assert train(monkeypatch, project, "run", "--seed", "1") == 0
+
+
 def test_two_trainings_do_not_write_into_one_folder(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

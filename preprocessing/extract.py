@@ -141,10 +141,10 @@ def extract(
                 parts = _ordered(lambda batch: _write_rows(reader, batch, tree), reader.batches(), workers)
                 total = _sum_up(progress(parts, None, "extract", " batches"), tree, source, "row", stage)
         _count(total, tree, source, stage)
-        stage.check_inputs()
         stage.write_manifest(folder / "manifest.json")
-        # what changes in the source from now on, or has while it was read, is newer for make
-        os.utime(folder / "manifest.json", ns=(began, began))
+        stage.check_inputs()  # after it: a CSV that changes from now on is newer for make
+        if source.is_dir():  # of which what comes while it is read is no error: it is newer for make
+            os.utime(folder / "manifest.json", ns=(began, began))
     stage.summary(_summary(total, stage) + note)
     return stage.counts
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,9 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from preprocessing.extract import extract
+from preprocessing.extract import Written, _write_rows, extract
 from preprocessing.images import read_image
-from preprocessing.stage import StageError, sha256
+from preprocessing.stage import Stage, StageError, sha256
 
 ROOT = Path(__file__).resolve().parents[2]
 SPLITS = ("Training", "PublicTest", "PrivateTest")
@@ -302,6 +303,46 @@ def test_on_bad_input_the_program_says_so_and_exits_1(tmp_path: Path) -> None:
     run = subprocess.run(command(tmp_path / "b.csv", tmp_path / "i"), cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 1
     assert "b.csv: no such file" in run.stderr
+
+
+def test_what_is_made_of_the_old_images_meanwhile_is_older_than_the_new_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by an align that ends while extract runs; make would never make it again."""
+    source, made = rows_csv(tmp_path / "a.csv", f"1,{FACE},Training"), tmp_path / "aligned.json"
+
+    def decoded(*arguments: Any) -> Written:
+        time.sleep(0.05)  # clocks of file systems are coarse
+        made.touch()
+        time.sleep(0.05)
+        return _write_rows(*arguments)
+
+    monkeypatch.setattr("preprocessing.extract._write_rows", decoded)
+    extract(source, tmp_path / "images", workers=1)
+    assert made.stat().st_mtime_ns < (tmp_path / "images/manifest.json").stat().st_mtime_ns
+
+
+def test_a_csv_that_changes_while_it_is_read_is_an_error_or_newer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = rows_csv(tmp_path / "a.csv", f"1,{FACE},Training")
+    check = Stage.check_inputs
+
+    def change(stage: Stage) -> None:
+        time.sleep(0.05)
+        os.utime(source)
+
+    def change_before(stage: Stage) -> None:
+        change(stage)
+        check(stage)
+
+    monkeypatch.setattr(Stage, "check_inputs", change_before)
+    with pytest.raises(StageError, match=r"a\.csv: changed while extract was reading"):
+        extract(source, tmp_path / "images")
+    assert not (tmp_path / "images").exists()
+    monkeypatch.setattr(Stage, "check_inputs", change)  # as behind the check
+    extract(source, tmp_path / "images")
+    assert (tmp_path / "images/manifest.json").stat().st_mtime_ns < source.stat().st_mtime_ns
 
 
 def test_killed_midway_the_old_output_stays_and_the_next_run_is_right(tmp_path: Path) -> None:

@@ -331,8 +331,8 @@ $(call escape,$(CSV)):
 endif
 
 # Of these make removes none when it is stopped or an error comes after it: a stage replaces its folder as a whole, and does
-# not replace one that has no manifest
-.PRECIOUS: $(D)/images/manifest.json $(D)/aligned/manifest.json $(W)/lmdb/manifest.json
+# not replace one that has no manifest; and a net comes whole, perhaps from another process, because of which this one stops
+.PRECIOUS: $(D)/images/manifest.json $(D)/aligned/manifest.json $(W)/lmdb/manifest.json $(TRAINED)
 
 # what came or went anywhere in a source that is a folder changes the date of the folder that it was in
 CHANGED := $(if $(wildcard $(D)/images/manifest.json),$(shell test ! -d $(call quoted,$(CSV)) || find -L $(call quoted,$(CSV)/) -type d -newer $(D)/images/manifest.json | head -n 1))

@@ -100,6 +100,16 @@ def test_what_is_trained_is_trained_again_when_a_setting_or_a_file_changes(tree:
     assert len(commands(tree, "train", "SOLVER=modern")) == 1
 
 
+def test_a_refused_training_leaves_the_net_of_the_one_that_ends_meanwhile(tree: Path) -> None:
+    (tree / ".venv/bin/python").write_text(
+        "#!/bin/bash\necho another process > data/toy/runs/small/small.caffemodel; exit 1\n"
+    )
+    (tree / ".venv/bin/python").chmod(0o755)
+    (tree / "data/toy/runs/small").mkdir(parents=True)
+    assert make(tree, "train").returncode == 2
+    assert (tree / "data/toy/runs/small/small.caffemodel").read_text() == "another process\n"
+
+
 @pytest.mark.parametrize("goal", ["evaluate", "plot", "report", "predict FROM=run"])
 def test_a_trained_run_is_taken_as_it_is_unless_other_settings_are_asked_for(tree: Path, goal: str) -> None:
     """What `make train EPOCHS=30` took hours for is not trained anew by a `make evaluate` that does not say EPOCHS."""

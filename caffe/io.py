@@ -94,13 +94,15 @@ def _foreign_layers(text: str, message: Message) -> str:
     """What to say of a net that does not parse: its layers of types that Caffe 1.0 lacks, as it does their settings."""
     from .layers import LAYERS  # here, since the layers read files by this module
 
+    if not isinstance(message, NetParameter):
+        return ""
     net = NetParameter()
     try:
         text_format.Parse(text, net, allow_unknown_field=True)
     except (text_format.ParseError, RecursionError):
         return ""
     foreign = [f"{layer.name!r} ({layer.type})" for layer in net.layer if layer.type and layer.type not in LAYERS]
-    if not foreign or not isinstance(message, NetParameter):
+    if not foreign:
         return ""
     more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
     return f" The net has layers of types that Caffe 1.0 has not: {', '.join(foreign[:3])}{more}"

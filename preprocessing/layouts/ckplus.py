@@ -93,7 +93,7 @@ def _cropped(source: Path, sequences: dict[tuple[str, str], list[str]], frames: 
         try:
             if emotion not in EMOTIONS:
                 raise ValueError(f"emotion folder {emotion!r}; expected one of {', '.join(EMOTIONS)}")
-            listing.items += _frames(files, Path(files[-1]).stem, emotion, person, frames, neutral)
+            listing.items += _frames(files, Path(files[-1]).stem, emotion, person, frames, neutral=False)
         except ValueError as error:
             listing.rejected.append((files[-1], str(error)))
     listing.items.sort()

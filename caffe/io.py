@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -188,17 +189,10 @@ def blobproto_to_array(blob: BlobProto, return_diff: bool = False) -> np.ndarray
     use_double = len(getattr(blob, double)) > 0
     values = _packed(blob, double, "<f8") if use_double else _packed(blob, single, "<f4")
     shape = blob_shape(blob)
-    if any(n < 0 for n in shape) or _product(shape) != values.size:
-        raise CaffeError(f"a blob of shape {shape} with {values.size} values; expected {_product(shape)}")
+    if any(n < 0 for n in shape) or math.prod(shape) != values.size:
+        raise CaffeError(f"a blob of shape {shape} with {values.size} values; expected {math.prod(shape)}")
     check_shape(shape)
     return values.reshape(shape)
-
-
-def _product(shape: Sequence[int]) -> int:
-    count = 1
-    for n in shape:
-        count *= n
-    return count
 
 
 def array_to_blobproto(array: np.ndarray, diff: np.ndarray | None = None) -> BlobProto:
@@ -308,8 +302,8 @@ def datum_to_array(datum: Datum, force_color: bool = False, force_gray: bool = F
             raise CaffeError(f"encoded Datum: {error}") from None
     shape = (datum.channels, datum.height, datum.width)
     dtype, values = (np.uint8, len(datum.data)) if datum.data else (np.float32, len(datum.float_data))
-    if min(shape) < 1 or _product(shape) != values:
-        raise CaffeError(f"Datum of shape {shape} with {values} values; expected {_product(shape)}")
+    if min(shape) < 1 or math.prod(shape) != values:
+        raise CaffeError(f"Datum of shape {shape} with {values} values; expected {math.prod(shape)}")
     if dtype == np.uint8:
         return np.frombuffer(datum.data, np.uint8).reshape(shape).copy()  # scripts write into it
     return np.fromiter(datum.float_data, np.float32, values).reshape(shape)

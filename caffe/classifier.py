@@ -6,13 +6,13 @@ probabilities = classifier.predict([caffe.io.load_image("cat.jpg")])
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import numpy as np
 
 from . import image_io
 from .errors import CaffeError
+from .files import StrPath
 from .image_io import Transformer, resize_image
 from .net import Net
 from .proto.caffe_pb2 import TEST
@@ -67,8 +67,8 @@ class Classifier(Net):
 
     def __init__(
         self,
-        model_file: str | os.PathLike[str],
-        pretrained_file: str | os.PathLike[str],
+        model_file: StrPath,
+        pretrained_file: StrPath,
         image_dims: Sequence[int] | None = None,
         mean: np.ndarray | None = None,
         input_scale: float | None = None,

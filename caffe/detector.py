@@ -18,13 +18,13 @@ import numpy as np
 
 from .classifier import image_transformer
 from .errors import CaffeError
+from .files import StrPath
 from .image_io import load_image, resize_image
 from .net import Net
 from .proto.caffe_pb2 import TEST
 
 SELECTIVE_SEARCH = "selective_search_ijcv_with_python"
 
-StrPath = str | os.PathLike[str]
 Window = Sequence[int] | np.ndarray
 
 

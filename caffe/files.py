@@ -7,8 +7,10 @@ import stat
 
 from .errors import CaffeError
 
+StrPath = str | os.PathLike[str]
 
-def read_bytes(path: str | os.PathLike[str]) -> bytes:
+
+def read_bytes(path: StrPath) -> bytes:
     """The bytes of a file.
 
     Raises CaffeError, without the file's name, where it cannot be read, or is a device, which may have no end.

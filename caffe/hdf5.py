@@ -18,10 +18,10 @@ import h5py
 import numpy as np
 
 from .errors import CaffeError
+from .files import StrPath
 from .schedules import Progress
 
 Shape = tuple[int, ...]
-StrPath = str | os.PathLike[str]
 
 
 # Weights

@@ -6,7 +6,6 @@ They are what scripts know as `caffe.io.load_image`, `caffe.io.Transformer` and 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 
 import cv2
@@ -14,6 +13,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from .errors import CaffeError
+from .files import StrPath
 from .image_header import check_size
 from .io import array_to_blobproto, blobproto_to_array, read_file
 from .proto.caffe_pb2 import BlobProtoVector
@@ -22,7 +22,7 @@ from .proto.caffe_pb2 import BlobProtoVector
 LUMINANCE = np.array([0.2125, 0.7154, 0.0721])
 
 
-def load_image(filename: str | os.PathLike[str], color: bool = True) -> np.ndarray:
+def load_image(filename: StrPath, color: bool = True) -> np.ndarray:
     """An image file as float32 in 0..1: H×W×3 in the order red, green, blue, or H×W×1.
 
     Parameters

@@ -22,7 +22,7 @@ from google.protobuf.message import DecodeError, Message
 
 from .blob import check_shape
 from .errors import CaffeError
-from .files import read_bytes
+from .files import StrPath, read_bytes
 from .image_header import check_size
 from .lmdb_pages import LmdbPages
 from .proto import caffe_pb2  # noqa: F401 - scripts name messages as caffe.io.caffe_pb2.Datum
@@ -30,7 +30,6 @@ from .proto.caffe_pb2 import BlobProto, DataParameter, Datum, NetParameter, Solv
 from .upgrade import upgrade_net, upgrade_solver
 
 M = TypeVar("M", bound=Message)
-StrPath = str | os.PathLike[str]
 Record = tuple[bytes, bytes]  # key and value
 
 STRING_OR_COMMENT = re.compile(rb"""("(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')|#[^\n]*""")  # in a prototxt

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,6 +16,7 @@ from . import context, hdf5
 from . import glog as log
 from .blob import Blob, Parameter, Reshaped
 from .errors import CaffeError
+from .files import StrPath
 from .folding import Folded, InferencePlan
 from .io import array_to_blobproto, blobproto_to_array, read_net_binary, read_net_parameter, replace_bytes
 from .layers import LAYERS, Layer, make_layer
@@ -157,10 +157,10 @@ class Net:
 
     def __init__(
         self,
-        network_file: str | os.PathLike[str] | NetParameter,
+        network_file: StrPath | NetParameter,
         *args: Any,
         phase: int | None = None,
-        weights: str | os.PathLike[str] | None = None,
+        weights: StrPath | None = None,
         level: int = 0,
         stages: Sequence[str] | None = None,
         precision: str = "fp32",
@@ -1047,7 +1047,7 @@ class Net:
                 )
             blob.data[...] = array
 
-    def copy_from(self, weights: str | os.PathLike[str]) -> None:
+    def copy_from(self, weights: StrPath) -> None:
         """Copy parameters from a .caffemodel(.h5), by layer name; layers that this net lacks are passed over.
 
         Raises CaffeError where a layer's parameters differ in number or shape, naming both; nothing is copied then.
@@ -1105,7 +1105,7 @@ class Net:
                 out.blobs.append(array_to_blobproto(blob.data, blob.diff if diff else None))
         return proto
 
-    def save(self, path: str | os.PathLike[str], write_diff: bool = False) -> None:
+    def save(self, path: StrPath, write_diff: bool = False) -> None:
         """Write a .caffemodel, all or nothing, and if asked for with the gradients."""
         replace_bytes(path, self.to_proto(write_diff).SerializeToString())
 
@@ -1118,7 +1118,7 @@ class Net:
             seen |= {id(blob.owner) for blob in layer.blobs}
         return shared
 
-    def save_hdf5(self, path: str | os.PathLike[str], write_diff: bool = False) -> None:
+    def save_hdf5(self, path: StrPath, write_diff: bool = False) -> None:
         """Write a .caffemodel.h5, all or nothing, and if asked for with the gradients; pycaffe's."""
         shared = self._owned_elsewhere()
         hdf5.write_weights(
@@ -1130,7 +1130,7 @@ class Net:
             {layer.name: [blob.diff for blob in layer.blobs] for layer in self.layers} if write_diff else None,
         )
 
-    def load_hdf5(self, path: str | os.PathLike[str]) -> None:
+    def load_hdf5(self, path: StrPath) -> None:
         """Copy parameters from a .caffemodel.h5 by layer name, as `copy_from` does from a .caffemodel; pycaffe's."""
         shapes = {layer.name: [blob.shape for blob in layer.blobs] for layer in self.layers}
         for name, arrays in hdf5.read_weights(path, shapes, self._owned_elsewhere()).items():

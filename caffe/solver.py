@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -18,10 +17,8 @@ from . import glog as log
 from .averaging import make_average, other_weights
 from .blob import Parameter
 from .errors import CaffeError
-from .io import (
-    read_net_parameter,
-    read_solver_parameter,
-)
+from .files import StrPath
+from .io import read_net_parameter, read_solver_parameter
 from .net import Net
 from .proto.caffe_pb2 import TEST, TRAIN, NetParameter, NetState, SolverParameter
 from .replay import Replay, can_replay
@@ -65,7 +62,7 @@ class Solver:
     # how many histories a parameter has in the .solverstate
     histories: ClassVar[int] = 1
 
-    def __init__(self, param: str | os.PathLike[str] | SolverParameter) -> None:
+    def __init__(self, param: StrPath | SolverParameter) -> None:
         self.param = SolverParameter()
         self.param.CopyFrom(param if isinstance(param, SolverParameter) else read_solver_parameter(param))
         upgrade_solver(self.param, "solver")
@@ -346,7 +343,7 @@ class Solver:
         """
         raise CaffeError(f"solver type {self.type!r} has no update rule; expected a solver that caffe.get_solver makes")
 
-    def solve(self, resume_file: str | os.PathLike[str] | None = None) -> None:
+    def solve(self, resume_file: StrPath | None = None) -> None:
         """Train until max_iter, a `stop` request or early stopping, from a .solverstate if given.
 
         With a snapshot at the end, unless `snapshot_after_train` is false. A callback may move `param.max_iter`.
@@ -439,7 +436,7 @@ class Solver:
         own = [parameter.tensor().detach() for parameter in self.net.learnable_params]
         return [tensor.clone() for tensor in (own if self.average is None else self.average.weights())]
 
-    def save_weights(self, path: str | os.PathLike[str], weights: list[torch.Tensor] | None = None) -> None:
+    def save_weights(self, path: StrPath, weights: list[torch.Tensor] | None = None) -> None:
         """Write weights, all or nothing: those that `weights` gave earlier, or gives now.
 
         A path that ends in `.h5` becomes a .caffemodel.h5, any other a .caffemodel.
@@ -509,7 +506,7 @@ class Solver:
     def _stateful_nets(self) -> list[tuple[Net, str]]:
         return [(self.net, ""), *((net, f"test{i}/") for i, net in enumerate(self.test_nets))]
 
-    def restore(self, state_file: str | os.PathLike[str]) -> None:
+    def restore(self, state_file: StrPath) -> None:
         """Go on from a .solverstate(.h5): ours continues as if never stopped; Caffe's own has no data position.
 
         Raises CaffeError where the file, or the weights that it names, are missing or do not fit the net.
@@ -551,7 +548,7 @@ class Solver:
         self._losses.extend(torch.tensor(loss) for loss in state.loss_window)
 
     @staticmethod
-    def _find_model(learned_net: str, state_file: str | os.PathLike[str]) -> Path:
+    def _find_model(learned_net: str, state_file: StrPath) -> Path:
         """The .caffemodel by the path it was written to, else beside the .solverstate (the folder may have moved)."""
         for path in (Path(learned_net), Path(state_file).parent / Path(learned_net).name):
             if path.is_file():

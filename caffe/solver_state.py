@@ -9,7 +9,8 @@ from dataclasses import asdict
 import numpy as np
 
 from .errors import CaffeError
-from .hdf5 import Shape, State, StrPath
+from .files import StrPath
+from .hdf5 import Shape, State
 from .io import array_to_blobproto, blobproto_to_array, read_binary, replace_bytes
 from .proto.caffe_pb2 import BlobProto, SolverState
 from .schedules import Progress

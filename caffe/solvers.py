@@ -6,7 +6,6 @@ and the update is what is subtracted from the parameter.
 
 from __future__ import annotations
 
-import os
 from itertools import groupby
 from typing import ClassVar
 
@@ -15,6 +14,7 @@ import torch
 
 from .blob import Parameter
 from .errors import CaffeError
+from .files import StrPath
 from .io import read_solver_parameter
 from .proto.caffe_pb2 import SolverParameter
 from .solver import Solver
@@ -177,7 +177,7 @@ SOLVERS: dict[str, type[Solver]] = {
 }
 
 
-def get_solver(param: str | os.PathLike[str] | SolverParameter) -> Solver:
+def get_solver(param: StrPath | SolverParameter) -> Solver:
     """The solver of the type that a solver prototxt names (default SGD).
 
     Raises CaffeError for a type that is none of them, and for what the solver refuses.

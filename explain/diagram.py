@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from xml.sax.saxutils import escape, quoteattr
 
 import caffe
 from caffe.complexity import complexity
+from caffe.io import StrPath
 from caffe.layers import Layer
 from caffe.proto.caffe_pb2 import EltwiseParameter, NetParameter, PoolingParameter
 from preprocessing.stage import Stage, StageError, replace_file, run_main
@@ -42,8 +42,6 @@ KINDS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("output", "#fdf0a6", ("Softmax", "SoftmaxWithLoss", "EuclideanLoss", "HingeLoss", "Accuracy", "ArgMax")),
 )
 OTHER = ("other", "#f4f4f4")
-
-StrPath = str | os.PathLike[str]
 
 
 @dataclass(eq=False)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
+from caffe.io import StrPath
 from preprocessing.alignment import align_face
 from preprocessing.images import ImageError, check_image, decode_image, read_image
 from preprocessing.network_input import FaceNetwork, check_views
@@ -28,7 +29,6 @@ FACES = ("detect", "one", "none")  # how many faces an image shows
 DEFAULT_VIEWS = {1: "mirror", 2: "centre"}
 LOOK_BELOW = 0.8  # of the least face: MTCNN misses many that are only just as large as the smallest it looks for
 
-StrPath = str | os.PathLike[str]
 Image = StrPath | bytes | np.ndarray  # a path, what an image file holds, or pixels
 
 

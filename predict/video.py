@@ -13,9 +13,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from caffe.io import StrPath
 from preprocessing.images import MAX_PIXELS, ImageError, opencv_silent
 
-from .recognizer import Prediction, Recognizer, StrPath
+from .recognizer import Prediction, Recognizer
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".wmv", ".mpg", ".mpeg")  # what is taken for a video
 EXPECTED = "a video that OpenCV's FFmpeg reads, such as MP4, WebM, AVI or MOV"

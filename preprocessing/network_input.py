@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from os import PathLike
 from pathlib import Path
 from typing import Protocol
 
@@ -15,10 +14,10 @@ import numpy as np
 import torch
 
 import caffe
+from caffe.io import StrPath
 from preprocessing.classes import CLASSES_FILE, default_classes, read_classes
 from preprocessing.stage import StageError, sha256
 
-StrPath = str | PathLike[str]
 BATCH = 256  # faces that go through the net at a time
 CALIBRATION = "calibration.json"
 

@@ -27,9 +27,9 @@ import h5py
 import numpy as np
 
 import caffe
-from caffe.detector import StrPath, Window
+from caffe.detector import Window
 from caffe.errors import CaffeError
-from caffe.io import replace_bytes
+from caffe.io import StrPath, replace_bytes
 from caffe.tools.classify import add_model_arguments, choose_device, load_mean_file, run
 
 COORDINATES = ("ymin", "xmin", "ymax", "xmax")

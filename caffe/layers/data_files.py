@@ -18,7 +18,7 @@ from ..blob import check_shape
 from ..context import to_device
 from ..errors import CaffeError
 from ..files import read_bytes
-from ..io import decode_image, load_mean, planes
+from ..io import decode_image, load_mean, planes, read_file
 from .base import Shape, register
 from .prefetch import Batch, PrefetchingLayer, stack, tensors
 from .transform import Transformer
@@ -38,11 +38,7 @@ def read_image_list(source: str) -> list[Line]:
     Raises CaffeError for a list that cannot be read or is empty, or naming the line without a whole number as label.
     """
     lines = []
-    try:
-        texts = os.fsdecode(read_bytes(source)).split("\n")
-    except CaffeError as error:
-        raise CaffeError(f"{source}: {error}") from None
-    for number, text in enumerate(texts, 1):
+    for number, text in enumerate(os.fsdecode(read_file(source)).split("\n"), 1):
         if not text.strip():
             continue
         file, label = [*text.strip().rsplit(None, 1), ""][:2]
@@ -197,10 +193,7 @@ class WindowFile:
         self.thresholds = np.float32(fg_threshold), np.float32(bg_threshold)
         self.images: list[str] = []
         found: list[tuple[np.ndarray, np.ndarray]] = []
-        try:
-            texts = os.fsdecode(read_bytes(source)).split("\n")
-        except CaffeError as error:
-            raise CaffeError(f"{source}: {error}") from None
+        texts = os.fsdecode(read_file(source)).split("\n")
         lines = ((number, text.strip()) for number, text in enumerate(texts, 1) if text.strip())
         for header in lines:
             found.append(self._read_image(header, lines))

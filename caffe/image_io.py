@@ -14,8 +14,7 @@ from google.protobuf.message import DecodeError
 
 from .errors import CaffeError
 from .files import StrPath
-from .image_header import check_size
-from .io import array_to_blobproto, blobproto_to_array, read_file
+from .io import array_to_blobproto, blobproto_to_array, decode_any, read_file
 from .proto.caffe_pb2 import BlobProtoVector
 
 # Grey from red, green, blue: the luminance of ITU-R BT.709 that scikit-image takes (OpenCV's grey has BT.601's).
@@ -34,12 +33,9 @@ def load_image(filename: StrPath, color: bool = True) -> np.ndarray:
     """
     data = read_file(filename)
     try:
-        check_size(data)
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
+        pixels = decode_any(data, cv2.IMREAD_UNCHANGED)
     except CaffeError as error:
         raise CaffeError(f"{filename}: {error}") from None
-    except cv2.error as error:  # an image above OpenCV's limit of pixels
-        raise CaffeError(f"{filename}: {error.err}") from None
     if pixels is None:
         raise CaffeError(f"{filename}: not an image that OpenCV reads ({len(data)} bytes)")
     if pixels.dtype in (np.uint8, np.uint16):

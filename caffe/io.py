@@ -256,6 +256,20 @@ def array_to_datum(array: np.ndarray, label: int | None = None) -> Datum:
     return datum
 
 
+def decode_any(data: bytes, flags: int) -> np.ndarray | None:
+    """The image in the bytes of an image file, of any depth, as OpenCV has it; None where they are no image.
+
+    Raises CaffeError where they claim more pixels than they can hold, or than OpenCV takes.
+    """
+    if not data:
+        return None
+    check_size(data)
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:  # an image above OpenCV's limit of pixels
+        raise CaffeError(error.err) from None
+
+
 def decode_image(data: bytes, flags: int) -> np.ndarray:
     """The image in the bytes of an image file (PNG, JPEG, …), as OpenCV has it: H×W or H×W×C, uint8, C in order BGR.
 
@@ -266,13 +280,7 @@ def decode_image(data: bytes, flags: int) -> np.ndarray:
 
     Raises CaffeError where the bytes are not an image of 8 bits a channel, or claim more pixels than they can hold.
     """
-    image = None
-    if data:
-        check_size(data)
-        try:
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-        except cv2.error as error:  # an image above OpenCV's limit of pixels
-            raise CaffeError(error.err) from None
+    image = decode_any(data, flags)
     if image is None:
         raise CaffeError(f"its {len(data)} bytes are not an image")
     if image.dtype != np.uint8:

@@ -20,12 +20,12 @@ import cv2
 import numpy as np
 
 from caffe.errors import CaffeError
+from caffe.io import decode_image
 from caffe.proto.caffe_pb2 import Datum
 from caffe.tools.convert_imageset import (
     Line,
     Record,
     alike,
-    decode,
     pixels_to_datum,
     read_images,
     shuffled,
@@ -167,8 +167,8 @@ def _read_resized(folders: Sequence[Path], line: Line, size: int) -> Record:
     images = []
     for folder in folders:
         try:
-            images.append(align_face(decode((folder / line.file).read_bytes(), cv2.IMREAD_UNCHANGED), None, size))
-        except (OSError, ValueError) as error:
+            images.append(align_face(decode_image((folder / line.file).read_bytes(), cv2.IMREAD_UNCHANGED), None, size))
+        except (OSError, CaffeError, ValueError) as error:
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
             return Record(line.file, (0, 0, 0), None, reason if len(folders) == 1 else f"{reason} (in {folder})")
     datum = pixels_to_datum(images[0] if len(images) == 1 else np.dstack(images), line.label)

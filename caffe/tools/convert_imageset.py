@@ -25,8 +25,7 @@ import numpy as np
 from caffe import glog as log
 from caffe.database import write_lmdb
 from caffe.errors import CaffeError
-from caffe.image_header import check_size
-from caffe.io import StrPath
+from caffe.io import StrPath, decode_image, planes
 from caffe.proto.caffe_pb2 import Datum
 from caffe.tools.backends import Writer, backend, writer
 from caffe.tools.flags import FlagParser, run
@@ -87,27 +86,9 @@ def shuffled(lines: Sequence[Line], seed: int = 0) -> list[Line]:
 
 def pixels_to_datum(image: np.ndarray, label: int) -> Datum:
     """The Datum of an image H×W or H×W×C (uint8, BGR as OpenCV has it): its bytes as C×H×W."""
-    planes = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
-    channels, height, width = planes.shape
-    return Datum(channels=channels, height=height, width=width, data=planes.tobytes(), label=label, encoded=False)
-
-
-def decode(data: bytes, flags: int) -> np.ndarray:
-    """The image in a file's bytes: H×W or H×W×C, uint8. ValueError says why there is none."""
-    if not data:
-        raise ValueError("the file is empty")
-    try:
-        check_size(data)
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except CaffeError as error:
-        raise ValueError(str(error)) from None
-    except cv2.error as error:  # more pixels than OpenCV reads
-        raise ValueError(error.err) from None
-    if image is None:
-        raise ValueError("not an image that OpenCV reads")
-    if image.dtype != np.uint8:
-        raise ValueError(f"the image is {image.dtype}; expected 8 bits a channel")
-    return image
+    pixels = planes(image)
+    channels, height, width = pixels.shape
+    return Datum(channels=channels, height=height, width=width, data=pixels.tobytes(), label=label, encoded=False)
 
 
 def _read(root: str, line: Line, flags: int, size: tuple[int, int], encoding: str | None) -> Record:
@@ -117,10 +98,10 @@ def _read(root: str, line: Line, flags: int, size: tuple[int, int], encoding: st
     try:
         with open(root + separator + line.file, "rb", buffering=0) as f:  # a third of the time of Path.read_bytes
             data = f.read()
-        image = decode(data, flags)
+        image = decode_image(data, flags)
     except OSError as error:
         return Record(line.file, (0, 0, 0), None, error.strerror or str(error))
-    except ValueError as error:
+    except (CaffeError, ValueError) as error:  # ValueError: a 0 in the file's name
         return Record(line.file, (0, 0, 0), None, str(error))
     height, width = size
     if height > 0 and width > 0:

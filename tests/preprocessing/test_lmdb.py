@@ -152,7 +152,7 @@ def test_images_of_the_size_already_stay_as_they_are(tree: Path, tmp_path: Path)
 
 def test_an_image_that_cannot_be_read_is_named_when_it_would_be_resized(tree: Path, tmp_path: Path) -> None:
     first(tree).write_bytes(b"no image")
-    with pytest.raises(StageError, match=f"{first(tree).relative_to(tree)}: not an"):
+    with pytest.raises(StageError, match=f"{first(tree).relative_to(tree)}: its 8 bytes are not an image"):
         write_databases(tree, tmp_path / "lmdb", size=5)
 
 

@@ -21,7 +21,7 @@ import torch
 
 from preprocessing import datasets
 from preprocessing.alignment import SIZE, TEMPLATE, align_face
-from preprocessing.datasets import SPLITS, class_folders, list_faces, tree_classes
+from preprocessing.datasets import SPLITS, list_faces, make_tree, read_grey, tree_classes, write_grey
 from preprocessing.folds import FOLDS_FILE
 from preprocessing.mtcnn import LANDMARKS, Face, PatientDetector
 from preprocessing.stage import (
@@ -36,7 +36,6 @@ from preprocessing.stage import (
 
 BATCH = 256  # images that a worker detects in together
 BATCH_PIXELS = 1 << 24  # fewer where they are large: at most so many pixels, or a single image
-PNG_LEVEL = 1  # zlib's fastest: faces are small
 SHEET_PAIRS = 4  # faces a class on the contact sheet
 COLORS = ("#ff3b30", "#34c759", "#00c7ff", "#ff9500", "#ff2d95")  # of the landmarks there
 
@@ -94,9 +93,7 @@ def align(
     except RuntimeError as error:  # CaffeError included
         raise StageError(str(error)) from error
     with replace_directory(aligned) as folder:
-        for split in SPLITS:
-            for class_folder in class_folders(classes):
-                (folder / split / class_folder).mkdir(parents=True)
+        make_tree(folder, classes)
         if (images / FOLDS_FILE).is_file():
             shutil.copyfile(images / FOLDS_FILE, folder / FOLDS_FILE)
         results: list[Aligned] = []
@@ -153,18 +150,9 @@ def _align_chunk(
                 result = align_face(image, None if face is None else face.landmarks, size)
             except ValueError as error:
                 raise StageError(f"{images / source.file}: {error}") from error
-            encoded = cv2.imencode(".png", result, [cv2.IMWRITE_PNG_COMPRESSION, PNG_LEVEL])[1]
-            (folder / source.file).write_bytes(encoded.tobytes())
+            write_grey(folder / source.file, result)
             yield Aligned(source, face, len(faces))
         sources, pixels = [], []
-
-
-def read_grey(path: Path) -> np.ndarray:
-    """An image as uint8 HxW. Raises StageError when it cannot be read."""
-    image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-    if image is None:
-        raise StageError(f"{path}: not a readable image; expected a PNG file, as extract writes it")
-    return image
 
 
 def main_face(faces: Sequence[Face], height: int, width: int) -> Face | None:

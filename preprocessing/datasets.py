@@ -1,6 +1,6 @@
 """FER2013's names, the reader of its CSV (also inside Kaggle's archive), and the stages' own tree of images.
 
-The layouts of other data sets are in `layouts.py`. Everything is read as a stream or a listing; no reader holds a data
+The layouts of other data sets are in `layouts/`. Everything is read as a stream or a listing; no reader holds a data
 set in memory.
 """
 
@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, NamedTuple
 
+import cv2
 import numpy as np
 
 from preprocessing.stage import StageError
@@ -35,6 +36,7 @@ BLOCK_BYTES = 1 << 20
 MAX_ROW_BYTES = 1 << 16  # a plain row has at most 9,300 bytes; beyond this it is not a row
 BLANK_RANGE = 4  # grey levels between the darkest and the brightest pixel of a blank face: one level, and JPEG's noise
 COLUMNS = ("emotion", "pixels", "Usage")
+PNG_LEVEL = 1  # zlib's fastest: level 9 saves 3 % of such small files
 
 
 def class_folders(classes: Sequence[str]) -> tuple[str, ...]:
@@ -89,6 +91,30 @@ def list_faces(tree: Path) -> list[Face]:
     if not faces:
         raise StageError(f"{tree}: no faces; expected {SPLITS[0]}/{folders[0]}/NNNNN.png and so on")
     return faces
+
+
+def make_tree(folder: Path, classes: Sequence[str]) -> None:
+    """Make the folders of a tree in an empty one: `Training/0_angry`, …."""
+    for split in SPLITS:
+        for class_folder in class_folders(classes):
+            (folder / split / class_folder).mkdir(parents=True)
+
+
+def read_grey(path: str | Path) -> np.ndarray:
+    """An image of a tree, uint8 height×width. Raises StageError for what is none, OSError where it cannot be read."""
+    with open(path, "rb") as f:
+        data = np.frombuffer(f.read(), np.uint8)
+    image = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if len(data) else None
+    if image is None:
+        raise StageError(f"{path}: not a readable image; expected a PNG file, as extract writes it")
+    return image
+
+
+def write_grey(path: str | Path, image: np.ndarray) -> None:
+    """Write an image of a tree, uint8 height×width, as a PNG file. Raises OSError where the disk is full."""
+    _, data = cv2.imencode(".png", image, (cv2.IMWRITE_PNG_COMPRESSION, PNG_LEVEL))
+    with open(path, "wb") as f:  # not cv2.imwrite, which says nothing but False when the disk is full
+        f.write(data.data)
 
 
 def is_blank(faces: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 
 from preprocessing.classes import CONTEMPT
-from preprocessing.datasets import BATCH_ROWS, EMOTIONS, SPLITS, CsvReader, Line, Rows, class_folders, is_blank
+from preprocessing.datasets import BATCH_ROWS, EMOTIONS, SPLITS, CsvReader, Line, Rows, is_blank, make_tree, write_grey
 from preprocessing.folds import FOLDS, HELD_OUT, HELD_OUT_SEEDS, deal_folds, hold_out, split_of_fold, write_folds
 from preprocessing.images import decode_image, read_file
 from preprocessing.layouts import FRAMES, LAYOUTS, Box, Item, canonical, read_layout
@@ -30,7 +30,6 @@ from preprocessing.stage import Stage, StageError, check_output, progress, repla
 
 T = TypeVar("T")
 
-PNG_LEVEL = 1  # zlib's fastest: level 9 saves 3 % of such small files
 LISTED_REJECTS = 10_000  # the manifest lists this many rejected rows and counts the others
 # By how much a box around a face is enlarged before it is cut out. AffectNet's boxes reach from the brows to the chin;
 # MTCNN, which aligns afterwards, wants the forehead and some of what is around the face, and a turned head's corners.
@@ -127,9 +126,7 @@ def extract(
     with replace_directory(output) as folder:
         began = folder.stat().st_mtime_ns  # by the clock of its file system
         tree = Tree(folder, names)
-        for split in SPLITS:
-            for class_folder in class_folders(names):
-                (folder / split / class_folder).mkdir(parents=True)
+        make_tree(folder, names)
         if source.is_dir():
             stage = Stage("extract", settings={"folder": str(source), **settings})
             if layout == "ckplus":
@@ -304,12 +301,6 @@ def _sum_up(parts: Iterable[Written], tree: Tree, source: Path, unit: str, stage
     return total
 
 
-def _write_face(path: str, face: np.ndarray) -> None:
-    _, data = cv2.imencode(".png", face, (cv2.IMWRITE_PNG_COMPRESSION, PNG_LEVEL))
-    with open(path, "wb") as f:  # not cv2.imwrite, which says nothing but False when the disk is full
-        f.write(data.data)
-
-
 def _write_rows(reader: CsvReader, batch: list[Line], tree: Tree) -> Written:
     """One batch of the CSV."""
     rows = reader.parse(batch)
@@ -320,7 +311,7 @@ def _write_rows(reader: CsvReader, batch: list[Line], tree: Tree) -> Written:
         written.left_out[CONTEMPT] = int((~taken).sum())
         rows = Rows(rows.lines[taken], rows.labels[taken], rows.splits[taken], rows.pixels[taken], rows.rejected)
     for line, label, split, face in zip(rows.lines, rows.labels, rows.splits, rows.pixels, strict=True):
-        _write_face(f"{tree.folder}/{tree.file(SPLITS[split], label, line - 2)}", face)  # the header is line 1
+        write_grey(f"{tree.folder}/{tree.file(SPLITS[split], label, line - 2)}", face)  # the header is line 1
     np.add.at(written.faces, (rows.splits, rows.labels), 1)
     written.blank = int(is_blank(rows.pixels).sum())
     return written
@@ -341,7 +332,7 @@ def _write_images(source: Path, batch: Sequence[tuple[int, Item]], tree: Tree) -
         assert item.split is not None
         label = tree.classes.index(item.emotion)
         file = tree.file(item.split, label, number)
-        _write_face(f"{tree.folder}/{file}", face)
+        write_grey(f"{tree.folder}/{file}", face)
         written.faces[SPLITS.index(item.split), label] += 1
         written.blank += int(is_blank(face[None])[0])
         if item.person is not None:

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 from matplotlib.figure import Figure
 
-from preprocessing.datasets import SIZE, SPLITS, Face, is_blank, list_faces, tree_classes
+from preprocessing.datasets import SIZE, SPLITS, Face, is_blank, list_faces, read_grey, tree_classes
 from preprocessing.pictures import montage
 from preprocessing.stage import Stage, StageError, progress, replace_directory, replace_file, run_main
 
@@ -120,17 +120,9 @@ def report(images: Path, aligned: Path | None, output: Path) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _read(path: str) -> np.ndarray:
-    with open(path, "rb") as f:
-        image = cv2.imdecode(np.frombuffer(f.read(), np.uint8), cv2.IMREAD_GRAYSCALE)
-    if image is None:
-        raise StageError(f"{path}: not a readable image; expected a PNG, as extract writes it")
-    return image
-
-
 def _read_facts(images: Path, faces: Sequence[Face]) -> list[Facts]:
     def read(face: Face) -> Facts:
-        image = _read(f"{images}/{face.file}")
+        image = read_grey(f"{images}/{face.file}")
         height, width = image.shape
         digest = hashlib.blake2b(b"%dx%d" % (width, height) + image.tobytes(), digest_size=16).digest()
         return Facts(digest, (width, height), float(image.mean()), float(image.std()), bool(is_blank(image[None])[0]))
@@ -235,7 +227,7 @@ def _draw_pictures(
 
     def some(candidates: Sequence[Face], number: int) -> list[np.ndarray]:
         chosen = np.sort(rng.permutation(len(candidates))[:number])
-        return [_thumbnail(_read(f"{images}/{candidates[index].file}")) for index in chosen]
+        return [_thumbnail(read_grey(f"{images}/{candidates[index].file}")) for index in chosen]
 
     _draw_counts(faces, classes, folder / "counts.png")
     for label, name in enumerate(classes):

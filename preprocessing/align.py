@@ -32,6 +32,7 @@ from preprocessing.stage import (
     progress,
     replace_directory,
     run_main,
+    worker_count,
 )
 
 BATCH = 256  # images that a worker detects in together
@@ -80,8 +81,8 @@ def align(
     the manifest's counts. Raises StageError for an empty folder, an unreadable image, or an argument out of range.
     """
     images, aligned = Path(images), Path(aligned)
-    workers = os.cpu_count() or 1 if workers is None else workers
-    for option, value in (("--size", size), ("--workers", workers), ("--batch", batch)):
+    workers = worker_count(workers)
+    for option, value in (("--size", size), ("--batch", batch)):
         if value < 1:
             raise StageError(f"{option} is {value}; expected 1 or more")
     check_output(images, aligned)

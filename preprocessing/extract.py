@@ -26,7 +26,7 @@ from preprocessing.datasets import BATCH_ROWS, EMOTIONS, SPLITS, CsvReader, Line
 from preprocessing.folds import FOLDS, HELD_OUT, HELD_OUT_SEEDS, deal_folds, hold_out, split_of_fold, write_folds
 from preprocessing.images import decode_image, read_file
 from preprocessing.layouts import FRAMES, LAYOUTS, Box, Item, canonical, read_layout
-from preprocessing.stage import Stage, StageError, check_output, progress, replace_directory, run_main
+from preprocessing.stage import Stage, StageError, check_output, progress, replace_directory, run_main, worker_count
 
 T = TypeVar("T")
 
@@ -111,9 +111,7 @@ def extract(
     no face is left.
     """
     source, output = Path(source), Path(output)
-    workers = os.cpu_count() or 1 if workers is None else workers
-    if workers < 1:
-        raise StageError(f"--workers is {workers}; expected 1 or more")
+    workers = worker_count(workers)
     if layout not in LAYOUTS:
         raise StageError(f"--layout is {layout}; expected one of {', '.join(LAYOUTS)}")
     if not source.exists():

@@ -8,7 +8,6 @@ python -m preprocessing.lmdb data/fer2013/aligned data/fer2013/both/lmdb --besid
 from __future__ import annotations
 
 import argparse
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,7 +35,7 @@ from preprocessing.classes import write_classes
 from preprocessing.datasets import EMOTIONS, SPLITS, Face, list_faces, tree_classes
 from preprocessing.ferplus import SoftLabel, soft_labels
 from preprocessing.folds import FOLDS, read_folds, split_of_fold
-from preprocessing.stage import Stage, StageError, check_output, progress, replace_directory, run_main
+from preprocessing.stage import Stage, StageError, check_output, progress, replace_directory, run_main, worker_count
 
 DATABASES = dict(zip(SPLITS, ("train_lmdb", "val_lmdb", "test_lmdb"), strict=True))
 
@@ -76,7 +75,8 @@ def write_databases(
     given for other classes than FER2013's, and a `fold` for a tree without folds.
     """
     images, output = Path(images), Path(output)
-    for option, value, highest in (("--workers", workers, None), ("--size", size, None), ("--fold", fold, FOLDS)):
+    workers = worker_count(workers)
+    for option, value, highest in (("--size", size, None), ("--fold", fold, FOLDS)):
         if value is not None and (value < 1 or (highest is not None and value > highest)):
             raise StageError(f"{option} is {value}; expected {f'1..{highest}' if highest else '1 or more'}")
     folders = [images] if beside is None else [images, Path(beside)]
@@ -147,7 +147,7 @@ def _absent(lines: dict[str, list[Line]], classes: Sequence[str]) -> str:
     return text
 
 
-def _read(folders: Sequence[Path], lines: Sequence[Line], size: int | None, workers: int | None) -> Iterator[Record]:
+def _read(folders: Sequence[Path], lines: Sequence[Line], size: int | None, workers: int) -> Iterator[Record]:
     """A record for each line, in order, by threads: its image in each folder, brought to size x size pixels; without a
     size as it is, in the one folder.
 
@@ -156,10 +156,9 @@ def _read(folders: Sequence[Path], lines: Sequence[Line], size: int | None, work
     if size is None:
         yield from read_images(folders[0], lines, cv2.IMREAD_UNCHANGED, workers=workers)
         return
-    threads = workers or os.cpu_count() or 1
     remaining = iter(lines)
-    with ThreadPoolExecutor(threads) as pool:
-        while batch := list(islice(remaining, 64 * threads)):
+    with ThreadPoolExecutor(workers) as pool:
+        while batch := list(islice(remaining, 64 * workers)):
             yield from pool.map(lambda line: _read_resized(folders, line, size), batch)
 
 

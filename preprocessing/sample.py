@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import signal
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -25,7 +24,7 @@ import numpy as np
 
 from preprocessing.datasets import EMOTIONS, SIZE, SPLITS
 from preprocessing.pictures import montage
-from preprocessing.stage import Stage, StageError, progress, replace_file, run_main
+from preprocessing.stage import Stage, StageError, progress, replace_file, run_main, worker_count
 
 COUNT = 4000
 MIN_COUNT = 70
@@ -760,9 +759,7 @@ def write_sample(output: Path, seed: int = 0, count: int = COUNT, workers: int |
         raise StageError(f"--count is {count}; expected {MIN_COUNT} or more, so that each split has every emotion")
     if seed < 0:
         raise StageError(f"--seed is {seed}; expected 0 or more")
-    workers = os.cpu_count() or 1 if workers is None else workers
-    if workers < 1:
-        raise StageError(f"--workers is {workers}; expected 1 or more")
+    workers = worker_count(workers)
     stage = Stage("sample", settings={"seed": seed, "count": count})
     plan = _plan(seed, count)
     splits, labels = zip(*plan, strict=True)

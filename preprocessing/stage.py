@@ -246,6 +246,18 @@ def progress(iterable: Iterable[T], total: int | None, label: str, unit: str = "
     return tqdm(iterable, total=total, desc=label, unit=unit, disable=not sys.stderr.isatty(), leave=False)
 
 
+def worker_count(workers: int | None) -> int:
+    """How many threads or processes a stage takes: `--workers`, by default one for each core.
+
+    Raises StageError for fewer than 1.
+    """
+    if workers is None:
+        return os.cpu_count() or 1
+    if workers < 1:
+        raise StageError(f"--workers is {workers}; expected 1 or more")
+    return workers
+
+
 def add_device_argument(parser: argparse.ArgumentParser) -> None:
     """`--device auto|cpu|cuda|cuda:N`, default auto: a GPU where there is one."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import cast
 
 import torch
 
@@ -86,7 +85,7 @@ class WeightAverage:
     def share_with(self, net: Net) -> None:
         """Let a test net use a copy of the average of now, by layer name."""
         torch._foreach_copy_([parameter.tensor().detach() for parameter in self._copies], self.weights())
-        net.share_with(cast(Net, self))  # of another net it looks at `params` alone
+        net.share_params(self.params)
 
     def set_state(self, values: list[torch.Tensor], count: int) -> None:
         """Go on from an average of `count` sets of weights, or with none from the beginning."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -1075,9 +1075,18 @@ class Net:
         """Have the values of `other`'s parameters, by layer name: what changes there changes here, and the reverse.
 
         Diffs, and lr_mult and decay_mult, stay each net's own, as in Caffe: solvers of both may take turns.
+
+        Raises CaffeError as `share_params` does.
+        """
+        self.share_params(other.params)
+
+    def share_params(self, params: Mapping[str, Sequence[Parameter]]) -> None:
+        """`share_with` for parameters by layer, such as another net's `params`.
+
+        Raises CaffeError for a layer whose parameters there have other shapes, or are shared otherwise among layers.
         """
         pairs: dict[int, tuple[Parameter, Parameter]] = {}  # of each owner here, once
-        for name, blobs in other.params.items():
+        for name, blobs in params.items():
             if name in self.params:
                 mine = self.params[name]
                 if [b.shape for b in mine] != [b.shape for b in blobs]:

@@ -24,21 +24,9 @@ from typing import Any
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from caffe.errors import CaffeError
-from caffe.proto import caffe_pb2
-
-# Every type of Caffe 1.0, whether or not this engine computes it: a net may be written for another reader.
-# fmt: off
-CAFFE_TYPES = frozenset((
-    "AbsVal", "Accuracy", "ArgMax", "BNLL", "BatchNorm", "BatchReindex", "Bias", "Clip", "Concat",
-    "ContrastiveLoss", "Convolution", "Crop", "Data", "Deconvolution", "Dropout", "DummyData", "ELU", "Eltwise",
-    "Embed", "EuclideanLoss", "Exp", "Filter", "Flatten", "HDF5Data", "HDF5Output", "HingeLoss", "Im2col",
-    "ImageData", "InfogainLoss", "InnerProduct", "Input", "LRN", "LSTM", "LSTMUnit", "Log", "MVN", "MemoryData",
-    "MultinomialLogisticLoss", "PReLU", "Parameter", "Pooling", "Power", "Python", "RNN", "ReLU", "Reduction",
-    "Reshape", "SPP", "Scale", "Sigmoid", "SigmoidCrossEntropyLoss", "Silence", "Slice", "Softmax",
-    "SoftmaxWithLoss", "Split", "Swish", "TanH", "Threshold", "Tile", "WindowData",
-))
-# fmt: on
+from .errors import CaffeError
+from .layers import LAYERS
+from .proto import caffe_pb2
 
 
 def param_name_dict() -> dict[str, str]:
@@ -296,13 +284,8 @@ class Layers:
     """`layers.TYPE(*bottoms, **params)` makes a layer and returns its top: a tuple for ntop > 1, the Function for 0."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        if name not in CAFFE_TYPES:
-            from caffe.layers.base import (
-                LAYERS,
-            )  # here, since the registry comes with PyTorch, which this file needs not
-
-            if name not in LAYERS:
-                raise AttributeError(f"no layer type {name!r}{_suggest(name, CAFFE_TYPES | LAYERS.keys())}")
+        if name not in LAYERS:
+            raise AttributeError(f"no layer type {name!r}{_suggest(name, LAYERS)}")
 
         def layer(*bottoms: Top, **params: Any) -> Top | Function | tuple[Top, ...]:
             fn = Function(name, bottoms, params)

@@ -30,6 +30,16 @@ QUICK_SNAPSHOT = 0.05  # seconds that a snapshot may always take
 CHECK_INTERVAL = 100  # iterations after which replayed passes are asked for wrong numbers, at the latest
 
 
+def solver_settings(param: StrPath | SolverParameter) -> SolverParameter:
+    """A copy of a solver's settings, in the current form: of a message, or of a prototxt's path."""
+    if not isinstance(param, SolverParameter):
+        return read_solver_parameter(param)
+    settings = SolverParameter()
+    settings.CopyFrom(param)
+    upgrade_solver(settings, "solver")
+    return settings
+
+
 class Solver:
     """What all solvers share; a subclass says how a gradient becomes an update.
 
@@ -63,9 +73,7 @@ class Solver:
     histories: ClassVar[int] = 1
 
     def __init__(self, param: StrPath | SolverParameter) -> None:
-        self.param = SolverParameter()
-        self.param.CopyFrom(param if isinstance(param, SolverParameter) else read_solver_parameter(param))
-        upgrade_solver(self.param, "solver")
+        self.param = solver_settings(param)
         log.info("solver.cpp:45", f"Initializing solver from parameters: \n{self.param}")
         self.iter = 0
         self.requested: str | None = None
@@ -276,7 +284,7 @@ class Solver:
         for name in self.net.outputs:
             weight = self.net.blob_loss_weights[name]
             for value in self.net.blobs[name].data.ravel():
-                log.info("solver.cpp:258", f"    Train net output #{number}: {_output(name, float(value), weight)}")
+                log.info("solver.cpp:258", f"    Train net output #{number}: {output_text(name, float(value), weight)}")
                 number += 1
 
     def apply_update(self, display: bool = False) -> None:
@@ -419,7 +427,7 @@ class Solver:
         output = 0
         for name, values in means.items():
             for value in values:
-                line = _output(name, value, net.blob_loss_weights[name])
+                line = output_text(name, value, net.blob_loss_weights[name])
                 log.info("solver.cpp:414", f"    Test net output #{output}: {line}")
                 output += 1
         for callback in self.on_test:
@@ -556,6 +564,7 @@ class Solver:
         raise CaffeError(f"{state_file}: its weights {learned_net} are neither there nor beside it")
 
 
-def _output(name: str, value: float, weight: float) -> str:
+def output_text(name: str, value: float, weight: float) -> str:
+    """An output as Caffe's logs have it: `loss = 1.5 (* 1 = 1.5 loss)`, or without a loss weight `accuracy = 0.5`."""
     line = f"{name} = {log.number(value)}"
     return f"{line} (* {log.number(weight)} = {log.number(weight * value)} loss)" if weight else line

@@ -15,10 +15,8 @@ import torch
 from .blob import Parameter
 from .errors import CaffeError
 from .files import StrPath
-from .io import read_solver_parameter
 from .proto.caffe_pb2 import SolverParameter
-from .solver import Solver
-from .upgrade import upgrade_solver
+from .solver import Solver, solver_settings
 
 
 class SGDSolver(Solver):
@@ -182,9 +180,7 @@ def get_solver(param: StrPath | SolverParameter) -> Solver:
 
     Raises CaffeError for a type that is none of them, and for what the solver refuses.
     """
-    message = SolverParameter()
-    message.CopyFrom(param if isinstance(param, SolverParameter) else read_solver_parameter(param))
-    upgrade_solver(message, "solver")
-    if message.type not in SOLVERS:
-        raise CaffeError(f"solver type {message.type!r} is not known; expected one of {', '.join(SOLVERS)}")
-    return SOLVERS[message.type](message)
+    settings = solver_settings(param)
+    if settings.type not in SOLVERS:
+        raise CaffeError(f"solver type {settings.type!r} is not known; expected one of {', '.join(SOLVERS)}")
+    return SOLVERS[settings.type](settings)

@@ -18,6 +18,7 @@ import caffe
 from caffe import glog as log
 from caffe.io import read_solver_parameter
 from caffe.proto.caffe_pb2 import SolverParameter
+from caffe.solver import output_text
 from caffe.tools.flags import FlagParser, run
 
 EFFECTS = {"stop": "stop", "snapshot": "snapshot", "none": None}
@@ -194,9 +195,7 @@ def test(flags: argparse.Namespace) -> None:
                 log.info("caffe.cpp:304", f"Batch {iteration}, {name} = {log.number(value)}")
     log.info("caffe.cpp:309", f"Loss: {log.number(loss / flags.iterations)}")
     for (name, _), total in sums.items():
-        mean, weight = total / flags.iterations, net.blob_loss_weights[name]
-        scaled = f" (* {log.number(weight)} = {log.number(weight * mean)} loss)" if weight else ""
-        log.info("caffe.cpp:321", f"{name} = {log.number(mean)}{scaled}")
+        log.info("caffe.cpp:321", output_text(name, total / flags.iterations, net.blob_loss_weights[name]))
 
 
 def time_net(flags: argparse.Namespace) -> None:

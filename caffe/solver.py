@@ -112,14 +112,16 @@ class Solver:
         """`fp32`, `bf16`, `fp16` or `auto`, as the solver prototxt says."""
         return SolverParameter.Precision.Name(self.param.precision).lower()
 
-    def _net(self, param: NetParameter, state: NetState) -> Net:
-        full = NetParameter()
-        full.CopyFrom(param)
-        full.state.MergeFrom(state)
-        phase = full.state.phase
-        level, stages = full.state.level, list(full.state.stage)
-        full.ClearField("state")
-        return Net(full, phase=phase, level=level, stages=stages, precision=self.precision)
+    def _make_net(self, source: str | NetParameter, phase: int, wanted: NetState | None) -> Net:
+        """A net of a phase; its level and stages are its own prototxt's, and what the solver wants beside."""
+        param = NetParameter()
+        param.CopyFrom(read_net_parameter(source) if isinstance(source, str) else source)
+        state = NetState()
+        state.CopyFrom(param.state)
+        if wanted is not None:
+            state.MergeFrom(wanted)
+        param.ClearField("state")
+        return Net(param, phase=phase, level=state.level, stages=list(state.stage), precision=self.precision)
 
     def _make_train_net(self) -> Net:
         p = self.param
@@ -131,19 +133,14 @@ class Solver:
         source = getattr(p, given[0])
         if isinstance(source, str):
             log.info("solver.cpp:102", f"Creating training net from {given[0]} file: {source}")
-        param = read_net_parameter(source) if isinstance(source, str) else source
-        state = NetState(phase=TRAIN)
-        state.MergeFrom(param.state)
-        state.MergeFrom(p.train_state)
-        state.phase = TRAIN
-        return self._net(param, state)
+        return self._make_net(source, TRAIN, p.train_state)
 
     def _make_test_nets(self) -> list[Net]:
         p = self.param
         sources: list[str | NetParameter] = [*p.test_net_param, *p.test_net]
         shared = p.net_param if p.HasField("net_param") else p.net if p.HasField("net") else None
         if shared is not None:
-            sources += [shared] * (max(len(p.test_iter) - len(sources), 0) if p.test_iter else 0)
+            sources += [shared] * (len(p.test_iter) - len(sources))  # none where there are more
         if len(sources) != len(p.test_iter):
             raise CaffeError(f"solver: {len(p.test_iter)} test_iter for {len(sources)} test nets; expected one each")
         if len(p.test_state) not in (0, len(sources)):
@@ -158,15 +155,9 @@ class Solver:
             )
         nets = []
         for i, source in enumerate(sources):
-            param = read_net_parameter(source) if isinstance(source, str) else source
             what = f"net file: {source}" if isinstance(source, str) else "net_param"
             log.info("solver.cpp:190", f"Creating test net (#{i}) specified by {what}")
-            state = NetState(phase=TEST)
-            state.MergeFrom(param.state)
-            if p.test_state:
-                state.MergeFrom(p.test_state[i])
-            state.phase = TEST
-            nets.append(self._net(param, state))
+            nets.append(self._make_net(source, TEST, p.test_state[i] if p.test_state else None))
         return nets
 
     def _check_settings(self) -> None:

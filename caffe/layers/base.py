@@ -155,16 +155,19 @@ class Layer:
 
 
 class RandomLayer(Layer):
-    """A layer that draws random numbers, from a generator of its own on its device."""
+    """A layer that draws random numbers, from a generator of its own.
+
+    Attributes
+    ----------
+    draws_on_cpu: whether the generator is on the CPU, and so draws the same on every device; else it is on the layer's.
+    """
+
+    draws_on_cpu: ClassVar[bool] = False
 
     def __init__(self, param: LayerParameter, device: torch.device, generator: torch.Generator) -> None:
         super().__init__(param, device, generator)
         seed = int(torch.randint(2**31 - 1, (1,), generator=generator))
-        self.random = torch.Generator(device=self.random_device).manual_seed(seed)
-
-    @property
-    def random_device(self) -> torch.device:
-        return self.device
+        self.random = torch.Generator(device="cpu" if self.draws_on_cpu else device).manual_seed(seed)
 
     def state(self) -> dict[str, Any]:
         return {"random_state": bytes(self.random.get_state().numpy())}

@@ -52,10 +52,7 @@ class DummyData(RandomLayer):
     bottoms = (0, 0)
     tops = (1, None)
     differentiable = False
-
-    @property
-    def random_device(self) -> torch.device:
-        return torch.device("cpu")  # where the fillers compute
+    draws_on_cpu = True  # where the fillers compute
 
     def setup(self, shapes: list[Shape]) -> None:
         p = self.param.dummy_data_param
@@ -117,10 +114,7 @@ class MemoryData(RandomLayer):
     bottoms = (0, 0)
     tops = (2, 2)
     differentiable = False
-
-    @property
-    def random_device(self) -> torch.device:
-        return torch.device("cpu")
+    draws_on_cpu = True
 
     def setup(self, shapes: list[Shape]) -> None:
         p = self.param.memory_data_param

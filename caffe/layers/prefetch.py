@@ -71,6 +71,7 @@ class PrefetchingLayer(RandomLayer, Generic[T]):
 
     bottoms: ClassVar[tuple[int, int | None]] = (0, 0)
     differentiable = False
+    draws_on_cpu = True  # a few numbers a batch
 
     def __init__(self, param: LayerParameter, device: torch.device, generator: torch.Generator) -> None:
         super().__init__(param, device, generator)
@@ -81,10 +82,6 @@ class PrefetchingLayer(RandomLayer, Generic[T]):
         # The two pools end by themselves when nobody holds them any more. Nothing waits for that: it may be the
         # garbage collector that lets go of them, in one of their own threads.
         self._decoders: ThreadPoolExecutor | None = None
-
-    @property
-    def random_device(self) -> torch.device:
-        return torch.device("cpu")  # a few numbers a batch, the same on every device
 
     @property
     def seed(self) -> int:

@@ -100,8 +100,7 @@ class _Loss(Layer):
             self.normalization = p.normalization
 
     def normalize(self, total: torch.Tensor, labels: torch.Tensor, batch: int) -> torch.Tensor:
-        """`total` over the number of labels (whole numbers, one axis) that are not ignored, of all, of the batch, or
-        1; at least 1."""
+        """`total` over the number of labels (one axis) that are not ignored, of all, of the batch, or 1; at least 1."""
         if self.normalization == LossParameter.VALID and self.ignore is not None:
             return total / (labels != self.ignore).sum().clamp(min=1)
         if self.normalization in (LossParameter.VALID, LossParameter.FULL):
@@ -180,9 +179,7 @@ class SoftmaxWithLoss(_Loss):
         total = -(weights * (shares * torch.log_softmax(rows, 1)).sum(1)).sum()
         if self.normalization == LossParameter.VALID:
             return total / weights.sum().clamp(min=torch.finfo(torch.float32).tiny)
-        if self.normalization == LossParameter.FULL:
-            return total / max(len(rows), 1)
-        return total / max(batch, 1) if self.normalization == LossParameter.BATCH_SIZE else total
+        return self.normalize(total, kept, batch)
 
 
 @register("InfogainLoss")

@@ -7,7 +7,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -110,6 +110,15 @@ class _Border:
     def __exit__(self, *_: object) -> None:
         for handle in self.handles:
             handle.remove()
+
+
+class _Passage(NamedTuple):
+    """The values that pass through some layers. A blob may change in place: how it came in and how it left count."""
+
+    entered: Tensors  # each blob as the first of the layers that has it reads or makes it
+    left: Tensors  # the tops, as the last of the layers leaves them
+    consumed: set[str]  # blobs that a layer reads and does not overwrite
+    made: set[int]  # ids of all tops
 
 
 class _BatchNormScale:
@@ -739,57 +748,24 @@ class Net:
         # values whose diff already holds the part of their readers behind this range
         partly = {id(value) for number in self._walked if number > start for value in self._graph[number][0]}
         self._walked.update(numbers)
-        # a blob may change in place: what matters is how it came into this range of layers and how it left it
-        entered: Tensors = {}
-        left: Tensors = {}
-        consumed: set[str] = set()
-        made: set[int] = set()
-        leaves: dict[int, Parameter] = {}
-        for number in numbers:
-            if not self.layer_needs_backward[number]:
-                continue
-            layer, (bottoms, tops) = self.layers[number], self._graph[number]
-            for name, value in [
-                *zip(layer.param.bottom, bottoms, strict=True),
-                *zip(layer.param.top, tops, strict=True),
-            ]:
-                entered.setdefault(name, value)
-            left.update(zip(layer.param.top, tops, strict=True))
-            consumed.update(set(layer.param.bottom) - set(layer.param.top))
-            made.update(id(top) for top in tops)
-        for layer in self.layers[end : start + 1]:
-            leaves.update((id(owner), owner) for blob in layer.blobs if (owner := blob.owner).needs_diff)
+        passage = self._passage(self._graph, numbers)
         # float16 has no small numbers: gradients are computed that much larger
         scale = context.FLOAT16_LOSS_SCALE if self._dtype is torch.float16 else 1.0
-        roots, seeds = [], []
-        given: set[str] = set()  # whose diff is the seed alone, and stays what it is
-        for name, value in left.items():
-            weight = self.blob_loss_weights[name]
-            if not value.requires_grad or (name in consumed and not weight and id(value) not in partly):
-                continue
-            roots.append(value)
-            seeds.append((self._loss_diff(name, value) * scale).to(value.dtype))
-            if entered[name] is value and name not in consumed and name not in self._read_losses:
-                given.add(name)
+        roots, seeds, given = self._seeds(passage, partly, scale)
+        entered, layers = passage.entered, self.layers[end : start + 1]
         names = [n for n, value in entered.items() if blob_diffs and value.requires_grad and n not in given]
-        parameters = list(leaves.values())
+        owners = (blob.owner for layer in layers for blob in layer.blobs)
+        parameters = list({id(owner): owner for owner in owners if owner.needs_diff}.values())
         wanted = [p.tensor() for p in parameters] + [entered[name] for name in names]
         if not roots or not wanted:
             return
-        border = [value for value in entered.values() if value.requires_grad and id(value) not in made]
+        border = [value for value in entered.values() if value.requires_grad and id(value) not in passage.made]
         if not keep:  # the new ones take the old ones' memory, which is in the cache; what gets none stays 0
             for name in names:
                 if id(entered[name]) not in partly:
                     self.blobs[name].clear_diff()
         with _Border(border if end > 0 else []) as reached:
-            try:
-                gradients = torch.autograd.grad(roots, wanted, seeds, retain_graph=keep, allow_unused=True)
-            except RuntimeError as error:
-                layers = self.layers[end : start + 1]
-                if isinstance(error, CaffeError) or any(layer.type == "Python" for layer in layers):
-                    raise
-                which = f"{layers[-1].name!r} to {layers[0].name!r}"
-                raise CaffeError(f"the backward pass from layer {which}: {error}") from error
+            gradients = _differentiate(layers, roots, seeds, wanted, keep)
         if not keep:
             self._graph = None
         for parameter, gradient in zip(parameters, gradients, strict=False):
@@ -800,7 +776,44 @@ class Net:
             gradient = reached.get(key, gradient)
             if gradient is not None:
                 gradient = gradient if scale == 1 else gradient.float() / scale
-                blob.set_diff(blob.diff_tensor() + gradient if key in partly and key not in made else gradient)
+                added = key in partly and key not in passage.made
+                blob.set_diff(blob.diff_tensor() + gradient if added else gradient)
+
+    def _passage(self, graph: Graph, numbers: Sequence[int]) -> _Passage:
+        """What the layers of these numbers that take part in the backward pass have read and made."""
+        passage = _Passage({}, {}, set(), set())
+        for number in numbers:
+            if not self.layer_needs_backward[number]:
+                continue
+            layer, (bottoms, tops) = self.layers[number], graph[number]
+            for name, value in [
+                *zip(layer.param.bottom, bottoms, strict=True),
+                *zip(layer.param.top, tops, strict=True),
+            ]:
+                passage.entered.setdefault(name, value)
+            passage.left.update(zip(layer.param.top, tops, strict=True))
+            passage.consumed.update(set(layer.param.bottom) - set(layer.param.top))
+            passage.made.update(id(top) for top in tops)
+        return passage
+
+    def _seeds(
+        self, passage: _Passage, partly: set[int], scale: float
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor], set[str]]:
+        """The values that a backward pass begins at, the gradient of each, and the blobs whose diff is that alone.
+
+        partly: ids of values whose diff already holds a part. scale: by which gradients are larger.
+        """
+        roots, seeds = [], []
+        given: set[str] = set()  # whose diff stays what it is
+        for name, value in passage.left.items():
+            weight = self.blob_loss_weights[name]
+            if not value.requires_grad or (name in passage.consumed and not weight and id(value) not in partly):
+                continue
+            roots.append(value)
+            seeds.append((self._loss_diff(name, value) * scale).to(value.dtype))
+            if passage.entered[name] is value and name not in passage.consumed and name not in self._read_losses:
+                given.add(name)
+        return roots, seeds, given
 
     def backward(
         self,
@@ -1151,6 +1164,22 @@ class Net:
     def states(self) -> dict[str, dict[str, Any]]:
         """Each layer's state (`position`, `random_state`) by name, for the layers that have one."""
         return {layer.name: state for layer in self.layers if (state := layer.state())}
+
+
+def _differentiate(
+    layers: Sequence[Layer],
+    roots: list[torch.Tensor],
+    seeds: list[torch.Tensor],
+    wanted: list[torch.Tensor],
+    keep: bool,
+) -> tuple[torch.Tensor | None, ...]:
+    """The gradients that come from the roots' seeds; None for what they do not depend on. An error names the layers."""
+    try:
+        return torch.autograd.grad(roots, wanted, seeds, retain_graph=keep, allow_unused=True)
+    except RuntimeError as error:
+        if isinstance(error, CaffeError) or any(layer.type == "Python" for layer in layers):
+            raise
+        raise CaffeError(f"the backward pass from layer {layers[-1].name!r} to {layers[0].name!r}: {error}") from error
 
 
 def _magnitude(tensor: torch.Tensor) -> str:

@@ -1,1 +1,1 @@
-"""Training and what is made of it: driver, plots, the evaluation of one net or several, the table of all runs."""
+"""Training, its plots, and the evaluation of one trained net or of several together."""

@@ -31,26 +31,19 @@ from tqdm import tqdm
 import caffe
 from caffe import glog as log
 from caffe.database import write_lmdb
-from caffe.io import (
-    DatumReader,
-    load_mean,
-    open_lmdb,
-    read_net_parameter,
-    read_solver_parameter,
-    replace_bytes,
-)
+from caffe.io import DatumReader, load_mean, open_lmdb, read_net_parameter, read_solver_parameter, replace_bytes
 from caffe.net import filter_net
 from caffe.proto.caffe_pb2 import TEST, TRAIN, LayerParameter, NetParameter, NetState, SolverParameter
 from caffe.schedules import needs_monitor
 from preprocessing.classes import CLASSES_FILE, default_classes, read_classes, write_classes
 from preprocessing.network_input import CALIBRATION
-from preprocessing.stage import Stage, StageError, add_device_argument, replace_file, run_main, sha256
+from preprocessing.stage import Stage, StageError, replace_file, run_main, sha256
 from train import finetune
-from train.distill import SHARE, TEMPERATURE, Teachers
+from train.distill import Teachers
 from train.minutes import LARGEST_COUNT, TimeLimit, move
+from train.options import check_options, make_parser
 
 LARGEST_TEST_BATCH = 512
-LARGEST_SEED = 2**63 - 1  # of SolverParameter's int64; PyTorch's and NumPy's generators take that and one more
 KEPT_SNAPSHOTS = 2
 STATES = (".solverstate", ".solverstate.h5")  # what a snapshot's state ends in, by the solver's snapshot_format
 SNAPSHOT_SHARE = 0.05  # of a training's time: where an epoch takes a second, one in many ends in a snapshot
@@ -631,110 +624,56 @@ class Display:
             print(self.text, flush=True)
 
 
+def start_stage(run: Run, options: argparse.Namespace) -> Stage:
+    """The stage of a prepared run: its files, by the hashes that they have now, and its settings, for the manifest."""
+    settings = {"network": run.name, "solver": options.solver, "train_on": run.train_on}
+    settings |= {"device": str(caffe.current_device()), "threads": torch.get_num_threads()}
+    settings |= {"seed": run.solver_param.random_seed, "max_iter": run.solver_param.max_iter}
+    settings |= {"classes": list(run.classes), "base_lr": run.solver_param.base_lr}
+    settings |= {"init": options.init, "freeze": options.freeze, "minutes": options.minutes}
+    if run.teachers is not None:  # by their hashes before the training, since other runs may replace them
+        settings |= {"teachers": {str(path): sha256(path) for path in run.teachers.paths}}
+        settings |= {"temperature": run.teachers.temperature, "teacher_share": run.teachers.share}
+    prototxts = [run.folder / "solver.prototxt", run.folder / "train_val.prototxt"]
+    return Stage("train", [*prototxts, run.mean, *run.weights], settings)
+
+
+def summary(run: Run, stage: Stage) -> str:
+    """How a finished run ended, and which weights were taken."""
+    iterations, counts = f"{run.solver.iter} iterations", stage.counts
+    if counts["stopped_early"]:
+        epochs = run.solver.param.max_iter // run.epoch
+        iterations += f" (stopped early, after epoch {counts['epochs']:.0f} of {epochs})"
+    if run.train_on == "train+val":  # nothing is validated on what it learns
+        taken = "the last weights, trained on both splits"
+    else:
+        taken = f"best validation accuracy {run.best['accuracy']:.2%} in epoch {run.best['epoch']:.0f}"
+        if run.solver.param.monitor != "accuracy":  # that of the chosen epoch need not be the best
+            taken = f"best validation {run.best_value(run.solver)} in epoch {run.best['epoch']:.0f}"
+            taken += f", accuracy {run.best['accuracy']:.2%}"
+    return f"{iterations}, {taken} -> {run.folder / run.name}.caffemodel"
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m train", description=__doc__.split("\n")[0])
-    parser.add_argument("network", help="folder with solver.prototxt, train_val.prototxt and deploy.prototxt")
-    parser.add_argument(
-        "--solver", metavar="NAME", help="train by the folder's solver_NAME.prototxt and the net that it names"
-    )
-    parser.add_argument("--train", required=True, help="LMDB to train on")
-    parser.add_argument("--val", required=True, help="LMDB to choose the epoch on")
-    parser.add_argument("--mean", required=True, help="the training set's mean.binaryproto")
-    parser.add_argument("--output", required=True, help="the run's folder")
-    parser.add_argument("--epochs", type=int, help="default: the solver prototxt's max_iter / test_interval")
-    parser.add_argument(
-        "--minutes",
-        type=float,
-        help="in place of --epochs: as many as fit into this time, which the learning rate falls to its end in",
-    )
-    parser.add_argument("--train-on", choices=("train", "train+val"), default="train", help="(default: train)")
-    parser.add_argument("--seed", type=int, help="default: the solver prototxt's random_seed (1)")
-    parser.add_argument(
-        "--init",
-        metavar="WEIGHTS.caffemodel",
-        help="start from these weights, layer by layer as names and shapes are the same; the last layer starts anew "
-        f"where the classes are others, and learns {finetune.RATE_OF_REBUILT} times as fast",
-    )
-    parser.add_argument(
-        "--freeze",
-        metavar="LAYERS",
-        help="with --init: conv (all up to the last convolution) or layers' names, with commas, that do not learn",
-    )
-    parser.add_argument("--batch", type=int, help="images a training iteration (default: the prototxt's)")
-    parser.add_argument("--lr", type=float, help="the learning rate base_lr (default: the solver prototxt's)")
-    parser.add_argument(
-        "--teachers",
-        nargs="+",
-        metavar="FOLDER",
-        help="learn from the answers of these trained nets too (folders of finished runs, or of models that ship)",
-    )
-    parser.add_argument(
-        "--temperature", type=float, help=f"with --teachers: softens their answers (default: {TEMPERATURE:g})"
-    )
-    parser.add_argument(
-        "--teacher-share", type=float, help=f"with --teachers: theirs of the loss, above 0 to 1 (default: {SHARE:g})"
-    )
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), help="default: the solver prototxt's")
-    add_device_argument(parser)
-    arguments = parser.parse_args()
-    if arguments.epochs is not None and arguments.epochs < 1:
-        raise StageError(f"--epochs is {arguments.epochs}; expected 1 or more")
-    if arguments.minutes is not None and not 0 < arguments.minutes < math.inf:
-        raise StageError(f"--minutes is {arguments.minutes}; expected a number above 0")
-    if arguments.minutes is not None and arguments.epochs is not None:
-        raise StageError(f"--minutes is {arguments.minutes:g} and --epochs {arguments.epochs}; expected one of the two")
-    if arguments.batch is not None and arguments.batch < 1:
-        raise StageError(f"--batch is {arguments.batch}; expected 1 or more")
-    if arguments.batch is not None and arguments.batch > LARGEST_COUNT:
-        raise StageError(f"--batch is {arguments.batch}; expected at most {LARGEST_COUNT}")
-    if arguments.seed is not None and not 0 <= arguments.seed <= LARGEST_SEED:
-        raise StageError(f"--seed is {arguments.seed}; expected 0 to {LARGEST_SEED}")
-    if arguments.lr is not None and not 0 < arguments.lr < math.inf:
-        raise StageError(f"--lr is {arguments.lr}; expected a number above 0")
-    if arguments.freeze and not arguments.init:
-        raise StageError(f"--freeze is {arguments.freeze} without --init; expected weights that are worth keeping")
-    for option in ("temperature", "teacher_share"):
-        value = getattr(arguments, option)
-        if value is not None and not arguments.teachers:
-            raise StageError(
-                f"--{option.replace('_', '-')} is {value} without --teachers; expected trained nets to learn from"
-            )
+    """The command line; returns the exit code."""
+    options = make_parser(__doc__.split("\n")[0]).parse_args()
+    check_options(options)
     try:
-        device = caffe.use_device(arguments.device)
-        with Run(arguments) as run:
+        caffe.use_device(options.device)
+        with Run(options) as run:
             run.prepare()
             if run.epochs is None and run.minutes is None:
                 print(run.describe_length(), flush=True)
             if run.start is not None:
                 print(run.start.describe(), flush=True)
-            settings = {"network": run.name, "solver": arguments.solver, "train_on": run.train_on}
-            settings |= {"device": str(device), "threads": torch.get_num_threads()}
-            settings |= {"seed": run.solver_param.random_seed, "max_iter": run.solver_param.max_iter}
-            settings |= {"classes": list(run.classes), "base_lr": run.solver_param.base_lr}
-            settings |= {"init": arguments.init, "freeze": arguments.freeze, "minutes": arguments.minutes}
-            prototxts = [run.folder / "solver.prototxt", run.folder / "train_val.prototxt"]
-            if run.teachers is not None:  # by their hashes before the training, since other runs may replace them
-                settings |= {"teachers": {str(path): sha256(path) for path in run.teachers.paths}}
-                settings |= {"temperature": run.teachers.temperature, "teacher_share": run.teachers.share}
-            stage = Stage("train", [*prototxts, run.mean, *run.weights], settings)
+            stage = start_stage(run, options)
             if not run.train():
                 print(f"train: stopped at iteration {run.solver.iter}; run it again to go on", file=sys.stderr)
                 return 130
             run.finish(stage)
     except caffe.CaffeError as error:
         raise StageError(str(error)) from error
-    iterations = f"{run.solver.iter} iterations"
-    if stage.counts["stopped_early"]:
-        iterations += (
-            f" (stopped early, after epoch {stage.counts['epochs']:.0f} of {run.solver.param.max_iter // run.epoch})"
-        )
-    taken = f"best validation accuracy {run.best['accuracy']:.2%} in epoch {run.best['epoch']:.0f}"
-    if run.solver.param.monitor != "accuracy":  # that of the chosen epoch need not be the best
-        taken = f"best validation {run.best_value(run.solver)} in epoch {run.best['epoch']:.0f}"
-        taken += f", accuracy {run.best['accuracy']:.2%}"
-    if run.train_on == "train+val":  # nothing is validated on what it learns
-        taken = "the last weights, trained on both splits"
-    stage.summary(f"{iterations}, {taken} -> {run.folder / run.name}.caffemodel")
+    stage.summary(summary(run, stage))
     return 0
 
 

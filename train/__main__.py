@@ -291,8 +291,7 @@ class Run:
         if init.resolve().parent in self._own_folders():
             raise StageError(f"--init is {init}, in the run's own folder; expected weights elsewhere (copy them)")
         net = self.net_param
-        mean = load_mean(self.mean).shape
-        shapes = finetune.parameter_shapes(net, state, data, (mean[0], mean[1], mean[2]))
+        shapes = finetune.parameter_shapes(net, state, data, load_mean(self.mean).shape)
         start = finetune.choose_weights(init, shapes, self.last.name, self.classes, net.name)
         if self.freeze:
             frozen = finetune.layers_to_freeze(net, self.freeze, shapes, self.last.name)
@@ -304,14 +303,30 @@ class Run:
 
     def prepare(self) -> None:
         """Write the run's prototxts; keep what an earlier, stopped run of the same settings left, else begin anew."""
+        self._set_up_data()
+        settings = self._settings()
+        self.mean_bytes = self.mean.read_bytes()  # of now: at the training's end the stages may have made another
+        text = json.dumps(settings, indent=1)
+        self._take_folder()
+        if not self._goes_on(text):
+            if len(self.sources) > 1:
+                merge(self.sources, self.folder / MERGED, self.recipe_param.random_seed)
+            replace_bytes(self.folder / "train_val.prototxt", settings["net"].encode())
+            replace_bytes(self.folder / "solver.prototxt", settings["solver"].encode())
+            if self.start is not None:
+                replace_bytes(self.folder / INIT, self.start.weights.SerializeToString())
+            replace_bytes(self.folder / SETTINGS, text.encode())
+        write_classes(self.folder, self.classes)  # of a stopped one too, from whose weights another may start
+
+    def _set_up_data(self) -> None:
+        """Fill in what the nets read, from which weights and by which teachers they learn, and the solver's counts."""
         states = [self.solver_param.train_state, *self.solver_param.test_state][:2]
         train, test = (
             data_layer(self.net_param, NetState(phase=phase, stage=state.stage, level=state.level))
             for phase, state in zip((TRAIN, TEST), [*states, NetState()], strict=False)
         )
-        merged = self.folder / MERGED
         records = sum(len(DatumReader(source)) for source in self.sources)
-        train.data_param.source = str(self.sources[0] if len(self.sources) == 1 else merged)
+        train.data_param.source = str(self.sources[0] if len(self.sources) == 1 else self.folder / MERGED)
         test.data_param.source = str(self.val)
         for layer in (train, test):
             layer.transform_param.mean_file = str(self.mean)
@@ -330,17 +345,19 @@ class Run:
             taught = LayerParameter()
             taught.CopyFrom(train)
             self.teachers.join(self.net_param, states[0], train, self.net_file)
-            mean = load_mean(self.mean).shape
             # what does not fit together is an error now, before an earlier run is cleared
-            finetune.parameter_shapes(self.net_param, states[0], taught, (mean[0], mean[1], mean[2]))
-        recipe = self.recipe_param = self.solver_param
-        recipe.test_iter[:] = [test_iter]
-        recipe.net = str(self.folder / "train_val.prototxt")
-        recipe.snapshot_prefix = str(self.folder / self.name)
+            finetune.parameter_shapes(self.net_param, states[0], taught, load_mean(self.mean).shape)
+        self.recipe_param = self.solver_param
+        self.recipe_param.test_iter[:] = [test_iter]
+        self.recipe_param.net = str(self.folder / "train_val.prototxt")
+        self.recipe_param.snapshot_prefix = str(self.folder / self.name)
         self.solver_param = self._settings_for(self.epochs)
+
+    def _settings(self) -> dict[str, Any]:
+        """What makes a run the same: solver, net, and the hashes of the files that it learns from."""
         files = [*sorted(p / "data.mdb" for p in {*self.sources, self.val}), self.mean, *self.weights]
         files += self.teachers.paths if self.teachers is not None else []
-        settings = {
+        settings: dict[str, Any] = {
             "solver": text_format.MessageToString(self.solver_param),
             "net": text_format.MessageToString(self.net_param),
             "data": {str(path): sha256(path) for path in files if path.is_file()},
@@ -350,19 +367,7 @@ class Run:
             settings["classes"] = list(self.classes)
         if self.minutes is not None:
             settings["minutes"] = self.minutes
-        self.mean_bytes = self.mean.read_bytes()  # of now: at the training's end the stages may have made another
-        text = json.dumps(settings, indent=1)
-        settings_file = self.folder / SETTINGS
-        self._take_folder()
-        if not self._goes_on(text):
-            if len(self.sources) > 1:
-                merge(self.sources, merged, recipe.random_seed)
-            replace_bytes(self.folder / "train_val.prototxt", settings["net"].encode())
-            replace_bytes(self.folder / "solver.prototxt", settings["solver"].encode())
-            if self.start is not None:
-                replace_bytes(self.folder / INIT, self.start.weights.SerializeToString())
-            replace_bytes(settings_file, text.encode())
-        write_classes(self.folder, self.classes)  # of a stopped one too, from whose weights another may start
+        return settings
 
     def _take_folder(self) -> None:
         """Keep other processes from the run's folder: two trainings there would take each other's files for their own.

@@ -114,9 +114,14 @@ class FaceNetwork:
         (their SHA-256): then 0.8 means right in 80% of such faces. The answer is the same. False leaves the
         probabilities as the net gives them.
 
-    Attributes: `classes`, the names of the outputs, from the classes.txt beside the weights if one is there;
-    `face_shape`, C, H and W of the faces that go in; `temperatures` by views, none where the probabilities are the
-    net's own; `name`, the weights' file name without its ending; `files`, the three paths in a list of one.
+    Attributes
+    ----------
+    net: the net itself, to look into; its input is what `input_tensor` gives.
+    name: the weights' file name without its ending.
+    files: the paths of its `deploy`, `weights` and `mean`, in a list of one.
+    classes: the names of the outputs, from the classes.txt beside the weights if one is there.
+    face_shape: C, H and W of the faces that go in.
+    temperatures: by views; none where the probabilities are the net's own.
 
     Raises
     ------
@@ -136,15 +141,15 @@ class FaceNetwork:
         try:
             self.mean = caffe.io.load_mean(mean)
             caffe.use_device(device)
-            self._net = caffe.Net(self.deploy, self.weights, caffe.TEST)
+            self.net = caffe.Net(self.deploy, self.weights, caffe.TEST)
         except caffe.CaffeError as error:
             raise StageError(str(error)) from error
-        if len(self._net.inputs) != 1 or len(self._net.outputs) != 1:
+        if len(self.net.inputs) != 1 or len(self.net.outputs) != 1:
             raise StageError(
-                f"{deploy}: has the inputs {self._net.inputs} and the outputs {self._net.outputs}; expected one of each"
+                f"{deploy}: has the inputs {self.net.inputs} and the outputs {self.net.outputs}; expected one of each"
             )
-        self._input, self._output = self._net.inputs[0], self._net.outputs[0]
-        shape = tuple(self._net.blobs[self._input].shape)
+        self._input, self._output = self.net.inputs[0], self.net.outputs[0]
+        shape = tuple(self.net.blobs[self._input].shape)
         if len(shape) != 4 or shape[1] != self.mean.shape[0]:
             raise StageError(
                 f"{deploy}: its input is {_times(shape)}; expected N×{self.mean.shape[0]}×H×W, as the mean"
@@ -155,7 +160,7 @@ class FaceNetwork:
                 f"{deploy}: its input is {_times(shape)}; the mean {mean} is only {_times(self.mean.shape)}"
             )
         self.face_shape: tuple[int, int, int] = (self.mean.shape[0], self.mean.shape[1], self.mean.shape[2])
-        outputs = self._net.blobs[self._output].shape[1]
+        outputs = self.net.blobs[self._output].shape[1]
         self.classes = read_classes(Path(weights).parent) or default_classes(outputs)
         if len(self.classes) != outputs:
             raise StageError(
@@ -163,18 +168,13 @@ class FaceNetwork:
                 f"{deploy}"
             )
 
-    @property
-    def net(self) -> caffe.Net:
-        """The net itself, to look into; its input is what `input_tensor` gives."""
-        return self._net
-
     def input_tensor(self, face: np.ndarray) -> torch.Tensor:
         """One face (H×W or C×H×W, 0..255, of the mean's size) as the net sees it: 1×C×height×width, its centre crop.
 
         Raises ValueError where the face is not of the mean's size.
         """
         inputs = faces_to_input(face[None], self.mean, self.input_size)
-        return torch.from_numpy(np.ascontiguousarray(inputs)).to(self._net.device)
+        return torch.from_numpy(np.ascontiguousarray(inputs)).to(self.net.device)
 
     def probabilities(self, faces: np.ndarray, views: str = "centre") -> np.ndarray:
         """The probability of each class for each face.
@@ -207,8 +207,8 @@ class FaceNetwork:
         return result if temperature == 1 else soften(result, temperature)
 
     def _run(self, inputs: np.ndarray) -> np.ndarray:
-        tensor = torch.from_numpy(np.ascontiguousarray(inputs)).to(self._net.device)
-        output = self._net.infer(**{self._input: tensor})[self._output]
+        tensor = torch.from_numpy(np.ascontiguousarray(inputs)).to(self.net.device)
+        output = self.net.infer(**{self._input: tensor})[self._output]
         result = output.reshape(len(inputs), -1).cpu().numpy().astype(np.float64)
         total = result.sum(axis=1, keepdims=True)
         if result.shape[1] != len(self.classes) or not (np.abs(total - 1) < 1e-3).all() or result.min() < 0:

@@ -19,8 +19,9 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 import caffe
-from predict import ImageError
+from predict import ImageError, Recognizer
 from predict.options import add_model_arguments, check_model_arguments, make_recognizer, print_any_name
+from predict.recognizer import FoundFace
 from preprocessing.network_input import FaceNetwork
 from preprocessing.stage import Stage, StageError, check_output, progress, replace_directory, run_main
 
@@ -39,6 +40,19 @@ def plain(text: str) -> str:
     """Text as Matplotlib is to write it: a dollar in the name of a file, layer or class begins no formula, and bytes
     of a file's name that are not UTF-8, which it refuses, are written out."""
     return text.encode("utf-8", "backslashreplace").decode().replace("$", r"\$")
+
+
+def find_faces(recognizer: Recognizer, image: Path) -> list[FoundFace]:
+    """The faces in an image file, the surest first. Raises StageError where there is none, or no image."""
+    try:
+        faces = recognizer.find_faces([image])[0]
+    except (ImageError, caffe.CaffeError) as error:
+        raise StageError(str(error)) from error
+    if not faces:
+        raise StageError(
+            f"{image}: no face found; expected a photo with a face, or --face one for an image of a face alone"
+        )
+    return faces
 
 
 class FaceTrace:
@@ -265,16 +279,8 @@ def run(args: argparse.Namespace) -> None:
     """Find the face, and draw."""
     output = args.output / args.image.stem
     check_output(args.image, output)
-    try:
-        recognizer = make_recognizer(args)
-        faces = recognizer.find_faces([args.image])[0]
-    except (ImageError, caffe.CaffeError) as error:
-        raise StageError(str(error)) from error
-    if not faces:
-        raise StageError(
-            f"{args.image}: no face found; expected a photo with a face, or --face one for an image of a face alone"
-        )
-    network = recognizer.network
+    recognizer = make_recognizer(args)
+    faces, network = find_faces(recognizer, args.image), recognizer.network
     maps = feature_maps(network, faces[0].pixels) if ALL in args.layer else {}
     maps |= layer_maps(network, faces[0].pixels, [name for name in args.layer if name != ALL])
     stage = Stage("features", [args.image, *map(Path, network.files[0].values())], {"layers": args.layer})

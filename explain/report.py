@@ -32,9 +32,9 @@ from caffe.errors import CaffeError
 from caffe.io import DatumReader, read_net_parameter, read_solver_parameter
 from caffe.net import filter_net
 from caffe.proto.caffe_pb2 import LayerParameter, NetState, SolverParameter
-from explain.compare import size
+from explain.compare import COLOURS, size
 from explain.diagram import net_diagram
-from explain.features import channel_names, draw_features, draw_overview, feature_maps, plain
+from explain.features import channel_names, draw_features, draw_overview, feature_maps, find_faces, plain
 from explain.filters import draw_filters
 from explain.page import (
     Html,
@@ -57,7 +57,7 @@ from explain.page import (
 )
 from explain.saliency import draw_explanation, explain_face
 from explain.scores import area_under, corners, roc_curve, wilson_interval
-from predict import ImageError, Recognizer
+from predict import Recognizer
 from predict.options import print_any_name
 from predict.recognizer import FACES
 from preprocessing.network_input import FaceNetwork, read_temperatures
@@ -77,7 +77,6 @@ from train.plot import plot_log
 
 SHOWN_FACES = 24  # of mistakes, and of right answers
 SHOWN_LAYERS = 24  # of which feature maps are drawn
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6BB1")
 PROTOTXTS = ("solver.prototxt", "train_val.prototxt", "deploy.prototxt")
 
 
@@ -198,17 +197,9 @@ def answer(network: FaceNetwork, name: str, sources: Sequence[Path], view: str) 
 
 def find_face(path: Path, network: FaceNetwork, face: str, device: str) -> np.ndarray:
     """The surest face of a photo, C×H×W, as the net sees it. Raises StageError where there is none, or no image."""
-    try:
-        (files,) = network.files
-        recognizer = Recognizer(files["deploy"], files["weights"], files["mean"], face, device)
-        found = recognizer.find_faces([path])[0]
-    except ImageError as error:
-        raise StageError(str(error)) from error
-    if not found:
-        raise StageError(
-            f"{path}: no face found; expected a photo with a face, or --face one for an image of a face alone"
-        )
-    return found[0].pixels.reshape(network.face_shape)
+    (files,) = network.files
+    recognizer = Recognizer(files["deploy"], files["weights"], files["mean"], face, device)
+    return find_faces(recognizer, path)[0].pixels.reshape(network.face_shape)
 
 
 def median_face(confidence: np.ndarray, of: np.ndarray) -> int:

@@ -23,8 +23,7 @@ from matplotlib.figure import Figure
 
 import caffe
 from caffe.layers.activation import ReLU
-from explain.features import FaceTrace, channel_names, plain
-from predict import ImageError
+from explain.features import FaceTrace, channel_names, find_faces, plain
 from predict.options import add_model_arguments, check_model_arguments, make_recognizer, print_any_name
 from predict.recognizer import FoundFace
 from preprocessing.network_input import FaceNetwork, faces_to_input
@@ -275,17 +274,9 @@ def run(args: argparse.Namespace) -> None:
     if picture.resolve() == args.image.resolve():
         raise StageError(f"{picture}: would be replaced by its explanation; expected another --output folder")
     stage = Stage("explain")
-    try:
-        recognizer = make_recognizer(args)
-        target = _target(args.target, recognizer.network)
-        faces = recognizer.find_faces([args.image])[0]
-    except (ImageError, caffe.CaffeError) as error:
-        raise StageError(str(error)) from error
-    if not faces:
-        raise StageError(
-            f"{args.image}: no face found; expected a photo with a face, or --face one for an image of a face alone"
-        )
+    recognizer = make_recognizer(args)
     network = recognizer.network
+    target, faces = _target(args.target, network), find_faces(recognizer, args.image)
     pictures, results = [], []
     for number, face in progress(enumerate(faces, 1), len(faces), "explain", "face"):
         which = f", face {number} of {len(faces)}, at {face.box[0]:.0f}, {face.box[1]:.0f}" if len(faces) > 1 else ""

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -197,9 +196,7 @@ def draw_features(name: str, maps: np.ndarray, title: str) -> Figure:
 
 
 def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), dpi=120, layout="constrained")
 
 
 def _number_tiles(axes: Axes, count: int, columns: int, height: int, width: int) -> None:
@@ -234,7 +231,6 @@ def draw_overview(maps: dict[str, np.ndarray], title: str) -> Figure:
     height, width = len(maps) * (TILE + 4) + 4, NAMES + STRONGEST * (TILE + 2)
     canvas = np.ones((height, width, 4), np.float32)
     figure = Figure(figsize=(width / 100, height / 100 + 0.6), dpi=100)
-    FigureCanvasAgg(figure)
     share = height / (height + 60)
     axes = figure.add_axes((0, 0, 1, share))
     for row, (name, blob) in enumerate(maps.items()):

@@ -9,7 +9,6 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from caffe.layers.vision import Convolution
@@ -55,9 +54,8 @@ def draw_filters(network: FaceNetwork) -> Figure:
         flat = filters.reshape(-1, height, width)
         image, shown = mosaic(flat, _columns(len(flat))), len(flat)
     columns = _columns(shown)
-    figure = Figure(figsize=(max(columns * TILE + 1.3, 4.6), -(-shown // columns) * TILE + 0.7), dpi=120)
-    figure.set_layout_engine("constrained")
-    FigureCanvasAgg(figure)
+    size = max(columns * TILE + 1.3, 4.6), -(-shown // columns) * TILE + 0.7
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
     axes = figure.add_subplot()
     drawn = axes.imshow(image, cmap="gray", vmin=-limit, vmax=limit, interpolation="nearest")
     axes.axis("off")

@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 from google.protobuf import text_format
 from google.protobuf.message import Message
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 import caffe
@@ -599,7 +598,6 @@ def ranking(material: Material) -> Html:
     if not known:
         return missing(f"{material.main} has images of one class alone: no ROC curves.")
     drawn = Figure(figsize=(7.2, 5.6), layout="constrained")
-    FigureCanvasAgg(drawn)
     axes = drawn.subplots()
     axes.plot([0, 1], [0, 1], color="#666666", linestyle=(0, (4, 3)), linewidth=1)
     for i, area in known:

@@ -202,7 +202,6 @@ def draw_explanation(face: np.ndarray, explanation: Explanation, classes: Sequen
     height, width = explanation.grad_cam.shape
     seen = faces_to_input(face[None], np.zeros((1, *face.shape)), (height, width))[0, 0]
     figure = Figure(figsize=(12.4, 2.9), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
     panels = figure.subplots(1, 5, width_ratios=(1, 1, 1, 1, 1.25))
     target = explanation.target
     words = f"what speaks for {classes[target]} ({100 * explanation.probabilities[target]:.1f}%)"

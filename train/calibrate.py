@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from preprocessing.network_input import log_probabilities, soften
@@ -124,7 +123,6 @@ def calibrate(probabilities: np.ndarray, labels: np.ndarray, temperature: float)
 def draw_reliability(calibrations: Sequence[tuple[str, Calibration]]) -> Figure:
     """Reliability diagrams, a row a database: accuracy by confidence before and after; calibrated is the diagonal."""
     figure = Figure(figsize=(9, 4.4 * len(calibrations)), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
     panels = figure.subplots(len(calibrations), 2, squeeze=False)
     for (name, calibration), (left, right) in zip(calibrations, panels, strict=True):
         _draw_bins(left, calibration.before, f"{name}: as trained")

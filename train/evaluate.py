@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from caffe.errors import CaffeError
@@ -291,7 +290,6 @@ def draw_confusion(confusion: np.ndarray, classes: Sequence[str], title: str) ->
     count = len(classes)
     size = max(5.5, 0.95 * count + 1.6)
     figure = Figure(figsize=(size + 0.6, size), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     picture = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for row in range(count):

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
@@ -200,7 +199,6 @@ def _frame(axes: Axes) -> None:
 
 def _figure(curves: Curves, scale: _Scale, title: str) -> tuple[Figure, Axes, Axes | None]:
     figure = Figure(figsize=(9, 5.4), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
     panel: Axes | None = None
     if len(_steps(curves.learning_rate)) > MAX_STEPS:
         axes, panel = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from io import BytesIO
 from pathlib import Path
 
 import cv2
@@ -269,7 +270,7 @@ def test_a_dollar_in_a_name_begins_no_formula(
     photo = (tmp_path / "face.png").rename(tmp_path / r"a $\bad$ b.png")
     assert run_command(monkeypatch, main, str(photo), "--face", "none", "--output", str(tmp_path / "out"), *files) == 0
     explanation = explain_face(network, random_face())
-    draw_explanation(random_face(), explanation, [rf"$\class{i}$" for i in range(7)]).canvas.draw()
+    draw_explanation(random_face(), explanation, [rf"$\class{i}$" for i in range(7)]).savefig(BytesIO())
 
 
 def test_a_name_that_is_not_utf8(

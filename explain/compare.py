@@ -34,7 +34,7 @@ from caffe.io import read_net_parameter, read_solver_parameter
 from explain.features import plain
 from preprocessing.network_input import FaceNetwork
 from preprocessing.stage import Stage, StageError, add_device_argument, progress, replace_file, run_main, sha256
-from train.ensemble import alignment, model_files
+from train.ensemble import alignment, trained_files
 from train.minutes import MOVED
 
 HEADS = (
@@ -261,7 +261,7 @@ def evaluation_command(run: Path) -> str:
 
     Raises StageError for a folder that is no finished run's.
     """
-    deploy, weights, mean = map(str, model_files(run))
+    deploy, weights, mean = map(str, trained_files(run))
     databases = run.parent.parent / "lmdb"
     words = ["python", "-m", "train.evaluate", deploy, weights, "--mean", mean, "--output", str(run / "evaluation")]
     trained_on = ["train", "val"] if "train+val" in run.name else ["train"]

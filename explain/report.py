@@ -62,7 +62,7 @@ from predict.recognizer import FACES
 from preprocessing.network_input import FaceNetwork, read_temperatures
 from preprocessing.stage import Stage, StageError, add_device_argument, replace_file, run_main, sha256
 from train.calibrate import calibrate, draw_reliability
-from train.ensemble import model_files
+from train.ensemble import trained_files
 from train.evaluate import (
     VIEW_NAMES,
     Evaluation,
@@ -237,7 +237,7 @@ def gather(
         folder, weights = net.parent, net
         deploy, mean = folder / "deploy.prototxt", folder / "mean.binaryproto"
     else:
-        folder, (deploy, weights, mean) = net, model_files(net)
+        folder, (deploy, weights, mean) = net, trained_files(net)
     network = FaceNetwork(deploy, weights, mean, device, calibrated=False)
     if evaluation is not None and not evaluation.is_file():
         raise StageError(f"{evaluation}: no such file; expected the evaluation.json that `train.evaluate` wrote")

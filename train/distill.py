@@ -22,7 +22,7 @@ from caffe.net import filter_net
 from caffe.proto.caffe_pb2 import TEST, TRAIN, LayerParameter, NetParameter, NetState
 from preprocessing.classes import default_classes, read_classes
 from preprocessing.stage import StageError
-from train.ensemble import model_files
+from train.ensemble import trained_files
 from train.finetune import count_classes, last_layer
 
 TEMPERATURE = 2.0
@@ -54,7 +54,7 @@ class Teachers:
             raise StageError(f"--temperature is {self.temperature}; expected a number above 0")
         if not 0 < self.share <= 1:
             raise StageError(f"--teacher-share is {self.share}; expected a number above 0, at most 1")
-        self.files = [model_files(folder) for folder in self.folders]
+        self.files = [trained_files(folder) for folder in self.folders]
         self.channels: list[int] = []  # the first of the faces' that each teacher sees, where it sees not all
 
     @property

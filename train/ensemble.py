@@ -31,7 +31,7 @@ from train.evaluate import (
 )
 
 
-def model_files(folder: Path) -> tuple[Path, Path, Path]:
+def trained_files(folder: Path) -> tuple[Path, Path, Path]:
     """The deploy.prototxt, the .caffemodel and the mean.binaryproto of a finished run, or of a model that ships.
 
     Snapshots (NAME_iter_N.caffemodel, …), best.caffemodel and init.caffemodel do not count: they stand beside a run's
@@ -162,7 +162,7 @@ def main() -> None:
     add_evaluation_arguments(parser)
     args = parser.parse_args()
     databases = check_evaluation_arguments(parser, args)
-    networks = [FaceNetwork(*model_files(folder), args.device, calibrated=False) for folder, _ in args.members]
+    networks = [FaceNetwork(*trained_files(folder), args.device, calibrated=False) for folder, _ in args.members]
     for network, (folder, lmdbs) in zip(networks, args.members, strict=True):
         # a run's name says the recipe and the seed as well
         network.name = folder.name if lmdbs is None else f"{folder.name}@{alignment(lmdbs)}"

@@ -22,7 +22,7 @@ from preprocessing.datasets import EMOTIONS
 from preprocessing.network_input import FaceNetwork, faces_to_input, soften
 from preprocessing.stage import StageError
 from train.calibrate import find_temperature, negative_log_likelihood, reliability
-from train.ensemble import Ensemble, alignment, member, model_files
+from train.ensemble import Ensemble, alignment, member, trained_files
 from train.evaluate import (
     class_metrics,
     confusion_matrix,
@@ -626,7 +626,7 @@ def test_where_a_member_and_its_databases_part(tmp_path: Path, monkeypatch: pyte
         ("runs/t@wo@lm", "runs/t@wo", "lm"),
         ("data/my@set/x@data/my@set/lm", "data/my@set/x", "data/my@set/lm"),
         ("runs/t@nothing", "runs/t", "nothing"),  # which the databases' reader then names
-        ("nothing@lm", "nothing@lm", None),  # and this model_files
+        ("nothing@lm", "nothing@lm", None),  # and this trained_files
         ("runs/t@", "runs/t@", None),
     ):
         assert member(text) == (Path(folder), lmdbs and Path(lmdbs)), text
@@ -666,16 +666,16 @@ def test_the_ensemble_command(tmp_path: Path) -> None:
 
 def test_folders_that_hold_no_trained_net_are_named(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="nothing: no such folder; expected the folder of a finished run"):
-        model_files(tmp_path / "nothing")
+        trained_files(tmp_path / "nothing")
     (tmp_path / "run").mkdir()
     for name in ("best", "init"):
         (tmp_path / "run" / f"{name}.caffemodel").touch()
     with pytest.raises(StageError, match=r"run: no weights \(is it trained to the end\?\)"):
-        model_files(tmp_path / "run")
+        trained_files(tmp_path / "run")
     for name in ("a", "b"):
         (tmp_path / "run" / f"{name}.caffemodel").touch()
     with pytest.raises(StageError, match=r"run: a\.caffemodel, b\.caffemodel; expected .* with one NAME\.caffemodel"):
-        model_files(tmp_path / "run")
+        trained_files(tmp_path / "run")
     (tmp_path / "run" / "b.caffemodel").unlink()
     with pytest.raises(StageError, match=r"run/deploy\.prototxt: no such file"):
-        model_files(tmp_path / "run")
+        trained_files(tmp_path / "run")

@@ -56,6 +56,11 @@ def test_the_readmes_results_are_those_of_the_page_of_all_results() -> None:
     assert set(readme) <= set(figures(ROOT / "docs" / "results.md"))
 
 
+def readme() -> str:
+    """The README with its lines joined, so that a sentence may be broken anywhere."""
+    return " ".join((ROOT / "README.md").read_text("utf-8").split())
+
+
 def described(variable: str) -> str:
     """What `make help` says of a variable."""
     found = re.search(rf"^#: (.*)\n{variable} \?=", (ROOT / "Makefile").read_text(), re.MULTILINE)
@@ -72,7 +77,7 @@ def test_the_default_number_of_epochs_is_that_of_the_solvers() -> None:
     assert f"max_iter / test_interval, {usual} of most networks;" in described("EPOCHS")
     others = " and ".join(sorted(name for name, number in epochs.items() if number != usual))
     (other,) = set(epochs.values()) - {usual}
-    assert f"{usual} of most networks, {other} of {others}, " in (ROOT / "README.md").read_text("utf-8")
+    assert f"{usual} of most networks, {other} of {others}, " in readme()
 
 
 def test_the_recipes_that_read_soft_labels_are_those_that_are_named() -> None:
@@ -86,4 +91,4 @@ def test_the_recipes_that_read_soft_labels_are_those_that_are_named() -> None:
     assert not recipes[True] & recipes[False]
     assert f"for SOLVER={' or '.join(soft)} their shares as soft labels" in described("FERPLUS")
     named = " and ".join(f"`SOLVER={name}`" for name in soft)
-    assert f"here by the recipes\n{named};" in (ROOT / "README.md").read_text("utf-8")
+    assert f"here by the recipes {named};" in readme()

@@ -4,13 +4,13 @@
 # when a variable that decides its output has changed: the last value stands in a file .NAME beside the output.
 
 # ---- variables ------------------------------------------------------------------------------------------------------
-#: data set: data/DATASET.csv is its source, data/DATASET/ its folder (fer2013 where data/fer2013.csv is, else sample)
+#: data set: data/DATASET.csv is its source, data/DATASET/ its folder (default: fer2013 where data/fer2013.csv is there, else sample)
 DATASET ?= $(if $(wildcard data/fer2013.csv),fer2013,sample)
-#: the source: FER2013's CSV (fer2013.csv, icml_face_data.csv) or fer2013.tar.gz, CK+'s ckextended.csv, or the folder of a data set
+#: the source: FER2013's CSV (fer2013.csv, icml_face_data.csv) or fer2013.tar.gz, CK+'s ckextended.csv, or the folder of a data set (default: data/DATASET.csv)
 CSV ?= data/$(DATASET).csv
 #: what the source is: fer2013, ckplus, rafdb, affectnet, folder (train/EMOTION/*, test/EMOTION/*, or EMOTION/*); default: DATASET if it is one of them, else fer2013
 LAYOUT ?= $(or $(filter ckplus rafdb affectnet folder,$(DATASET)),fer2013)
-#: drop: leave faces of contempt out; keep: an eighth class
+#: faces of contempt: drop leaves them out, keep makes them an eighth class (default: drop)
 CONTEMPT ?= drop
 #: CK+: how many of a sequence's last frames carry its label (default: 3)
 FRAMES ?=
@@ -22,47 +22,47 @@ FOLD ?= $(if $(FOLDED),1)
 CLASSES ?=
 #: 1: leave bad rows or files of the source out and list them in the manifest, instead of stopping
 SKIP_BAD ?=
-#: mtcnn: detect and align the faces; none: leave them as they are; both: one beside the other, for a MODEL that sees both (its default)
+#: mtcnn: detect and align the faces; none: leave them as they are; both: each face both ways, for a MODEL that sees it so (default: both for such a MODEL, else mtcnn)
 ALIGN ?= $(if $(call pair,$(if $(WEIGHTS),$(GIVEN),$(NET))),both,mtcnn)
 #: FER+'s fer2013new.csv: labels by ten raters' votes, the majority's, and for SOLVER=distill or mixed their shares as soft labels; LMDBs, mean and runs then lie in ferplus/
 FERPLUS ?=
-#: network to train: a folder of prototxt/; for predict, features and explain a trained one that ships (default: face_resnet16_pair)
+#: network to train, a folder of prototxt/ (default: face_emotion_net); for predict, features and explain a trained one that ships (default: face_resnet16_pair)
 MODEL ?= face_emotion_net
 #: recipe to train it by: prototxt/MODEL/solver_SOLVER.prototxt (default: solver.prototxt); the run is runs/MODEL_SOLVER
 SOLVER ?=
 #: weights to start from (.caffemodel), layer by layer as names and shapes are the same; for other classes the last starts anew
 INIT ?=
-#: with INIT, what stays as it is: conv (all up to the last convolution), or names of layers with commas
+#: with INIT: layers that stay as they are, conv (all up to the last convolution) or names with commas
 FREEZE ?=
-#: learning rate, base_lr (default: the solver's); fine-tuning wants a tenth of it
+#: learning rate, base_lr (default: the solver's); for fine-tuning take a tenth of it
 LR ?=
-#: images an iteration trains on (default: the network's, 64); a GPU is quicker by 128, with LR twice the solver's
+#: images an iteration trains on (default: the network's, 64); a GPU is quicker with 128, and LR twice the solver's
 BATCH ?=
 #: trained nets whose answers the net learns beside the labels: names of runs (for ALIGN=both also NAME@none), folders of trained ones, in quotes
 TEACHERS ?=
-#: with TEACHERS, by what their probabilities are softened (default: 2)
+#: with TEACHERS: the temperature that softens their probabilities (default: 2)
 TEMPERATURE ?=
-#: with TEACHERS, their share of the loss, the labels' is the rest (default: 0.9)
+#: with TEACHERS: their share of the loss; the rest is the labels' (default: 0.9)
 TEACHER_SHARE ?=
-#: epochs to train; rescales max_iter, the learning rate's steps and the start of averaging (default: as the solver prototxt says, max_iter / test_interval, 100 of most networks; 30 on the sample)
+#: epochs to train; rescales max_iter, the learning rate's steps and the start of averaging (default: the solver prototxt's, max_iter / test_interval, 100 of most networks; 30 on the sample)
 EPOCHS ?= $(if $(filter sample,$(DATASET)),$(if $(MINUTES),,30))
-#: in place of EPOCHS: train as many as fit into this time, which the learning rate falls to its end in
+#: in place of EPOCHS: train as many as fit into this time, with the learning rate's schedule fitted to them
 MINUTES ?=
-#: train: choose the epoch on the validation split; train+val: train on both, without a choice
+#: train: choose the epoch on the validation split; train+val: train on both, without a choice (default: train)
 TRAIN_ON ?= train
-#: random seed: initial weights, crops, mirroring, dropout, shuffling; with N other than 1 the run is runs/MODEL_seedN
+#: random seed: initial weights, crops, mirroring, dropout, shuffling; with N other than 1 the run is runs/MODEL_seedN (default: 1)
 SEED ?= 1
-#: auto, fp32, bf16 or fp16: in what convolutions and inner products are computed (default: as the solver says, auto)
+#: numbers that convolutions and inner products are computed in: auto, fp32, bf16 or fp16 (default: the solver's, auto)
 PRECISION ?=
-#: auto, cpu, cuda or cuda:N
+#: auto, cpu, cuda or cuda:N (default: auto)
 DEVICE ?= auto
 #: threads of the data stages (default: one a core)
 WORKERS ?=
-#: what `make ensemble` averages, or `make compare` trains first: networks, names of runs (MODEL_SOLVER_seedN), folders of trained ones, in quotes; with @none (@mtcnn, @both) one that sees the faces so; all: every network of prototxt/
+#: what `make ensemble` averages, or `make compare` trains first, in quotes: networks, names of runs (MODEL_SOLVER_seedN), for ensemble also folders of trained ones; @none (@mtcnn, @both) behind one says how it sees the faces; all: every network of prototxt/
 MODELS ?=
-#: a photo for `make predict`, `make features`, `make explain`, and for `make report` (default: a test face); for `make predict` also a video, a folder, or a quoted pattern
+#: a photo for predict, features and explain (default: images/astronaut.png), and for report (default: a test face); for predict also a video, a folder, or a quoted pattern
 IMG ?= images/astronaut.png
-#: detect: find and align the faces of a photo; one: the image shows one face, aligned as those of training are; none: it is a cropped face
+#: detect: find and align the faces of a photo; one: the image shows one face, aligned as those of training are; none: it is a cropped face (default: detect)
 FACE ?= detect
 #: predict, features, explain: leave out faces whose longer side has fewer pixels (default: about 20); the larger, the quicker
 MIN_FACE ?=
@@ -80,11 +80,11 @@ LAYER ?=
 TARGET ?=
 #: 1: `make predict` prints JSON
 JSON ?=
-#: a trained .caffemodel, with deploy.prototxt and mean.binaryproto beside it, for predict, features, explain and report, and to `make evaluate` on DATASET
+#: a trained .caffemodel, with deploy.prototxt and mean.binaryproto beside it: what predict, features, explain and report use, and evaluate tests on DATASET
 WEIGHTS ?=
-#: by what `make evaluate WEIGHTS=…` sees a face: centre (a crop), mirror (2), ten_crop (10), one of them or several, the first for the tables
+#: how `make evaluate WEIGHTS=…` looks at a face: centre (a crop), mirror (2), ten_crop (10); one of them or several, the first for the tables (default: all three)
 VIEWS ?= centre mirror ten_crop
-#: shipped: predict, features and explain use the weights that come with the project; run: those that `make train` made
+#: shipped: predict, features and explain use the weights that come with the project; run: those that `make train` made (default: shipped)
 FROM ?= shipped
 #: a Caffe log for `make plot`; also one of a training that still runs (default: the run's)
 LOG ?=
@@ -463,8 +463,8 @@ clean: ## remove data/DATASET (the CSV stays)
 		$(error the source lies in $(D), which would be removed with it; expected it elsewhere: move it first))
 	rm -rf $(D)
 
-help: ## this list
+help: ## list the targets and the variables
 	@echo "Targets:"
-	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | awk -F'\t' '{printf "  %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | awk -F'\t' '{printf "  %-14s %s\n", $$1, $$2}'
 	@echo "Variables (make VARIABLE=VALUE):"
-	@awk '/^#: /{sub(/^#: /,""); text=text (text?" ":"") $$0; next} /^[A-Z_]+ \?=/{printf "  %-10s %s\n", $$1, text; text=""}' Makefile
+	@awk '/^#: /{sub(/^#: /,""); text=text (text?" ":"") $$0; next} /^[A-Z_]+ \?=/{printf "  %-14s %s\n", $$1, text; text=""}' Makefile

@@ -302,7 +302,12 @@ def main() -> None:
         metavar="NAME",
         help="blobs, or layers in place; all: every blob (default: all)",
     )
-    parser.add_argument("--output", type=Path, default=OUTPUT, help="folder for IMAGE's folder (default: %(default)s)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=OUTPUT,
+        help="where the pictures' folder, named as IMAGE, is made (default: %(default)s)",
+    )
     add_model_arguments(parser)
     args = parser.parse_args()
     check_model_arguments(parser, args)

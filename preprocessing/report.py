@@ -395,7 +395,7 @@ def _listed(faces: Sequence[Face]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m preprocessing.report", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m preprocessing.report", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("images", type=Path, help="the folder that extract wrote")
     parser.add_argument("aligned", nargs="?", default="-", help="the folder that align wrote, or - for none (default)")
     parser.add_argument("output", type=Path, help="the report to write, a name that ends in .md")

@@ -557,7 +557,7 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
         type=lambda text: list(map(Path, text.split(","))),
         default=[],
         metavar="TRAIN_LMDB[,LMDB]",
-        help="also without the images that stand there too",
+        help="measure also without the images that these databases hold too",
     )
     parser.add_argument(
         "--calibrate-on",

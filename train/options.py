@@ -24,14 +24,23 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--val", required=True, help="LMDB to choose the epoch on")
     parser.add_argument("--mean", required=True, help="the training set's mean.binaryproto")
     parser.add_argument("--output", required=True, help="the run's folder")
-    parser.add_argument("--epochs", type=int, help="default: the solver prototxt's max_iter / test_interval")
+    parser.add_argument(
+        "--epochs", type=int, help="how many to train (default: the solver prototxt's max_iter / test_interval)"
+    )
     parser.add_argument(
         "--minutes",
         type=float,
-        help="in place of --epochs: as many as fit into this time, which the learning rate falls to its end in",
+        help="in place of --epochs: as many as fit into this time, with the learning rate's schedule fitted to them",
     )
-    parser.add_argument("--train-on", choices=("train", "train+val"), default="train", help="(default: train)")
-    parser.add_argument("--seed", type=int, help="default: the solver prototxt's random_seed (1)")
+    parser.add_argument(
+        "--train-on",
+        choices=("train", "train+val"),
+        default="train",
+        help="train+val: both splits, without a choice of the epoch (default: train)",
+    )
+    parser.add_argument(
+        "--seed", type=int, help="of all that is random (default: the solver prototxt's random_seed, 1)"
+    )
     parser.add_argument(
         "--init",
         metavar="WEIGHTS.caffemodel",
@@ -52,10 +61,12 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         help="learn from the answers of these trained nets too (folders of finished runs, or of models that ship)",
     )
     parser.add_argument(
-        "--temperature", type=float, help=f"with --teachers: softens their answers (default: {TEMPERATURE:g})"
+        "--temperature", type=float, help=f"with --teachers: what softens their answers (default: {TEMPERATURE:g})"
     )
     parser.add_argument(
-        "--teacher-share", type=float, help=f"with --teachers: theirs of the loss, above 0 to 1 (default: {SHARE:g})"
+        "--teacher-share",
+        type=float,
+        help=f"with --teachers: their share of the loss, above 0 to 1 (default: {SHARE:g})",
     )
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), help="default: the solver prototxt's")
     add_device_argument(parser)

@@ -434,6 +434,7 @@ def draw_sample(csv: Path, count: int) -> Path:
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="bench.py", description=__doc__.splitlines()[0])
     parser.add_argument("--only", type=parts, default=PARTS, metavar="PART,PART", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--csv", type=Path, help="measure the data stages on this CSV (default: the drawn sample)")

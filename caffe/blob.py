@@ -165,6 +165,7 @@ class Blob:
     # What follows is for the engine: tensors rather than arrays.
 
     def set_shape(self, shape: tuple[int, ...]) -> None:
+        """`reshape`, with the sizes in one tuple."""
         if shape == self._shape:
             return
         check_shape(shape)
@@ -197,6 +198,7 @@ class Blob:
         return self._diff.tensor(self._shape, self.device)
 
     def set_diff(self, tensor: torch.Tensor) -> None:
+        """Take `tensor`, of the blob's shape, as the gradient."""
         self._diff.set(tensor)
 
     def clear_diff(self) -> None:

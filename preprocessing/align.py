@@ -270,6 +270,7 @@ def _draw_pair(original: Any, result_axis: Any, result: Aligned, images: Path, a
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m preprocessing.align", description=__doc__.splitlines()[0])
     parser.add_argument("images", type=Path, metavar="IMAGES_DIR", help="the folder that extract wrote")
     parser.add_argument("aligned", type=Path, metavar="ALIGNED_DIR", help="the folder to write")

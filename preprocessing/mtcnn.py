@@ -303,6 +303,7 @@ class Boxes:
 
     @classmethod
     def concatenate(cls, parts: list[Boxes]) -> Boxes:
+        """All boxes, in order; of no parts none."""
         if not parts:
             return cls(np.empty(0, np.int64), np.empty((0, 4)), np.empty(0))
         return cls(
@@ -313,9 +314,11 @@ class Boxes:
         return len(self.scores)
 
     def take(self, which: np.ndarray | slice) -> Boxes:
+        """The boxes at these places, as an index array, a mask or a slice."""
         return Boxes(self.images[which], self.corners[which], self.scores[which])
 
     def suppress(self, threshold: float) -> Boxes:
+        """Those that non-maximum suppression keeps; see the function."""
         return self.take(suppress(self, threshold))
 
     def squared(self) -> Boxes:

@@ -395,6 +395,7 @@ def _listed(faces: Sequence[Face]) -> str:
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m preprocessing.report", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("images", type=Path, help="the folder that extract wrote")
     parser.add_argument("aligned", nargs="?", default="-", help="the folder that align wrote, or - for none (default)")

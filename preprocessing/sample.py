@@ -778,6 +778,7 @@ def write_sample(output: Path, seed: int = 0, count: int = COUNT, workers: int |
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m preprocessing.sample", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("output", type=Path, help="the CSV to write")
     parser.add_argument("--seed", type=int, default=0, help="decides every face (default: 0)")

@@ -238,6 +238,7 @@ def table() -> str:
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m prototxt.build", description=__doc__.split("\n")[0])
     parser.add_argument("name", nargs="?", choices=NETWORKS, metavar="NAME", help="one network (default: all)")
     parser.add_argument("--table", action="store_true", help="print a Markdown table of the folders and write nothing")

@@ -80,10 +80,12 @@ class Layer:
 
     @property
     def name(self) -> str:
+        """The prototxt's name of the layer."""
         return self.param.name
 
     @property
     def type(self) -> str:
+        """The prototxt's type, under which the class is registered."""
         return self.param.type
 
     @property

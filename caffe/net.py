@@ -21,6 +21,7 @@ from .folding import Folded, InferencePlan
 from .io import array_to_blobproto, blobproto_to_array, read_net_binary, read_net_parameter, replace_bytes
 from .layers import LAYERS, Layer, make_layer
 from .layers.activation import RectifyInPlace, ReLU
+from .layers.base import Shape
 from .layers.data import DummyData
 from .layers.normalization import BatchNorm, Scale
 from .memory import keep_freed_memory
@@ -270,6 +271,7 @@ class Net:
         log.info("net.cpp:257", "Network initialization done.")
 
     def _add_layer(self, param: LayerParameter, available: dict[str, None]) -> Layer:
+        """Make the layer, its tops and its parameters; `available` holds the blobs that no layer has read so far."""
         log.info("layer_factory.hpp:77", f"Creating layer {param.name}")
         kind = LAYERS.get(param.type)
         if kind is not None and kind.default_loss_weight and not param.top:
@@ -278,6 +280,23 @@ class Net:
         layer = make_layer(param, self.device, self._generator)
         layer.room, layer.precision = self._room, self.precision
         log.info("net.cpp:86", f"Creating Layer {param.name}")
+        self._read_bottoms(layer, available)
+        shapes = [self.blobs[bottom].shape for bottom in param.bottom]
+        layer.setup(shapes)
+        self._room = layer.room
+        self._add_tops(layer, layer.top_shapes(shapes), available)
+        # Caffe lets two layers have one name, as some old prototxts do; weights would not be told apart by it
+        if param.name in self.layer_dict and (layer.blobs or self.layer_dict[param.name].blobs):
+            layer.error("the name is taken by an earlier layer; expected another, since weights go by the name")
+        self._add_params(layer)
+        self.layers.append(layer)
+        self.layer_dict.setdefault(param.name, layer)
+        log.info("net.cpp:124", f"Setting up {param.name}")
+        return layer
+
+    def _read_bottoms(self, layer: Layer, available: dict[str, None]) -> None:
+        """Check that the layer's bottoms are there; they are available no more."""
+        param = layer.param
         for bottom in param.bottom:
             if bottom not in self.blobs:
                 layer.error(
@@ -288,14 +307,14 @@ class Net:
             available.pop(bottom, None)
         if len(param.propagate_down) not in (0, len(param.bottom)):
             layer.error(f"has {len(param.propagate_down)} propagate_down for {len(param.bottom)} bottoms")
-        shapes = [self.blobs[bottom].shape for bottom in param.bottom]
-        layer.setup(shapes)
-        self._room = layer.room
-        tops = layer.top_shapes(shapes)
+
+    def _add_tops(self, layer: Layer, shapes: list[Shape], available: dict[str, None]) -> None:
+        """Make the layer's tops, or in place reshape them, with their weights in the loss; they become available."""
+        param = layer.param
         weights = list(param.loss_weight) or [layer.default_loss_weight, *[0.0] * len(param.top)][: len(param.top)]
         if len(weights) != len(param.top):
             layer.error(f"has {len(weights)} loss_weight for {len(param.top)} tops; expected none or one a top")
-        for i, (top, shape) in enumerate(zip(param.top, tops, strict=True)):
+        for i, (top, shape) in enumerate(zip(param.top, shapes, strict=True)):
             in_place = i < len(param.bottom) and param.bottom[i] == top
             if top in self.blobs and not in_place:
                 layer.error(f"top {top!r} is already the top of an earlier layer and not this layer's bottom {i}")
@@ -316,14 +335,6 @@ class Net:
             for top, constant in zip(param.top, layer.constants, strict=True):
                 if constant is not None:
                     self.blobs[top].set_tensor(constant)
-        # Caffe lets two layers have one name, as some old prototxts do; weights would not be told apart by it
-        if param.name in self.layer_dict and (layer.blobs or self.layer_dict[param.name].blobs):
-            layer.error("the name is taken by an earlier layer; expected another, since weights go by the name")
-        self._add_params(layer)
-        self.layers.append(layer)
-        self.layer_dict.setdefault(param.name, layer)
-        log.info("net.cpp:124", f"Setting up {param.name}")
-        return layer
 
     def _add_params(self, layer: Layer) -> None:
         """Set the parameters' multipliers, and share those that carry the name of an earlier one."""

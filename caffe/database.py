@@ -59,10 +59,9 @@ def write_lmdb(path: StrPath, records: Iterable[Record]) -> int:
     """
     count, checked = 0, ascending(_short_keys(records, path), path)
     # Unsynchronised until the end: a crash before it leaves nothing under the final name anyway.
-    settings = {"map_size": FIRST_MAP_BYTES, "lock": False, "sync": False, "metasync": False}
     with new_database(path) as partial:
         try:
-            with lmdb.open(str(partial), **settings) as env:
+            with lmdb.open(str(partial), map_size=FIRST_MAP_BYTES, lock=False, sync=False, metasync=False) as env:
                 while batch := list(islice(checked, COMMIT_RECORDS)):
                     _commit(env, batch)
                     count += len(batch)

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 Row = dict[str, float]
 
@@ -108,6 +109,82 @@ def _whole_lines(path: Path) -> Iterator[str]:
                 yield line.rstrip("\r\n")
 
 
+class _Reader:
+    """Reads a log line by line, of which it knows where it stands.
+
+    year: of dates that have none.
+
+    Attributes
+    ----------
+    log: what was read, but for the rows.
+    rows: of each phase, `Train` and `Test`: iteration -> row.
+    """
+
+    def __init__(self, year: int) -> None:
+        self.log = Log()
+        self.rows: dict[str, dict[int, Row]] = {"Train": {}, "Test": {}}
+        self._clock = _Clock(year)
+        self._iteration, self._test_net = -1, 0
+        self._seen: dict[tuple[str, str], int] = {}  # (phase, output) -> elements read of it in this reading
+        self._tested: set[str] = set()  # losses that a test has
+        self._started: set[str] = set()  # phases with a row begun since the iteration number last changed
+
+    def read(self, line: str) -> None:
+        """Take in the next line."""
+        self._clock.read(line)
+        if solving := SOLVING.search(line):
+            self.log.name = solving["name"] or self.log.name
+            self._clock.start = self._clock.start or self._clock.now
+        elif match := ITERATION.search(line):
+            self._go_to(int(match["iteration"]))
+            self._read_iteration(match["rest"])
+        elif self._iteration >= 0 and (match := OUTPUT.search(line)):
+            self._read_output(match)
+
+    def _go_to(self, iteration: int) -> None:
+        """From here on the log tells of this iteration, and of later ones it has told nothing."""
+        if iteration < self._iteration:
+            tables: list[dict[int, Any]] = [*self.rows.values(), self.log.loss, self.log.learning_rate]
+            for readings in tables:
+                for later in [i for i in readings if i >= iteration]:
+                    del readings[later]
+        if iteration != self._iteration:
+            self._started.clear()
+        self._iteration = iteration
+        self._seen.clear()
+
+    def _read_iteration(self, rest: str) -> None:
+        """What stands behind `Iteration N`."""
+        if displayed := DISPLAYED.search(rest):
+            self.log.loss[self._iteration] = float(displayed["loss"])
+            self._started.discard("Train")
+        elif rate := LEARNING_RATE.match(rest):
+            self.log.learning_rate[self._iteration] = float(rate["rate"])
+        elif testing := TESTING.match(rest):
+            self._test_net = int(testing["net"])
+            if self._test_net == 0:
+                self._started.discard("Test")
+
+    def _read_output(self, match: re.Match[str]) -> None:
+        """A line of OUTPUT: a value of the row, and of a loss the weight."""
+        phase = match["phase"].capitalize()
+        rows = self.rows[phase]
+        if phase not in self._started:
+            rows[self._iteration] = {
+                "NumIters": self._iteration,
+                "Seconds": self._clock.seconds,
+                "LearningRate": math.nan,
+            }
+            self._started.add(phase)
+        name = match["name"] + (f"#{self._test_net}" if phase == "Test" and self._test_net else "")
+        element = self._seen.get((phase, name), 0)
+        self._seen[phase, name] = element + 1
+        rows[self._iteration][f"{name}[{element}]" if element else name] = float(match["value"])
+        if match["weight"] and (phase == "Test" or name not in self._tested):
+            self.log.weights[name] = float(match["weight"])
+            self._tested.update([name] if phase == "Test" else [])
+
+
 def read_log(path: str | Path) -> Log:
     """Read a log written by any Caffe, whole or still being written, of one run or of several appended.
 
@@ -125,54 +202,11 @@ def read_log(path: str | Path) -> Log:
     OSError: the file cannot be read.
     """
     path = Path(path)
-    clock = _Clock(datetime.fromtimestamp(path.stat().st_mtime).year)
-    log = Log()
-    train: dict[int, Row] = {}
-    test: dict[int, Row] = {}
-    iteration, test_net = -1, 0
-    seen: dict[tuple[str, str], int] = {}  # (phase, output) -> elements read of it in this reading
-    tested: set[str] = set()  # losses that a test has
-    started: set[str] = set()  # phases with a row begun since the iteration number last changed
+    reader = _Reader(datetime.fromtimestamp(path.stat().st_mtime).year)
     for line in _whole_lines(path):
-        clock.read(line)
-        if solving := SOLVING.search(line):
-            log.name = solving["name"] or log.name
-            clock.start = clock.start or clock.now
-            continue
-        if match := ITERATION.search(line):
-            number = int(match["iteration"])
-            if number < iteration:
-                for readings in (train, test, log.loss, log.learning_rate):
-                    for later in [i for i in readings if i >= number]:
-                        del readings[later]
-            if number != iteration:
-                started.clear()
-            iteration = number
-            if displayed := DISPLAYED.search(match["rest"]):
-                log.loss[iteration] = float(displayed["loss"])
-                started.discard("Train")
-            elif rate := LEARNING_RATE.match(match["rest"]):
-                log.learning_rate[iteration] = float(rate["rate"])
-            elif testing := TESTING.match(match["rest"]):
-                test_net = int(testing["net"])
-                if test_net == 0:
-                    started.discard("Test")
-            seen.clear()
-        elif iteration >= 0 and (match := OUTPUT.search(line)):
-            phase = match["phase"].capitalize()
-            rows = train if phase == "Train" else test
-            if phase not in started:
-                rows[iteration] = {"NumIters": iteration, "Seconds": clock.seconds, "LearningRate": math.nan}
-                started.add(phase)
-            name = match["name"] + (f"#{test_net}" if phase == "Test" and test_net else "")
-            element = seen.get((phase, name), 0)
-            seen[phase, name] = element + 1
-            rows[iteration][f"{name}[{element}]" if element else name] = float(match["value"])
-            if match["weight"] and (phase == "Test" or name not in tested):
-                log.weights[name] = float(match["weight"])
-                tested.update([name] if phase == "Test" else [])
-    log.train = [train[i] for i in sorted(train)]
-    log.test = [test[i] for i in sorted(test)]
+        reader.read(line)
+    log, rows = reader.log, reader.rows
+    log.train, log.test = ([rows[phase][i] for i in sorted(rows[phase])] for phase in ("Train", "Test"))
     _fill_learning_rates(log)
     return log
 

@@ -93,13 +93,8 @@ def write_databases(
         raise StageError(f"--ferplus: its labels are FER2013's, but the classes in {images} are {', '.join(classes)}")
     if fold is not None:
         faces = _split_by_fold(images, faces, fold)
-    soft = _soft_labels(ferplus, faces, stage) if ferplus is not None else {}
-    lines: dict[str, list[Line]] = {split: [] for split in SPLITS}
-    for face in faces:
-        if ferplus is None:
-            lines[face.split].append(Line(face.file, face.label))
-        elif face.file in soft:
-            lines[face.split].append(Line(face.file, soft[face.file].label))
+    soft = None if ferplus is None else _soft_labels(ferplus, faces, stage)
+    lines = _lines_by_split(faces, soft)
     for split, of_split in lines.items():
         if not of_split:
             where = images / split if fold is None else f"{images}, {split} of fold {fold}"
@@ -111,7 +106,7 @@ def write_databases(
             for split, name in DATABASES.items():
                 order = shuffled(lines[split], seed)
                 records = alike(_read(folders, order, size, workers), first)
-                labelled = _with_probabilities(records, soft) if ferplus is not None else records
+                labelled = records if soft is None else _with_probabilities(records, soft)
                 written[name] = write_imageset(folder / name, progress(labelled, len(order), name))
         except CaffeError as error:  # of an image it names the file in the tree, of the database the whole path
             text = str(error).replace(str(folder), str(output))
@@ -135,6 +130,17 @@ def _split_by_fold(images: Path, faces: list[Face], fold: int) -> list[Face]:
         if face.file not in folds:
             raise StageError(f"{images / face.file}: not in folds.csv; expected the images that extract wrote")
     return [face._replace(split=split_of_fold(folds[face.file], fold)) for face in faces]
+
+
+def _lines_by_split(faces: Sequence[Face], soft: dict[str, SoftLabel] | None) -> dict[str, list[Line]]:
+    """Each split's images with their labels: those of the folders, or of `soft`, which lacks what is left out."""
+    lines: dict[str, list[Line]] = {split: [] for split in SPLITS}
+    for face in faces:
+        if soft is None:
+            lines[face.split].append(Line(face.file, face.label))
+        elif face.file in soft:
+            lines[face.split].append(Line(face.file, soft[face.file].label))
+    return lines
 
 
 def _absent(lines: dict[str, list[Line]], classes: Sequence[str]) -> str:

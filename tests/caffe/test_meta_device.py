@@ -14,7 +14,7 @@ import pytest
 import torch
 from google.protobuf import text_format
 from small_nets import one_layer
-from small_training import write_problem
+from small_training import write_problem, write_taught
 from test_layers_common import CASES, FILL
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -166,22 +166,6 @@ class Recorded:
         """There is nothing to compute."""
 
 
-# how the data are changed and mixed, and a teacher for what comes of it, as a recipe of `python -m train` has them
-CHANGED = """
-  random_contrast: 0.2 random_erasing: 0.5 mixup_alpha: 0.2 cutmix_alpha: 1 }
-  data_param { shuffle: true classes: 3"""
-INPUT = """
-layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 1 dim: 6 dim: 6 } } }
-"""
-SOFTMAX = 'layer { name: "prob" type: "Softmax" bottom: "fc2" top: "prob" }'
-TAUGHT = """
-layer {{ name: "teacher" type: "Teacher" bottom: "data" top: "teacher" include {{ phase: TRAIN }}
-  teacher_param {{ net: "{net}" weights: "any.caffemodel" temperature: 2 }} }}
-layer {{ name: "taught" type: "SoftmaxWithLoss" bottom: "fc2" bottom: "teacher" top: "taught" include {{ phase: TRAIN }}
-  loss_weight: 3.6 }}
-"""
-
-
 @pytest.fixture
 def problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The solver prototxt of the small problem with all that a recipe may add, on a device that records."""
@@ -189,12 +173,8 @@ def problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(replay, "WARM_UP", 1)
     monkeypatch.setattr("caffe.solver.can_replay", lambda net: True)
     monkeypatch.setattr(Checks, "ask", lambda checks: None)  # what is not recorded may wait
-    path, net, deploy = write_problem(tmp_path), tmp_path / "net.prototxt", tmp_path / "deploy.prototxt"
-    text = net.read_text()
-    deploy.write_text(INPUT + text[text.index('layer { name: "conv"') : text.index('layer { name: "loss"')] + SOFTMAX)
-    changed = text.replace(" }\n  data_param {", f"{CHANGED} ", 1)
-    assert changed != text
-    net.write_text(changed + TAUGHT.format(net=deploy))
+    path = write_problem(tmp_path)
+    write_taught(tmp_path)
     return path
 
 

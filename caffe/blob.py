@@ -303,7 +303,7 @@ class Parameter(Blob):
 
     def clear_diff(self) -> None:
         """Make the gradient 0, in arrays of it that somebody has too, where they are no copies."""
-        if self._diff.held and self.device.type == "cpu":
+        if self.device.type == "cpu" and self._diff.held:
             self.diff_tensor().zero_()
         else:
             self._diff.clear()

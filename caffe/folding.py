@@ -97,7 +97,9 @@ class Folded:
             weight = (weight * factor.view(-1, *(1,) * (weight.dim() - 1))).to(weight.dtype)
         kept = weight.dtype if dtype is None else dtype
         self.weight = weight.to(kept)
-        self.bias = shift.to(kept) if shift.any() else None
+        # by what there is, not by its values: to ask for these would be to wait for a GPU
+        shifted = bias is not None or norm is not None or (scale is not None and len(scale.blobs) > 1)
+        self.bias = shift.to(kept) if shifted else None
         # of the ReLU behind the layer itself, and whether there is one behind the sum
         self.slope = relu.param.relu_param.negative_slope if relu is not None and added is None else None
         self._rectified = relu is not None and added is not None

@@ -37,6 +37,12 @@ layer {{ name: "loss" type: "SoftmaxWithLoss" bottom: "fc2" bottom: "label" top:
 layer {{ name: "accuracy" type: "Accuracy" bottom: "fc2" bottom: "label" top: "accuracy" include {{ phase: TEST }} }}
 """
 
+DEPLOY = """
+name: "small"
+layer {{ name: "data" type: "Input" top: "data" input_param {{ shape {{ dim: 1 dim: 1 dim: 6 dim: 6 }} }} }}
+{layers}layer {{ name: "prob" type: "Softmax" bottom: "fc2" top: "prob" }}
+"""
+
 SOLVER = """
 net: "{folder}/net.prototxt"
 test_iter: 2
@@ -76,6 +82,31 @@ def write_problem(folder: Path, batch: int = 5) -> Path:
     return folder / "solver.prototxt"
 
 
+# how the faces are changed and mixed, and a teacher for what comes of it, as a recipe of `python -m train` has them
+CHANGED = """
+  random_contrast: 0.2 random_erasing: 0.5 mixup_alpha: 0.2 cutmix_alpha: 1 }
+  data_param { shuffle: true classes: 3"""
+TAUGHT = """
+layer {{ name: "teacher" type: "Teacher" bottom: "data" top: "teacher" include {{ phase: TRAIN }}
+  teacher_param {{ net: "{folder}/deploy.prototxt" weights: "{folder}/teacher.caffemodel" temperature: 2 }} }}
+layer {{ name: "taught" type: "SoftmaxWithLoss" bottom: "fc2" bottom: "teacher" top: "taught" include {{ phase: TRAIN }}
+  loss_weight: 3.6 }}
+"""
+
+
+def write_taught(folder: Path) -> Path:
+    """Let the net of `write_problem` learn from mixed images and from a teacher like it, of which deploy.prototxt is
+    written and teacher.caffemodel is expected; returns the former's path."""
+    net, deploy = folder / "net.prototxt", folder / "deploy.prototxt"
+    text = net.read_text()
+    layers = text[text.index('layer { name: "conv"') : text.index('layer { name: "loss"')]
+    deploy.write_text(DEPLOY.format(layers=layers))
+    changed = text.replace(" }\n  data_param {", f"{CHANGED} ", 1)
+    assert changed != text
+    net.write_text(changed + TAUGHT.format(folder=folder))
+    return deploy
+
+
 def write_project(folder: Path) -> None:
     """Write what `python -m train` needs: the two LMDBs, their mean.binaryproto, and a network's folder `tiny net`."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -87,11 +118,7 @@ def write_project(folder: Path) -> None:
     text = NET.format(folder="/nowhere", batch=5).replace("mean_value: 60 scale: 0.02", 'mean_file: "/nowhere/mean"')
     (network / "train_val.prototxt").write_text(text)
     layers = text[text.index('layer { name: "conv"') : text.index('layer { name: "loss"')]
-    (network / "deploy.prototxt").write_text(
-        'name: "small" layer { name: "data" type: "Input" top: "data" '
-        "input_param { shape { dim: 1 dim: 1 dim: 6 dim: 6 } } }\n"
-        f'{layers}layer {{ name: "prob" type: "Softmax" bottom: "fc2" top: "prob" }}'
-    )
+    (network / "deploy.prototxt").write_text(DEPLOY.format(layers=layers))
     (network / "solver.prototxt").write_text(
         'net: "/nowhere/train_val.prototxt" base_lr: 0.005 lr_policy: "multistep" gamma: 0.1 stepvalue: 20 '
         "stepvalue: 35 max_iter: 40 momentum: 0.9 display: 100 test_iter: 9 test_interval: 10 random_seed: 3 "

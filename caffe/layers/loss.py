@@ -150,7 +150,7 @@ class SoftmaxWithLoss(_Loss):
             return [total] if len(self.param.top) == 1 else [total, torch.softmax(scores.detach(), self.along)]
         labels = bottoms[1].reshape(-1).long()
         ignore = NO_LABEL if self.ignore is None else self.ignore
-        if labels.is_cuda:  # where cross_entropy does not say what is wrong, and nothing can be computed afterwards
+        if labels.device.type != "cpu":  # where cross_entropy does not name it, and nothing can be computed any more
             kept = labels != ignore
             checked = whole_numbers(self, 1, torch.where(kept, labels, 0), rows.shape[1], "a label")
             labels = torch.where(kept, checked, ignore)

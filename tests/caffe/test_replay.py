@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from google.protobuf import text_format
-from small_training import write_problem
+from small_training import write_problem, write_taught
 from test_layers_golden import CASES, phase_of
 
 import caffe
@@ -92,6 +92,17 @@ def problem(tmp_path: Path) -> Path:
     return write_problem(tmp_path)
 
 
+@pytest.fixture
+def taught(problem: Path) -> Path:
+    """The same with images that are mixed, and a teacher."""
+    deploy = write_taught(problem.parent)
+    teacher = caffe.Net(deploy, caffe.TEST, seed=4)
+    for blob in teacher.params["bn"][1:]:
+        blob.data[...] = 1  # statistics, without which its answers would all be the same
+    teacher.save(problem.parent / "teacher.caffemodel")
+    return problem
+
+
 def solver_of(problem: Path, changes: str = "", replayed: bool = True) -> caffe.Solver:
     """A solver of the small problem, with changed settings, and with no test before the training."""
     param = read_solver_parameter(problem)
@@ -125,6 +136,16 @@ def test_replayed_iterations_are_those_of_python(problem: Path, recordings: list
         usual.step(1)
         assert_alike(outcome(replayed), outcome(usual))
     assert len(recordings) == 1
+
+
+def test_a_teacher_is_replayed(taught: Path, recordings: list[Rerun]) -> None:
+    replayed, usual = (solver_of(taught, replayed=which) for which in (True, False))
+    for _ in range(WARM_UP + 5):
+        replayed.step(1)
+        usual.step(1)
+        assert_alike(outcome(replayed), outcome(usual))
+    assert len(recordings) == 1
+    assert usual.net.blobs["teacher"].data.std(0).min() > 1e-3, "its answers say nothing of the images"
 
 
 def written_while_it_trains(solver: caffe.Solver) -> list[dict[str, np.ndarray]]:
@@ -293,6 +314,17 @@ def test_a_cuda_graph_computes_what_the_layers_do(problem: Path, on_gpu: None, c
         replayed.step(1)
         usual.step(1)
         assert_alike(outcome(replayed), outcome(usual), tolerance)
+    assert replayed._replay is not None
+    assert replayed._replay._graph is not None
+
+
+@pytest.mark.parametrize("changes", ["", "precision: BF16"])
+def test_a_cuda_graph_holds_a_teacher(taught: Path, on_gpu: None, changes: str) -> None:
+    replayed, usual = (solver_of(taught, changes, replayed=which) for which in (True, False))
+    for _ in range(WARM_UP + 5):
+        replayed.step(1)
+        usual.step(1)
+        assert_alike(outcome(replayed), outcome(usual), 2e-2 if changes else 1e-4)
     assert replayed._replay is not None
     assert replayed._replay._graph is not None
 

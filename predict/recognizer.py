@@ -8,17 +8,19 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 
 import cv2
 import numpy as np
 
 from preprocessing.alignment import align_face
-from preprocessing.images import ImageError, check_image, decode_image, read_image
+from preprocessing.images import ImageError, check_image, decode_image, from_pillow, is_pillow, read_image
 from preprocessing.network_input import FaceNetwork, check_views
 from preprocessing.stage import StageError
 
 if TYPE_CHECKING:
+    import PIL.Image
+
     from .video import VideoFrame
 
 MODELS = Path(__file__).resolve().parent.parent / "prototxt"
@@ -29,7 +31,8 @@ DEFAULT_VIEWS = {1: "mirror", 2: "centre"}
 LOOK_BELOW = 0.8  # of the least face: MTCNN misses many that are only just as large as the smallest it looks for
 
 StrPath = str | os.PathLike[str]
-Image = StrPath | bytes | np.ndarray  # a path, what an image file holds, or pixels
+# a path, what an image file holds, pixels, or an image of Pillow, which need not be there
+Image = Union[StrPath, bytes, np.ndarray, "PIL.Image.Image"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,8 +200,8 @@ class Recognizer:
     def predict(self, image: Image) -> list[Prediction]:
         """The faces in one image, the most confident first; an empty list where there is none.
 
-        image: a path; the bytes of an image file, as an upload brings them; or an array of uint8, H×W (grey) or H×W×3
-        (BGR, as OpenCV reads it: of RGB give `image[..., ::-1]`).
+        image: a path; the bytes of an image file, as an upload brings them; an image of Pillow; or an array of uint8,
+        H×W (grey) or H×W×3 (BGR, as OpenCV reads it: of RGB give `image[..., ::-1]`).
         Raises ImageError for what is no such image.
         """
         return self.predict_batch([image])[0]
@@ -304,7 +307,12 @@ def _read(image: Image) -> np.ndarray:
         return read_image(image)
     if isinstance(image, np.ndarray):
         return check_image(image)
-    raise ImageError(f"the image is a {type(image).__name__}; expected a path, a file's bytes or a numpy array")
+    if is_pillow(image):
+        return from_pillow(image)
+    raise ImageError(
+        f"the image is a {type(image).__name__}; expected a path, a file's bytes (of an open file, file.read()), "
+        "a Pillow image or a numpy array"
+    )
 
 
 def _read_all(images: Sequence[Image] | np.ndarray) -> list[np.ndarray]:
@@ -329,6 +337,8 @@ def _check_several(images: Sequence[Image] | np.ndarray) -> None:
         what = f"an array of shape {images.shape}"
     elif isinstance(images, (str, bytes, os.PathLike)):
         what = "bytes" if isinstance(images, bytes) else repr(os.fspath(images))
+    elif is_pillow(images):
+        what = "a Pillow image"
     else:
         return
     raise ValueError(f"images is {what}; expected a list of images (predict takes one)")

@@ -28,6 +28,7 @@ DEFAULT_MODEL = "face_resnet16_pair"  # the most accurate one that ships
 FACES = ("detect", "one", "none")  # how many faces an image shows
 # by the channels of a net's input: two looks at a face in any case; a third and fourth cost more than they bring
 DEFAULT_VIEWS = {1: "mirror", 2: "centre"}
+FACE_COLUMNS = ("x", "y", "width", "height", "confidence", "emotion")  # of a table of faces; a probability each follows
 LOOK_BELOW = 0.8  # of the least face: MTCNN misses many that are only just as large as the smallest it looks for
 
 StrPath = str | os.PathLike[str]
@@ -66,6 +67,8 @@ class Prediction:
     confidence: the detector's probability that this is a face, 0..1; None where the box is all of the image.
     emotion: the most probable one.
     probabilities: emotion -> probability, of all emotions, in the order of the net's outputs; they sum to 1.
+    track: in a video, the number of this face, from 1, which it keeps from frame to frame (predict.tracking.Tracker);
+        None in an image.
     """
 
     box: tuple[float, float, float, float]
@@ -73,18 +76,33 @@ class Prediction:
     confidence: float | None
     emotion: str
     probabilities: dict[str, float]
+    track: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as JSON values; pixels are rounded to hundredths, probabilities to millionths."""
+        """The same as JSON values; pixels are rounded to hundredths, probabilities to millionths; `track` of videos."""
         points = (self.landmarks or {}).items()
         landmarks = {name: [round(value, 2) for value in point] for name, point in points}
         return {
+            **({} if self.track is None else {"track": self.track}),
             "box": [round(value, 2) for value in self.box],
             "landmarks": landmarks or None,
             "confidence": None if self.confidence is None else round(self.confidence, 6),
             "emotion": self.emotion,
             "probabilities": {name: round(value, 6) for name, value in self.probabilities.items()},
         }
+
+    def to_row(self) -> dict[str, float | str | None]:
+        """The same, without landmarks, as a row of a table: by the names of FACE_COLUMNS, then of the emotions.
+
+        In a video `track` stands before them. Raises ValueError where a class is called as one of these columns.
+        """
+        values = self.to_dict()
+        face = dict(zip(FACE_COLUMNS, (*values["box"], values["confidence"], self.emotion), strict=True))
+        face = face if self.track is None else {"track": self.track, **face}
+        for name in self.probabilities:
+            if name in face:
+                raise ValueError(f"a class is called {name!r}, as another column; expected none of {', '.join(face)}")
+        return {**face, **values["probabilities"]}
 
 
 def shipped_models() -> list[str]:
@@ -219,7 +237,7 @@ class Recognizer:
         return [[self._prediction(face, next(answers)) for face in in_image] for in_image in found]
 
     def predict_video(self, source: StrPath | int, every: int = 1) -> Iterator[VideoFrame]:
-        """The frames of a video in their order, and the faces in them, as `predict` gives them.
+        """The frames of a video in their order, and the faces in them, as `predict` gives them, with their `track`.
 
         Parameters
         ----------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -403,6 +404,27 @@ def test_as_json_values(cropped: Recognizer) -> None:
     assert values["box"] == [0, 0, 48, 48]
     assert values["landmarks"] is None
     assert list(values["probabilities"]) == list(EMOTIONS)
+
+
+def test_as_a_row_of_a_table(cropped: Recognizer) -> None:
+    (face,) = cropped.predict(band_face(5))
+    values = face.to_dict()
+    row = face.to_row()
+    assert list(row) == ["x", "y", "width", "height", "confidence", "emotion", *EMOTIONS]
+    assert [row[name] for name in ("x", "y", "width", "height", "confidence", "emotion")] == [
+        0,
+        0,
+        48,
+        48,
+        None,
+        "surprise",
+    ]
+    assert {name: row[name] for name in EMOTIONS} == values["probabilities"]
+    tracked = dataclasses.replace(face, track=7)
+    assert list(tracked.to_row()) == ["track", *row]
+    assert tracked.to_dict() == {"track": 7, **values}
+    with pytest.raises(ValueError, match=r"a class is called 'width', as another column; expected none of x, y, width"):
+        prediction(("wide", "width"), "wide", face.box).to_row()
 
 
 def prediction(names: tuple[str, ...], emotion: str, box: tuple[float, float, float, float]) -> Prediction:

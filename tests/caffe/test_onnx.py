@@ -17,7 +17,7 @@ from caffe.proto.onnx_pb2 import ModelProto
 from caffe.tools.export_onnx import main
 
 PROTOTXT = Path(__file__).resolve().parents[2] / "prototxt"
-SHIPPED = sorted(path.parent for path in PROTOTXT.glob("*/*.caffemodel"))
+SHIPPED = ("face_resnet16_pair", "mini_xception")
 INPUT = 'layer { name: "in" type: "Input" top: "data" input_param { shape { dim: 2 dim: 6 dim: 9 dim: 8 } } }'
 
 
@@ -43,9 +43,9 @@ def assert_opencv_agrees(net: caffe.Net, file: Path, scale: float = 1.0) -> None
         np.testing.assert_allclose(theirs.forward(name).reshape(expected.shape), expected, atol=2e-5)
 
 
-@pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: folder.name)
-def test_the_nets_that_ship(folder: Path, tmp_path: Path) -> None:
-    net = caffe.Net(str(folder / "deploy.prototxt"), str(folder / f"{folder.name}.caffemodel"), caffe.TEST)
+@pytest.mark.parametrize("name", SHIPPED)
+def test_nets_that_ship(name: str, tmp_path: Path) -> None:
+    net = caffe.Net(str(PROTOTXT / name / "deploy.prototxt"), str(PROTOTXT / name / f"{name}.caffemodel"), caffe.TEST)
     assert_opencv_agrees(net, tmp_path / "net.onnx", scale=60)
 
 

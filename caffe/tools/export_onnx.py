@@ -12,29 +12,27 @@ from collections.abc import Sequence
 from caffe.net import Net
 from caffe.onnx import save_onnx
 from caffe.proto.caffe_pb2 import TEST
-from caffe.tools.flags import FlagParser, run
+from caffe.tools.classify import run
 
 
-def parser() -> FlagParser:
-    """The command line."""
-    parser = FlagParser("export_onnx", "Write a trained net as an ONNX file.")
-    parser.add_argument("deploy", metavar="DEPLOY_PROTOTXT")
-    parser.add_argument("weights", metavar="CAFFEMODEL", help="or .caffemodel.h5")
-    parser.add_argument("onnx_file", metavar="ONNX_FILE")
-    return parser
-
-
-def export(flags: argparse.Namespace) -> None:
-    """Run the tool."""
-    net = Net(flags.deploy, flags.weights, TEST)
-    save_onnx(net, flags.onnx_file)
-    shapes = [f"{name} {'×'.join(map(str, ('N', *net.blobs[name].shape[1:])))}" for name in (*net.inputs, *net.outputs)]
-    print(f"{flags.onnx_file}: {', '.join(shapes[: len(net.inputs)])} → {', '.join(shapes[len(net.inputs) :])}")
+def export(options: argparse.Namespace) -> None:
+    """Run the tool. Raises CaffeError."""
+    net = Net(options.deploy, options.weights, TEST)
+    save_onnx(net, options.onnx_file)
+    inputs, outputs = (
+        ", ".join(f"{name} {'×'.join(map(str, ('N', *net.blobs[name].shape[1:])))}" for name in names)
+        for names in (net.inputs, net.outputs)
+    )
+    print(f"{options.onnx_file}: {inputs} → {outputs}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    return run(parser(), export, arguments)
+    parser = argparse.ArgumentParser("export_onnx", description="Write a trained net as an ONNX file.")
+    parser.add_argument("deploy", metavar="DEPLOY_PROTOTXT", help="the net, as it predicts")
+    parser.add_argument("weights", metavar="CAFFEMODEL", help="its weights, also .caffemodel.h5")
+    parser.add_argument("onnx_file", metavar="ONNX_FILE", help="the file to write")
+    return run("export_onnx", export, parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

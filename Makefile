@@ -78,6 +78,8 @@ PICTURES ?= 1
 LAYER ?=
 #: the emotion that `make explain` explains (default: the answer)
 TARGET ?=
+#: a .csv into which `make predict` writes the faces in all images, a row a face (videos have a CSV of their own)
+TABLE ?=
 #: 1: `make predict` prints JSON
 JSON ?=
 #: a trained .caffemodel, with deploy.prototxt and mean.binaryproto beside it: what predict, features, explain and report use, and evaluate tests on DATASET
@@ -438,7 +440,7 @@ $(PREDICTION): $(TRAINED) $(EVALUATION) images/astronaut.png | $(READY)
 
 predict: $(READY) $(NETWORK_FILES) ## the emotions in IMG (a photo, a video, a folder, a quoted pattern), or before CAMERA
 	$(if $(filter 1,$(JSON)),@)$(PYTHON) -m predict $(if $(CAMERA),--camera $(call quoted,$(CAMERA)),$(SHOWN)) $(LOOK) --device $(DEVICE) \
-		$(NETWORK) $(if $(EVERY),--every $(EVERY)) $(if $(filter 0,$(PICTURES)),--no-pictures) $(if $(filter 1,$(JSON)),--json)
+		$(NETWORK) $(if $(EVERY),--every $(EVERY)) $(if $(filter 0,$(PICTURES)),--no-pictures) $(if $(TABLE),--table $(call quoted,$(TABLE))) $(if $(filter 1,$(JSON)),--json)
 
 features: $(READY) $(NETWORK_FILES) ## what each layer (or LAYER) of the network makes of the face in IMG
 	$(PYTHON) -m explain.features $(SHOWN) $(LOOK) --device $(DEVICE) $(NETWORK) $(if $(LAYER),--layer $(call each_quoted,$(LAYER)))

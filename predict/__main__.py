@@ -30,7 +30,7 @@ from .annotate import annotate
 from .answers import Answers, Tally, describe, describe_frame
 from .options import add_model_arguments, check_model_arguments, make_recognizer, print_any_name
 from .recognizer import Recognizer
-from .recording import AnnotatedVideo, FaceTable, Recorder, cannot_write
+from .recording import AnnotatedVideo, AnsweredImage, FaceTable, ImageTable, Recorder, cannot_write
 from .video import Video, VideoError, VideoFrame, camera_source, is_video
 
 OUTPUT = Path("data/predictions")
@@ -73,11 +73,13 @@ def read_chunks(found: Sequence[tuple[str, str | None]]) -> Iterator[list[tuple[
         yield chunk
 
 
-def output_files(paths: Sequence[str], folder: Path, pictures: bool = True) -> dict[str, Path]:
+def output_files(
+    paths: Sequence[str], folder: Path, pictures: bool = True, table: Path | None = None
+) -> dict[str, Path]:
     """Where each input's annotated copy goes: the same name, as .jpg, .png or .mp4, with a number where two are alike.
 
     Beside a video's stands its table, the same name as .csv; without `pictures` that alone is written. Raises
-    StageError where what is written would replace one of the inputs themselves.
+    StageError where what is written would replace one of the inputs themselves, or `table` be a video's.
     """
     files: dict[str, Path] = {}
     used: set[Path] = set()
@@ -91,7 +93,10 @@ def output_files(paths: Sequence[str], folder: Path, pictures: bool = True) -> d
         used.add(file)
         files[path] = file
     written = list(files.values()) if pictures else []
-    written += [file.with_suffix(".csv") for path, file in files.items() if is_video(path)]
+    of_videos = [file.with_suffix(".csv") for path, file in files.items() if is_video(path)]
+    if table is not None and table.resolve() in [file.resolve() for file in of_videos]:
+        raise StageError(f"{table}: is a video's table; expected another --table")
+    written += of_videos
     originals = {Path(path).resolve() for path in paths if Path(path).exists()}
     for file in written:
         if file.resolve() in originals:
@@ -117,8 +122,9 @@ def answer_images(
     recognizer: MakeRecognizer,
     pictures: bool,
     answers: Answers,
+    table: Recorder[AnsweredImage],
 ) -> None:
-    """Recognise in images, some at a time, and write their annotated copies."""
+    """Recognise in images, some at a time, and write their annotated copies, and their faces into the table."""
     for chunk in read_chunks(found):
         images = [image for _, image in chunk if isinstance(image, np.ndarray)]
         predicted = iter(recognizer().predict_batch(images) if images else [])
@@ -127,6 +133,7 @@ def answer_images(
                 answers.add_error(path, image)
                 continue
             predictions = next(predicted)
+            table.write((path, predictions))
             problems = []
             if pictures:
                 try:
@@ -200,25 +207,40 @@ def interrupts() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
+def answer_videos(
+    paths: Iterable[str],
+    files: dict[str, Path],
+    recognizer: MakeRecognizer,
+    args: argparse.Namespace,
+    answers: Answers,
+) -> None:
+    """Recognise in one video after the other."""
+    for path in paths:
+        try:
+            source = Video(path)
+        except VideoError as error:
+            answers.add_error(path, str(error))
+            continue
+        with source:
+            answer_video(source, files[path], recognizer(), args, answers)
+
+
 def run_inputs(args: argparse.Namespace) -> int:
     """Recognise in all images and videos; returns the exit code."""
     found = find_inputs(args.inputs)
-    files = output_files([path for path, problem in found if problem is None], args.output, args.pictures)
+    files = output_files([path for path, problem in found if problem is None], args.output, args.pictures, args.table)
     recognizer = functools.cache(lambda: make_recognizer(args, args.views))
     answers = Answers(args.json)
-    for videos, group in itertools.groupby(found, lambda entry: entry[1] is None and is_video(entry[0])):
-        if not videos:
-            answer_images(list(group), files, recognizer, args.pictures, answers)
-            continue
-        for path, _ in group:
-            try:
-                source = Video(path)
-            except VideoError as error:
-                answers.add_error(path, str(error))
-                continue
-            with source:
-                answer_video(source, files[path], recognizer(), args, answers)
-    return answers.finish()
+    tables = [] if args.table is None else [lambda: ImageTable(args.table, recognizer().emotions)]
+    with Recorder(tables) as table:
+        for videos, group in itertools.groupby(found, lambda entry: entry[1] is None and is_video(entry[0])):
+            if videos:
+                answer_videos([path for path, _ in group], files, recognizer, args, answers)
+            else:
+                answer_images(list(group), files, recognizer, args.pictures, answers, table)
+    for problem in table.problems:
+        answers.complain(problem)
+    return answers.finish(table.written)
 
 
 def run_camera(args: argparse.Namespace) -> int:
@@ -264,6 +286,9 @@ def main() -> int:
         "--no-pictures", dest="pictures", action="store_false", help="write no annotated copies (videos have their CSV)"
     )
     parser.add_argument(
+        "--table", type=csv_file, metavar="FILE.csv", help="write a CSV of the faces in all images, a row a face"
+    )
+    parser.add_argument(
         "--output",
         type=Path,
         default=OUTPUT,
@@ -282,6 +307,8 @@ def check_inputs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
         parser.error("expected files, or --camera, and not both")
     if args.seconds is not None and args.camera is None:
         parser.error(f"--seconds is {args.seconds:g}, but there is no --camera; expected both")
+    if args.table is not None and args.camera is not None:
+        parser.error("--table is of images; a camera has a CSV of its own in --output")
 
 
 def whole(text: str) -> int:
@@ -289,6 +316,13 @@ def whole(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}; expected a whole number, 1 or more")
     return int(text)
+
+
+def csv_file(text: str) -> Path:
+    """A file's name that ends in .csv, for argparse: it is replaced, and an image's would be by mistake."""
+    if not text.lower().endswith(".csv"):
+        raise argparse.ArgumentTypeError(f"{text!r}; expected a name that ends in .csv")
+    return Path(text)
 
 
 def positive(text: str) -> float:

@@ -100,7 +100,8 @@ def _name(name: str) -> str:
 
 
 def _label(face: Prediction) -> str:
-    return f"{_name(face.emotion)} {100 * face.probabilities[face.emotion]:.0f}%"
+    track = "" if face.track is None else f"#{face.track} "
+    return f"{track}{_name(face.emotion)} {100 * face.probabilities[face.emotion]:.0f}%"
 
 
 def _corners(face: Prediction, scale: int, canvas: np.ndarray) -> Box:

@@ -52,7 +52,7 @@ def describe_frame(frame: VideoFrame) -> str:
     """What is printed for people while a camera runs: a line a face."""
     head = f"{frame.seconds:8.2f} s  "
     lines = [
-        f"{head}{box(face):<19}  {face.emotion:<8}  {100 * face.probabilities[face.emotion]:5.1f}%"
+        f"{head}#{face.track:<3} {box(face):<19}  {face.emotion:<8}  {100 * face.probabilities[face.emotion]:5.1f}%"
         for face in frame.predictions
     ]
     return "\n".join(lines or [f"{head}no face found"])
@@ -103,24 +103,25 @@ class Answers:
         self.results.append(result)
         self.say(text)
         for problem in problems:
-            self._complain(problem)
+            self.complain(problem)
 
     def add_error(self, path: str, problem: str) -> None:
         """An input without an answer."""
         self.results.append({"file": path, "error": problem})
-        self._complain(problem)
+        self.complain(problem)
 
     def say(self, text: str) -> None:
         """A line for people."""
         if not self.as_json:
             print(text, flush=True)
 
-    def _complain(self, problem: str) -> None:
+    def complain(self, problem: str) -> None:
+        """An error, of which the exit code tells too."""
         self.code = 1
         print(f"error: {problem}", file=sys.stderr)
 
-    def finish(self) -> int:
-        """The JSON, or the summary line. Returns the exit code."""
+    def finish(self, tables: Sequence[Path] = ()) -> int:
+        """The JSON, or the summary line, which names the images' tables. Returns the exit code."""
         if self.as_json:
             print(json.dumps(self.results, indent=1))
         elif self.inputs:
@@ -128,5 +129,6 @@ class Answers:
             seconds = time.perf_counter() - self._start
             files = [Path(result["annotated"]) for result in self.results if result.get("annotated")]
             annotated = f"; annotated in {files[0].parent}" if files else ""
-            print(f"predict: {inputs}, {counted(self.faces, 'face')}{annotated} ({seconds:.1f} s)")
+            table = "".join(f"; table in {file}" for file in tables)
+            print(f"predict: {inputs}, {counted(self.faces, 'face')}{annotated}{table} ({seconds:.1f} s)")
         return self.code

@@ -8,18 +8,20 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 
 import cv2
 import numpy as np
 
 from caffe.io import StrPath
 from preprocessing.alignment import align_face
-from preprocessing.images import ImageError, check_image, decode_image, read_image
+from preprocessing.images import ImageError, check_image, decode_image, from_pillow, is_pillow, read_image
 from preprocessing.network_input import FaceNetwork, check_views
 from preprocessing.stage import StageError
 
 if TYPE_CHECKING:
+    import PIL.Image
+
     from .video import VideoFrame
 
 MODELS = Path(__file__).resolve().parent.parent / "prototxt"
@@ -27,9 +29,11 @@ DEFAULT_MODEL = "face_resnet16_pair"  # the most accurate one that ships
 FACES = ("detect", "one", "none")  # how many faces an image shows
 # by the channels of a net's input: two looks at a face in any case; a third and fourth cost more than they bring
 DEFAULT_VIEWS = {1: "mirror", 2: "centre"}
+FACE_COLUMNS = ("x", "y", "width", "height", "confidence", "emotion")  # of a table of faces; a probability each follows
 LOOK_BELOW = 0.8  # of the least face: MTCNN misses many that are only just as large as the smallest it looks for
 
-Image = StrPath | bytes | np.ndarray  # a path, what an image file holds, or pixels
+# a path, what an image file holds, pixels, or an image of Pillow, which need not be there
+Image = Union[StrPath, bytes, np.ndarray, "PIL.Image.Image"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +67,8 @@ class Prediction:
     confidence: the detector's probability that this is a face, 0..1; None where the box is all of the image.
     emotion: the most probable one.
     probabilities: emotion -> probability, of all emotions, in the order of the net's outputs; they sum to 1.
+    track: in a video, the number of this face, from 1, which it keeps from frame to frame (predict.tracking.Tracker);
+        None in an image.
     """
 
     box: tuple[float, float, float, float]
@@ -70,18 +76,33 @@ class Prediction:
     confidence: float | None
     emotion: str
     probabilities: dict[str, float]
+    track: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as JSON values; pixels are rounded to hundredths, probabilities to millionths."""
+        """The same as JSON values; pixels are rounded to hundredths, probabilities to millionths; `track` of videos."""
         points = (self.landmarks or {}).items()
         landmarks = {name: [round(value, 2) for value in point] for name, point in points}
         return {
+            **({} if self.track is None else {"track": self.track}),
             "box": [round(value, 2) for value in self.box],
             "landmarks": landmarks or None,
             "confidence": None if self.confidence is None else round(self.confidence, 6),
             "emotion": self.emotion,
             "probabilities": {name: round(value, 6) for name, value in self.probabilities.items()},
         }
+
+    def to_row(self) -> dict[str, float | str | None]:
+        """The same, without landmarks, as a row of a table: by the names of FACE_COLUMNS, then of the emotions.
+
+        In a video `track` stands before them. Raises ValueError where a class is called as one of these columns.
+        """
+        values = self.to_dict()
+        face = dict(zip(FACE_COLUMNS, (*values["box"], values["confidence"], self.emotion), strict=True))
+        face = face if self.track is None else {"track": self.track, **face}
+        for name in self.probabilities:
+            if name in face:
+                raise ValueError(f"a class is called {name!r}, as another column; expected none of {', '.join(face)}")
+        return {**face, **values["probabilities"]}
 
 
 def shipped_models() -> list[str]:
@@ -197,8 +218,8 @@ class Recognizer:
     def predict(self, image: Image) -> list[Prediction]:
         """The faces in one image, the most confident first; an empty list where there is none.
 
-        image: a path; the bytes of an image file, as an upload brings them; or an array of uint8, H×W (grey) or H×W×3
-        (BGR, as OpenCV reads it: of RGB give `image[..., ::-1]`).
+        image: a path; the bytes of an image file, as an upload brings them; an image of Pillow; or an array of uint8,
+        H×W (grey) or H×W×3 (BGR, as OpenCV reads it: of RGB give `image[..., ::-1]`).
         Raises ImageError for what is no such image.
         """
         return self.predict_batch([image])[0]
@@ -216,7 +237,7 @@ class Recognizer:
         return [[self._prediction(face, next(answers)) for face in in_image] for in_image in found]
 
     def predict_video(self, source: StrPath | int, every: int = 1) -> Iterator[VideoFrame]:
-        """The frames of a video in their order, and the faces in them, as `predict` gives them.
+        """The frames of a video in their order, and the faces in them, as `predict` gives them, with their `track`.
 
         Parameters
         ----------
@@ -304,7 +325,12 @@ def _read(image: Image) -> np.ndarray:
         return read_image(image)
     if isinstance(image, np.ndarray):
         return check_image(image)
-    raise ImageError(f"the image is a {type(image).__name__}; expected a path, a file's bytes or a numpy array")
+    if is_pillow(image):
+        return from_pillow(image)
+    raise ImageError(
+        f"the image is a {type(image).__name__}; expected a path, a file's bytes (of an open file, file.read()), "
+        "a Pillow image or a numpy array"
+    )
 
 
 def _read_all(images: Sequence[Image] | np.ndarray) -> list[np.ndarray]:
@@ -329,6 +355,8 @@ def _check_several(images: Sequence[Image] | np.ndarray) -> None:
         what = f"an array of shape {images.shape}"
     elif isinstance(images, (str, bytes, os.PathLike)):
         what = "bytes" if isinstance(images, bytes) else repr(os.fspath(images))
+    elif is_pillow(images):
+        what = "a Pillow image"
     else:
         return
     raise ValueError(f"images is {what}; expected a list of images (predict takes one)")

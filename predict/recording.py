@@ -1,4 +1,4 @@
-"""What is written about a video: its annotated copy and a table of the faces, each all or nothing."""
+"""What is written while it is answered: a video's annotated copy, tables of faces, each all or nothing."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import cv2
 import numpy as np
@@ -14,23 +15,26 @@ import numpy as np
 from preprocessing.stage import StageError, temporary
 
 from .annotate import annotate
+from .recognizer import FACE_COLUMNS, Prediction
 from .video import VideoError, VideoFrame, opencv_path, quiet
 
 CODEC = "mp4v"  # MPEG-4 part 2: the one for .mp4 that OpenCV's FFmpeg can write everywhere
 LONGEST_SIDE = 8190  # which that codec can state, being even
-COLUMNS = ("frame", "seconds", "x", "y", "width", "height", "confidence", "emotion")  # then a probability each
+
+Answer = TypeVar("Answer")  # what a recording takes one by one: a video's frames, or images
+AnsweredImage = tuple[str, Sequence[Prediction]]  # its name and its faces
 
 
 def cannot_write(target: Path, error: OSError) -> str:
     """What is said of a file that the system does not let us write."""
     return (
         f"{target}: cannot be written: {error.strerror or error}; "
-        "expected an --output folder with room, in which files may be made"
+        "expected a folder with room, in which files may be made"
     )
 
 
-class Recording:
-    """A file on a video that is written frame by frame, beside its target, and takes its place at the end.
+class Recording(Generic[Answer]):
+    """A file that is written answer by answer, beside its target, and takes its place at the end.
 
     Raises StageError, here and by its methods, for what cannot be written.
     """
@@ -43,8 +47,8 @@ class Recording:
         except OSError as error:
             raise StageError(cannot_write(target, error)) from None
 
-    def write(self, frame: VideoFrame) -> None:
-        """Take the next frame."""
+    def write(self, answer: Answer) -> None:
+        """Take the next frame or image."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -67,7 +71,7 @@ class Recording:
             self.partial.unlink(missing_ok=True)
 
 
-class AnnotatedVideo(Recording):
+class AnnotatedVideo(Recording[VideoFrame]):
     """The frames with their faces marked, as MPEG-4 of the same rate and size (an odd side is one pixel longer).
 
     Parameters
@@ -101,12 +105,12 @@ class AnnotatedVideo(Recording):
                 f"expected sides of {LONGEST_SIDE} at most (--no-pictures answers without)"
             )
 
-    def write(self, frame: VideoFrame) -> None:
+    def write(self, answer: VideoFrame) -> None:
         """Draw and append a frame; by `paced` as often as its time asks, perhaps never."""
-        place = round(frame.seconds * self._fps) if self._paced else self._written
+        place = round(answer.seconds * self._fps) if self._paced else self._written
         if place < self._written:
             return
-        image = annotate(frame.image, frame.predictions, same_size=True)
+        image = annotate(answer.image, answer.predictions, same_size=True)
         width, height = self._size
         if image.shape[:2] != (height, width):
             image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
@@ -136,7 +140,28 @@ class AnnotatedVideo(Recording):
             )
 
 
-class FaceTable(Recording):
+class _Table(Recording[Answer]):
+    """A CSV file, UTF-8, with these columns."""
+
+    def __init__(self, target: Path, columns: Sequence[str]) -> None:
+        super().__init__(target)
+        # open for as long as there are answers; names of files that are not UTF-8 stay as they are
+        self._file = open(self.partial, "w", newline="", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
+        self._rows = csv.writer(self._file, lineterminator="\n")
+        self._rows.writerow(columns)
+
+    def _append(self, *values: object) -> None:
+        try:
+            self._rows.writerow(values)
+        except OSError as error:
+            raise StageError(cannot_write(self.target, error)) from None
+
+    def close(self) -> None:
+        """Write the last rows."""
+        self._file.close()
+
+
+class FaceTable(_Table[VideoFrame]):
     """A CSV of the faces in the frames that were looked at: a row a face, box in pixels, probabilities 0..1.
 
     Parameters
@@ -146,31 +171,36 @@ class FaceTable(Recording):
     """
 
     def __init__(self, target: Path, emotions: Sequence[str]) -> None:
-        super().__init__(target)
-        # open for as long as the video is
-        self._file = open(self.partial, "w", newline="", encoding="utf-8")  # noqa: SIM115
-        self._rows = csv.writer(self._file, lineterminator="\n")
-        self._rows.writerow([*COLUMNS, *emotions])
+        super().__init__(target, ["frame", "seconds", "track", *FACE_COLUMNS, *emotions])
 
-    def write(self, frame: VideoFrame) -> None:
+    def write(self, answer: VideoFrame) -> None:
         """Append the frame's faces."""
-        if not frame.looked_at:
-            return
-        try:
-            for face in frame.predictions:
-                values = face.to_dict()
-                head = [frame.number, round(frame.seconds, 3), *values["box"], values["confidence"], face.emotion]
-                self._rows.writerow([*head, *values["probabilities"].values()])
-        except OSError as error:
-            raise StageError(cannot_write(self.target, error)) from None
-
-    def close(self) -> None:
-        """Write the last rows."""
-        self._file.close()
+        for face in answer.predictions if answer.looked_at else ():
+            self._append(answer.number, round(answer.seconds, 3), face.track, *_cells(face))
 
 
-class Recorder:
-    """Several recordings of one video: one that cannot be written is left out, and does not stop the others.
+class ImageTable(_Table[AnsweredImage]):
+    """As FaceTable, of images: the image's name first, and where no face was found a row of the name alone."""
+
+    def __init__(self, target: Path, emotions: Sequence[str]) -> None:
+        super().__init__(target, ["file", *FACE_COLUMNS, *emotions])
+        self._nothing: list[object] = [""] * (len(FACE_COLUMNS) + len(emotions))
+
+    def write(self, answer: AnsweredImage) -> None:
+        """Append the image's faces."""
+        path, predictions = answer
+        for row in [_cells(face) for face in predictions] or [self._nothing]:
+            self._append(path, *row)
+
+
+def _cells(face: Prediction) -> list[object]:
+    """A face's part of a row: FACE_COLUMNS, then the probabilities."""
+    values = face.to_dict()
+    return [*values["box"], values["confidence"], face.emotion, *values["probabilities"].values()]
+
+
+class Recorder(Generic[Answer]):
+    """Several recordings of the same: one that cannot be written is left out, and does not stop the others.
 
     A block with it ends with the files in their places, or where it raises with none of them.
 
@@ -180,30 +210,30 @@ class Recorder:
     problems: what could not be written, and why.
     """
 
-    def __init__(self, makers: Sequence[Callable[[], Recording]]) -> None:
+    def __init__(self, makers: Sequence[Callable[[], Recording[Answer]]]) -> None:
         self.written: list[Path] = []
         self.problems: list[str] = []
-        self._recordings: list[Recording] = []
+        self._recordings: list[Recording[Answer]] = []
         for make in makers:
             try:
                 self._recordings.append(make())
             except StageError as error:
                 self.problems.append(str(error))
 
-    def write(self, frame: VideoFrame) -> None:
-        """Give all of them the next frame."""
+    def write(self, answer: Answer) -> None:
+        """Give all of them the next frame or image."""
         for recording in list(self._recordings):
             try:
-                recording.write(frame)
+                recording.write(answer)
             except StageError as error:
                 self._leave_out(recording, error)
 
-    def _leave_out(self, recording: Recording, error: StageError) -> None:
+    def _leave_out(self, recording: Recording[Answer], error: StageError) -> None:
         self.problems.append(str(error))
         self._recordings.remove(recording)
         recording.discard()
 
-    def __enter__(self) -> Recorder:
+    def __enter__(self) -> Recorder[Answer]:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:

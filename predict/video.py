@@ -17,6 +17,7 @@ from caffe.io import StrPath
 from preprocessing.images import MAX_PIXELS, ImageError, opencv_silent
 
 from .recognizer import Prediction, Recognizer
+from .tracking import Tracker
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".wmv", ".mpg", ".mpeg")  # what is taken for a video
 EXPECTED = "a video that OpenCV's FFmpeg reads, such as MP4, WebM, AVI or MOV"
@@ -41,7 +42,7 @@ class VideoFrame:
     number: counted from 0.
     seconds: from the first frame, by the video's own clock; of a camera by this machine's.
     image: uint8, H×W×3 (BGR), or H×W of a camera that gives grey ones; turned as the video's metadata says.
-    predictions: its faces, the most confident first.
+    predictions: its faces, the most confident first; `track` says which face of other frames each is.
     looked_at: False where the predictions are those of a frame before, since only every Nth one is looked at.
     """
 
@@ -208,11 +209,12 @@ def recognize(recognizer: Recognizer, video: Video, every: int = 1) -> Iterator[
 def _recognize(recognizer: Recognizer, video: Video, every: int) -> Iterator[VideoFrame]:
     with video:
         predictions: list[Prediction] = []
+        tracker = Tracker()
         for chunk in _chunks(video):
             answers = iter(recognizer.predict_batch([image for number, _, image in chunk if number % every == 0]))
             for number, seconds, image in chunk:
                 looked_at = number % every == 0
-                predictions = next(answers) if looked_at else predictions
+                predictions = tracker.number(next(answers), seconds) if looked_at else predictions
                 yield VideoFrame(number, seconds, image, predictions, looked_at)
         video.check_end()
 

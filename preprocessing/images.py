@@ -10,16 +10,22 @@ import os
 import re
 import stat
 import struct
+import sys
 import threading
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
+if TYPE_CHECKING:
+    import PIL.Image
+
 MAX_PIXELS = 64 << 20  # 67 million: a 64-megapixel camera's, and 200 MB when decoded
 MAX_BYTES = 1 << 29
-# What is taken from a folder, for prediction and for training
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".pbm", ".pgm", ".ppm", ".pnm")
+READ = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".pbm", ".pgm", ".ppm", ".pnm")
+# What is taken from a folder, for prediction and for training: a phone's photos are told as errors, not passed over
+SUFFIXES = (*READ, ".heic", ".heif", ".avif")
 _TIFF = (b"II*\0", b"MM\0*")
 _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # but for restarts, and pixels of 255, which 0 follows
 FORMATS = "JPEG, PNG, BMP, GIF, WebP, TIFF or PNM"
@@ -44,7 +50,9 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         taken = stat.S_ISREG(status.st_mode) and status.st_size <= MAX_BYTES  # of a pipe the end would be waited for
         data = _whole(path) if taken else b""
     except FileNotFoundError:
-        raise ImageError("no such file; expected an image") from None
+        address = "://" in os.fspath(path)
+        what = "an address, from which nothing is fetched" if address else "no such file"
+        raise ImageError(f"{what}; expected an image") from None
     except (OSError, ValueError) as error:  # ValueError: what can be no file's name
         reason = error.strerror if isinstance(error, OSError) else error
         raise ImageError(f"{reason}; expected an image") from None
@@ -83,7 +91,7 @@ def decode_image(data: bytes) -> np.ndarray:
     if _is_cut_off(data):
         raise ImageError(f"the image is cut off after {len(data):,} bytes; expected a whole file")
     if size is None:
-        raise ImageError(f"not an image; expected {FORMATS}")
+        raise ImageError(f"{_unread_format(data) or 'not an image'}; expected {FORMATS}")
     if data[:4] in _TIFF and (colours := _tiff_tags(data).get(262)) in (8, 9, 10):  # decoded with another white
         raise ImageError(
             f"a TIFF of CIELab colours (PhotometricInterpretation {colours}); expected grey, RGB or a palette"
@@ -100,6 +108,45 @@ def decode_image(data: bytes) -> np.ndarray:
         image = _on_white(image, _decode(data, cv2.IMREAD_UNCHANGED), _is_premultiplied(data))
         image = _turned(image, _orientation(data))
     return image
+
+
+def is_pillow(image: object) -> bool:
+    """Whether this is an image of Pillow, which is not imported for that."""
+    return "PIL.Image" in sys.modules and isinstance(image, sys.modules["PIL.Image"].Image)
+
+
+def from_pillow(image: PIL.Image.Image) -> np.ndarray:
+    """An image of Pillow as `decode_image` gives its file: turned as its EXIF data says, transparent parts on white.
+
+    Returns
+    -------
+    uint8, H×W (grey) or H×W×3 (BGR); of an animation the frame that is shown, of 16 bits the upper 8.
+
+    Raises
+    ------
+    ImageError: its file is cut off or damaged (Pillow decodes it only now), it is of more than MAX_PIXELS pixels, or of
+    mode I or F, whose values have no known range.
+    """
+    import PIL.Image
+    import PIL.ImageOps
+
+    _check_size(*image.size)
+    if image.mode in ("I", "F"):
+        raise ImageError(
+            f"a Pillow image of mode {image.mode}, in which no value is known to be white; expected L, RGB or another"
+        )
+    try:
+        image = PIL.ImageOps.exif_transpose(image)
+        if image.mode.startswith("I;16"):
+            return (np.asarray(image) >> 8).astype(np.uint8)
+        if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+            white = PIL.Image.new("RGBA", image.size, "white")
+            image = PIL.Image.alpha_composite(white, image.convert("RGBA"))
+        if image.mode in ("L", "1"):
+            return np.asarray(image.convert("L"))
+        return cv2.cvtColor(np.asarray(image.convert("RGB")), cv2.COLOR_RGB2BGR)
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises of a damaged file
+        raise ImageError(f"a Pillow image that cannot be decoded: {error}; expected a whole one") from None
 
 
 def check_image(image: np.ndarray) -> np.ndarray:
@@ -134,6 +181,15 @@ def find_images(arguments: Iterable[str]) -> list[tuple[str, str | None]]:
             matches = sorted(path for path in glob.glob(argument, recursive=True) if os.path.isfile(path))
             found.update(dict.fromkeys(matches) if matches else {argument: f"{argument}: no file matches this pattern"})
     return list(found.items())
+
+
+def _unread_format(data: bytes) -> str | None:
+    """What is said of the formats that phones and browsers write besides (ISO/IEC 23008-12); None for other data."""
+    brands = data[8 : 8 + 64] if data[4:8] == b"ftyp" else b""
+    for name, known in (("AVIF", (b"avif", b"avis")), ("HEIC", (b"heic", b"heix", b"hevc", b"mif1", b"msf1"))):
+        if any(brand in brands for brand in known):
+            return f"an image of the format {name}, which is not read"
+    return None
 
 
 def _check_size(width: int, height: int) -> None:

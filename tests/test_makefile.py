@@ -470,6 +470,8 @@ def test_what_predict_looks_at(tree: Path) -> None:
     (clip,) = commands(tree, "predict", "IMG=a clip.mp4", "EVERY=5", "PICTURES=0")
     assert "-m predict 'a clip.mp4' " in clip
     assert clip.endswith(" --every 5 --no-pictures")
+    (table,) = commands(tree, "predict", "IMG=my photos", "TABLE=a table.csv", "JSON=1")
+    assert table.endswith(" --table 'a table.csv' --json")
     (camera,) = commands(tree, "predict", "CAMERA=0", "PICTURES=1")
     assert "-m predict --camera '0' --face detect" in camera
     assert "--no-pictures" not in camera

@@ -128,7 +128,7 @@ def _covered(layer: Layer, axis: int, num_axes: int, x: Shape) -> Shape:
     return x[first:] if num_axes == -1 else x[first : first + num_axes]
 
 
-def _spread(layer: Layer, axis: int, operand: Shape, x: Shape) -> Shape:
+def spread(layer: Layer, axis: int, operand: Shape, x: Shape) -> Shape:
     """The shape with which an operand that lies along the bottom's axes from `axis` on broadcasts against it."""
     first = layer.axis(axis, x) if operand else 0
     if x[first : first + len(operand)] != operand:
@@ -162,7 +162,7 @@ class Scale(Layer):
             self.add_blob(shape, p.bias_filler)
 
     def top_shapes(self, shapes: list[Shape]) -> list[Shape]:
-        _spread(self, self.param.scale_param.axis, shapes[1] if len(shapes) == 2 else self.blobs[0].shape, shapes[0])
+        spread(self, self.param.scale_param.axis, shapes[1] if len(shapes) == 2 else self.blobs[0].shape, shapes[0])
         return [shapes[0]]
 
     @property
@@ -177,7 +177,7 @@ class Scale(Layer):
     def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
         x = bottoms[0]
         operands = list(bottoms[1:]) + [blob.tensor() for blob in self.blobs]
-        view = _spread(self, self.param.scale_param.axis, tuple(operands[0].shape), tuple(x.shape))
+        view = spread(self, self.param.scale_param.axis, tuple(operands[0].shape), tuple(x.shape))
         y = x * operands[0].view(view).to(x.dtype)
         return [y + operands[1].view(view).to(x.dtype) if len(operands) > 1 else y]
 
@@ -198,13 +198,13 @@ class Bias(Layer):
             self.add_blob(_covered(self, p.axis, p.num_axes, shapes[0]), p.filler)
 
     def top_shapes(self, shapes: list[Shape]) -> list[Shape]:
-        _spread(self, self.param.bias_param.axis, shapes[1] if len(shapes) == 2 else self.blobs[0].shape, shapes[0])
+        spread(self, self.param.bias_param.axis, shapes[1] if len(shapes) == 2 else self.blobs[0].shape, shapes[0])
         return [shapes[0]]
 
     def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
         x = bottoms[0]
         bias = bottoms[1] if len(bottoms) == 2 else self.blobs[0].tensor()
-        view = _spread(self, self.param.bias_param.axis, tuple(bias.shape), tuple(x.shape))
+        view = spread(self, self.param.bias_param.axis, tuple(bias.shape), tuple(x.shape))
         return [x + bias.view(view).to(x.dtype)]
 
 

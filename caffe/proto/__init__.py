@@ -1,1 +1,2 @@
-"""Caffe's protocol buffers: `caffe.proto` is the schema, `caffe_pb2` the module generated from it."""
+"""Protocol buffers: `caffe.proto` is Caffe's schema, `onnx.proto` what is written of ONNX's; `caffe_pb2` and `onnx_pb2` are
+the modules generated from them."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +19,7 @@ from tiny_model import band_face, make_model
 from predict.__main__ import main
 from preprocessing.classes import write_classes
 from preprocessing.datasets import EMOTIONS
+from preprocessing.stage import StageError
 
 ROOT = Path(__file__).parents[2]
 ASTRONAUT = ROOT / "images" / "astronaut.png"
@@ -57,6 +61,74 @@ def test_faces_of_a_folder(monkeypatch: Any, capsys: Any, model: list[str], face
     assert lines[-1].startswith(f"predict: 2 images, 2 faces; annotated in {output} (")
     assert sorted(path.name for path in output.iterdir()) == ["angry.png", "happy.png"]
     assert cv2.imread(str(output / "angry.png")).shape[0] >= 480
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_table_has_a_row_a_face(
+    monkeypatch: Any, capsys: Any, model: list[str], faces: Path, tmp_path: Path
+) -> None:
+    """Images without a face have a row of their name alone; those that cannot be read are errors, and have none."""
+    cv2.imwrite(str(faces / "blank.png"), np.full((200, 200, 3), 128, np.uint8))
+    shutil.copy(ASTRONAUT, faces / os.fsdecode(b"\xff.png"))  # no UTF-8
+    (faces / "broken.png").write_bytes(b"\x89PNG")
+    file = tmp_path / "faces.csv"
+    file.write_text("old")
+    assert call(monkeypatch, faces, *model, "--no-pictures", "--table", file) == 1
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"predict: 4 images, 1 face; table in {file} (")
+    *nothing, found = read_table(file)
+    assert list(found) == ["file", "x", "y", "width", "height", "confidence", "emotion", *EMOTIONS]
+    assert [Path(row["file"]).name for row in nothing] == ["angry.png", "blank.png", "happy.png"]
+    assert all(set(row.values()) == {row["file"], ""} for row in nothing)
+    assert os.fsencode(Path(found["file"]).name) == b"\xff.png"
+    assert call(monkeypatch, faces / os.fsdecode(b"\xff.png"), *model, "--no-pictures", "--json") == 0
+    (face,) = json.loads(capsys.readouterr().out)[0]["faces"]
+    assert [float(found[name]) for name in ("x", "y", "width", "height", "confidence")] == [
+        *face["box"],
+        face["confidence"],
+    ]
+    assert found["emotion"] == face["emotion"]
+    assert {name: float(found[name]) for name in EMOTIONS} == face["probabilities"]
+
+
+def test_a_table_that_cannot_be_written_is_an_error_beside_the_answers(
+    monkeypatch: Any, capsys: Any, model: list[str], faces: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    table = tmp_path / "file" / "out" / "faces.csv"
+    arguments = (faces, *model, "--face", "none", "--no-pictures", "--table")
+    assert call(monkeypatch, *arguments, table) == 1
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[-1].startswith("predict: 2 images, 2 faces (")
+    assert captured.err == (
+        f"error: {table}: cannot be written: Not a directory; expected a folder with room, in which files may be made\n"
+    )
+    for wrong in (faces / "angry.png", "faces"):
+        with pytest.raises(SystemExit):
+            call(monkeypatch, *arguments, wrong)
+        assert "expected a name that ends in .csv" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        call(monkeypatch, "--camera", "0", *model, "--table", tmp_path / "faces.csv")
+    assert "--table is of images; a camera has a CSV of its own" in capsys.readouterr().err
+    with pytest.raises(StageError, match=r"clip\.csv: is a video's table; expected another --table"):
+        call(monkeypatch, tmp_path / "clip.mp4", *model, "--output", tmp_path, "--table", tmp_path / "clip.csv")
+
+
+def test_an_interrupt_leaves_the_old_table(monkeypatch: Any, model: list[str], faces: Path, tmp_path: Path) -> None:
+    file = tmp_path / "faces.csv"
+    file.write_text("old")
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("predict.__main__.annotate", stop)
+    with pytest.raises(KeyboardInterrupt):
+        call(monkeypatch, faces, *model, "--face", "none", "--table", file, "--output", tmp_path / "out")
+    assert file.read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["faces", "faces.csv"]
 
 
 def test_json_and_nothing_else(monkeypatch: Any, capsys: Any, model: list[str], faces: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -260,7 +261,7 @@ def test_no_face_is_an_empty_list(detecting: Recognizer) -> None:
         (np.zeros((8, 8, 4), np.uint8), r"uint8 of shape \(8, 8, 4\); expected"),
         (np.zeros((0, 8), np.uint8), r"shape \(0, 8\)"),
         (np.zeros(8, np.uint8), r"shape \(8,\)"),
-        (None, "the image is a NoneType; expected a path, a file's bytes or a numpy array"),
+        (None, r"the image is a NoneType; expected .* a file's bytes \(of an open file, file\.read\(\)\), a Pillow"),
         (b"GIF", "not an image; expected JPEG"),
         (b"", "the file is empty"),
     ],
@@ -270,17 +271,18 @@ def test_arrays_that_are_no_images(cropped: Recognizer, image: Any, message: str
         cropped.predict(image)
 
 
-def test_a_files_bytes_are_read_as_the_file_is(cropped: Recognizer, tmp_path: Path) -> None:
+def test_a_files_bytes_and_pillows_image_are_read_as_the_file_is(cropped: Recognizer, tmp_path: Path) -> None:
     """Upright too, where there is transparency, which `cv2.imdecode` alone does not do."""
     grey = cv2.rotate(band_face(1, 90), cv2.ROTATE_90_CLOCKWISE)
     rgba = PIL.Image.fromarray(np.dstack([grey, grey, grey, np.full_like(grey, 255)]))
     exif = PIL.Image.Exif()
     exif[0x0112] = 8  # to be turned by 90° anticlockwise
     rgba.save(tmp_path / "face.png", exif=exif)
-    data = (tmp_path / "face.png").read_bytes()
-    (from_bytes,), (from_file,) = cropped.predict_batch([data, tmp_path / "face.png"])
+    file = tmp_path / "face.png"
+    with PIL.Image.open(file) as pillow:
+        (from_bytes,), (from_pillow,), (from_file,) = cropped.predict_batch([file.read_bytes(), pillow, file])
     assert from_bytes.emotion == "disgust"
-    assert from_bytes.probabilities == from_file.probabilities
+    assert from_bytes.probabilities == from_pillow.probabilities == from_file.probabilities
 
 
 def test_what_is_one_image_is_no_batch(cropped: Recognizer, tmp_path: Path) -> None:
@@ -294,6 +296,8 @@ def test_what_is_one_image_is_no_batch(cropped: Recognizer, tmp_path: Path) -> N
             cropped.predict_batch(path)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="images is bytes; expected"):
         cropped.predict_batch(b"\x89PNG")
+    with pytest.raises(ValueError, match="images is a Pillow image; expected"):
+        cropped.predict_batch(PIL.Image.new("L", (48, 48)))  # type: ignore[arg-type]
     stack = np.stack([band_face(1), band_face(3)])
     files = [tmp_path / "1.png", tmp_path / "2.png"]
     for file, image in zip(files, stack, strict=True):
@@ -400,6 +404,27 @@ def test_as_json_values(cropped: Recognizer) -> None:
     assert values["box"] == [0, 0, 48, 48]
     assert values["landmarks"] is None
     assert list(values["probabilities"]) == list(EMOTIONS)
+
+
+def test_as_a_row_of_a_table(cropped: Recognizer) -> None:
+    (face,) = cropped.predict(band_face(5))
+    values = face.to_dict()
+    row = face.to_row()
+    assert list(row) == ["x", "y", "width", "height", "confidence", "emotion", *EMOTIONS]
+    assert [row[name] for name in ("x", "y", "width", "height", "confidence", "emotion")] == [
+        0,
+        0,
+        48,
+        48,
+        None,
+        "surprise",
+    ]
+    assert {name: row[name] for name in EMOTIONS} == values["probabilities"]
+    tracked = dataclasses.replace(face, track=7)
+    assert list(tracked.to_row()) == ["track", *row]
+    assert tracked.to_dict() == {"track": 7, **values}
+    with pytest.raises(ValueError, match=r"a class is called 'width', as another column; expected none of x, y, width"):
+        prediction(("wide", "width"), "wide", face.box).to_row()
 
 
 def prediction(names: tuple[str, ...], emotion: str, box: tuple[float, float, float, float]) -> Prediction:

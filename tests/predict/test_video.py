@@ -118,7 +118,9 @@ def test_a_video_becomes_an_annotated_copy_a_table_and_a_line(predict: Any, tmp_
     assert (len(frames), frames[0].shape, fps) == (10, (96, 96, 3), 10)
     assert [drawn_emotion(frame) for frame in frames] == ["happy"] * 6 + ["angry"] * 4
     rows = read_table(tmp_path / "out" / "clip.csv")
-    assert list(rows[0]) == ["frame", "seconds", "x", "y", "width", "height", "confidence", "emotion", *EMOTIONS]
+    columns = ["frame", "seconds", "track", "x", "y", "width", "height", "confidence", "emotion", *EMOTIONS]
+    assert list(rows[0]) == columns
+    assert {row["track"] for row in rows} == {"1"}
     assert [int(row["frame"]) for row in rows] == list(range(10))
     assert [float(row["seconds"]) for row in rows] == pytest.approx([i / 10 for i in range(10)])
     assert [row["emotion"] for row in rows] == ["happy"] * 6 + ["angry"] * 4
@@ -138,6 +140,7 @@ def test_every_nth_frame_is_looked_at_and_its_answer_stays(predict: Any, tmp_pat
     assert [frame["frame"] for frame in entry["frames"]] == [0, 3, 6]
     assert [frame["seconds"] for frame in entry["frames"]] == pytest.approx([0, 0.3, 0.6])
     assert [face["emotion"] for frame in entry["frames"] for face in frame["faces"]] == ["happy", "angry", "happy"]
+    assert [face["track"] for frame in entry["frames"] for face in frame["faces"]] == [1, 1, 1]
     frames, _ = read_video(Path(entry["annotated"]))
     assert [drawn_emotion(frame) for frame in frames] == ["happy"] * 3 + ["angry"] * 3 + ["happy"]
     assert [row["frame"] for row in read_table(Path(entry["csv"]))] == ["0", "3", "6"]
@@ -154,6 +157,21 @@ def test_the_library_gives_each_frame_with_its_faces(cropped: Recognizer, tmp_pa
     for every in (0, -1, 1.5, True):
         with pytest.raises(ValueError, match=r"every is .*; expected a whole number, 1 or more"):
             cropped.predict_video(clip, every=every)  # type: ignore[arg-type]
+
+
+def test_two_faces_that_move_keep_their_numbers(predict: Any, tmp_path: Path) -> None:
+    """A face and its mirror image in one photograph, and the left one is gone for a frame; the numbers are drawn."""
+    photo = cv2.resize(cv2.imread(str(ASTRONAUT))[:400, 60:400], None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    left, right = photo, np.full_like(photo, 128)
+    frames = [np.hstack([left, np.roll(photo[:, ::-1], 5 * step, axis=1)]) for step in range(3)]
+    frames[1][:, : photo.shape[1]] = right
+    clip = write_video(tmp_path / "clip.mp4", frames)
+    code, _, _ = predict(clip, face="detect")
+    assert code == 0
+    rows = read_table(tmp_path / "out" / "clip.csv")
+    sides = {("left" if float(row["x"]) < photo.shape[1] - 40 else "right", row["track"]) for row in rows}
+    assert len(rows) == 5
+    assert sides in ({("left", "1"), ("right", "2")}, {("left", "2"), ("right", "1")})
 
 
 def test_many_frames_are_recognised_as_few_are(
@@ -486,8 +504,8 @@ def test_ctrl_c_ends_a_camera_with_files_that_are_whole(
     table, copy = camera_files(tmp_path / "out")
     lines = out.splitlines()
     assert [line.split()[:2] for line in lines[:5]] == [[f"{i / 10:.2f}", "s"] for i in range(5)]
-    assert lines[0].split()[2:7] == ["0", "0", "96", "96", "happy"]
-    assert float(lines[0].split()[7].rstrip("%")) > 90
+    assert lines[0].split()[2:8] == ["#1", "0", "0", "96", "96", "happy"]
+    assert float(lines[0].split()[8].rstrip("%")) > 90
     assert lines[5] == "camera 0 (96×96): 5 frames, 0.4 s, 5 faces; happy 60%, angry 40%"
     assert lines[6] == f"written: {table}, {copy}"
     assert [row["emotion"] for row in read_table(table)] == ["happy"] * 3 + ["angry"] * 2
@@ -598,7 +616,9 @@ def test_answers_are_printed_where_nothing_can_be_written(predict: Any, tmp_path
     assert image["faces"][0]["emotion"] == "happy"
     assert len(video["frames"]) == 10
     assert (image["annotated"], video["annotated"], video["csv"]) == (None, None, None)
-    assert image["error"].startswith(f"{output}/face.png: cannot be written: Not a directory; expected an --output")
+    assert image["error"].startswith(
+        f"{output}/face.png: cannot be written: Not a directory; expected a folder with room"
+    )
     assert [line.split(": ")[1] for line in err.splitlines()] == [
         f"{output}/{name}" for name in ("face.png", "clip.csv", "clip.mp4")
     ]

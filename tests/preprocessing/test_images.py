@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import threading
@@ -12,9 +13,19 @@ from typing import Any
 
 import cv2
 import numpy as np
+import PIL.Image
 import pytest
 
-from preprocessing.images import MAX_PIXELS, ImageError, decode_image, find_images, image_size, read_image
+from preprocessing.images import (
+    MAX_PIXELS,
+    ImageError,
+    decode_image,
+    find_images,
+    from_pillow,
+    image_size,
+    is_pillow,
+    read_image,
+)
 
 ASTRONAUT = Path(__file__).parents[2] / "images" / "astronaut.png"
 
@@ -182,6 +193,54 @@ def test_grey_and_transparent_pictures(tmp_path: Path) -> None:
     assert np.abs(read[60:] - (0.2 * image[60:] + 0.8 * 255)).max() <= 1
 
 
+def opened(data: bytes) -> PIL.Image.Image:
+    return PIL.Image.open(io.BytesIO(data))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp"])
+@pytest.mark.parametrize(("orientation", "turn"), TURNS.items())
+def test_pillows_image_is_what_its_file_is(suffix: str, orientation: int, turn: Any) -> None:
+    """Turned by EXIF and on white; Pillow does neither by itself, and has red first."""
+    random = np.random.default_rng(0)
+    stored = np.ascontiguousarray(turn(random.integers(0, 256, (6, 9, 4), np.uint8)))
+    data = with_exif(stored, suffix, exif_data(orientation))
+    assert from_pillow(opened(data)).shape == (6, 9, 3)
+    assert np.abs(from_pillow(opened(data)).astype(int) - decode_image(data)).max() <= 1
+
+
+def test_pillows_modes() -> None:
+    image = some_image()
+    colours = PIL.Image.fromarray(image[..., ::-1])
+    grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+    deep = PIL.Image.fromarray(grey.astype(np.uint16) * 257)
+    assert deep.mode == "I;16"
+    assert np.array_equal(from_pillow(colours), image)
+    assert np.array_equal(from_pillow(PIL.Image.fromarray(grey)), grey)
+    assert np.array_equal(from_pillow(deep), grey)
+    assert np.array_equal(from_pillow(PIL.Image.fromarray(grey > 99)), 255 * (grey > 99))
+    assert np.abs(from_pillow(colours.convert("YCbCr")).astype(int) - image).max() <= 4
+    assert np.array_equal(from_pillow(colours.convert("CMYK")), image)
+    palette = colours.quantize(16)
+    assert np.array_equal(from_pillow(palette), np.asarray(palette.convert("RGB"))[..., ::-1])
+    palette.info["transparency"] = palette.getpixel((0, 0))  # as of a GIF
+    clear = np.asarray(palette) == palette.getpixel((0, 0))
+    assert (from_pillow(palette)[clear] == 255).all()
+    assert np.array_equal(from_pillow(palette)[~clear], np.asarray(palette.convert("RGB"))[..., ::-1][~clear])
+
+
+def test_pillows_images_that_cannot_be_used(monkeypatch: Any) -> None:
+    data = cv2.imencode(".jpg", some_image())[1].tobytes()
+    with pytest.raises(ImageError, match=r"cannot be decoded: image file is truncated"):
+        from_pillow(opened(data[: len(data) // 2]))
+    for mode in ("I", "F"):
+        with pytest.raises(ImageError, match=rf"of mode {mode}, in which no value is known to be white"):
+            from_pillow(PIL.Image.new(mode, (4, 4)))
+    monkeypatch.setattr("preprocessing.images.MAX_PIXELS", 80 * 120 - 1)
+    with pytest.raises(ImageError, match=r"120×80 is 0\.0 megapixels"):
+        from_pillow(opened(data))
+    assert [is_pillow(what) for what in (opened(data), data, some_image(), None)] == [True, False, False, False]
+
+
 def huge_headers() -> dict[str, bytes]:
     """Files of a few bytes that claim to be huge."""
     side = 60_000
@@ -295,10 +354,17 @@ def test_files_that_are_no_images(tmp_path: Path) -> None:
     (tmp_path / "empty.jpg").touch()
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "text.jpg").write_text("not a picture")
+    (tmp_path / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
+    (tmp_path / "film.jpg").write_bytes(b"\0\0\0\x18ftypisom\0\0\0\0isommp42" + bytes(100))
+    (tmp_path / "web.jpg").write_bytes(b"\0\0\0\x20ftypavif\0\0\0\0avifmif1miaf" + bytes(100))
     for file, message in (
         (tmp_path / "empty.jpg", r"empty\.jpg: the file is empty"),
         (tmp_path / "text.jpg", r"text\.jpg: not an image; expected JPEG"),
+        (tmp_path / "phone.heic", r"phone\.heic: an image of the format HEIC, which is not read; expected JPEG"),
+        (tmp_path / "web.jpg", r"web\.jpg: an image of the format AVIF, which is not read; expected JPEG"),
+        (tmp_path / "film.jpg", r"film\.jpg: not an image; expected JPEG"),
         (tmp_path / "none.jpg", r"none\.jpg: no such file"),
+        ("https://example.org/face.jpg", r"face\.jpg: an address, from which nothing is fetched; expected an image"),
         (tmp_path / "pipe.jpg", r"pipe\.jpg: not a regular file"),
         (tmp_path / "a\0b.jpg", r"null byte; expected an image"),
         (tmp_path, "a folder; expected an image"),
@@ -308,20 +374,20 @@ def test_files_that_are_no_images(tmp_path: Path) -> None:
 
 
 def test_names_folders_and_patterns(tmp_path: Path) -> None:
-    for name in ("b.JPG", "a.png", "notes.txt", "[1].png"):
+    for name in ("b.JPG", "a.png", "c.HEIC", "notes.txt", "[1].png"):
         (tmp_path / name).touch()
     (tmp_path / "inside").mkdir()
     (tmp_path / "inside" / "c.png").touch()
     (tmp_path / "bare").mkdir()
     folder = str(tmp_path)
-    assert find_images([folder]) == [(f"{folder}/{name}", None) for name in ("[1].png", "a.png", "b.JPG")]
+    assert find_images([folder]) == [(f"{folder}/{name}", None) for name in ("[1].png", "a.png", "b.JPG", "c.HEIC")]
     assert find_images([f"{folder}/[ab].*"]) == [(f"{folder}/a.png", None), (f"{folder}/b.JPG", None)]
     assert find_images([f"{folder}/**/c.png", f"{folder}/[1].png"]) == [
         (f"{folder}/inside/c.png", None),
         (f"{folder}/[1].png", None),
     ]
     assert find_images([f"{folder}/a.png", folder])[0] == (f"{folder}/a.png", None)
-    assert len(find_images([f"{folder}/a.png", folder])) == 3
+    assert len(find_images([f"{folder}/a.png", folder])) == 4
     assert find_images([f"{folder}/bare"]) == [(f"{folder}/bare", f"{folder}/bare: no images in this folder")]
     assert find_images(["no*.jpg"])[0][1] == "no*.jpg: no file matches this pattern"
     assert find_images(["no.jpg"]) == [("no.jpg", None)]

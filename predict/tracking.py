@@ -41,15 +41,18 @@ class Tracker:
 
     def _same(self, boxes: Sequence[Box]) -> dict[int, int]:
         """By the place of a box the number of the face that it belongs to, where there is one."""
-        pairs = [
-            (_distance(box, known), place, number)
+        near = sorted(
+            (distance, place, number)
             for place, box in enumerate(boxes)
             for number, (known, _) in self._known.items()
-        ]
+            if (distance := _distance(box, known)) <= 1
+        )
         numbers: dict[int, int] = {}
-        for distance, place, number in sorted(pairs):
-            if distance <= 1 and place not in numbers and number not in numbers.values():
+        given: set[int] = set()
+        for _, place, number in near:
+            if place not in numbers and number not in given:
                 numbers[place] = number
+                given.add(number)
         return numbers
 
 

@@ -87,7 +87,7 @@ def init_log(level: int = 0, stderr: bool = True) -> None:
 def stop_logging(handler: logging.Handler) -> None:
     """Undo `log_to`."""
     logger.removeHandler(handler)
-    if len(logger.handlers) == 1:
+    if not any(isinstance(other.formatter, GlogFormatter) for other in logger.handlers):  # others' may be there too
         logger.setLevel(logging.NOTSET)
 
 

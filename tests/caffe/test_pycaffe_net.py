@@ -265,6 +265,7 @@ def test_a_second_init_log_takes_the_firsts_place(capfd: pytest.CaptureFixture[s
         assert not capfd.readouterr().err
     finally:
         glog.stop_logging(glog._of_script)
+    assert glog.logger.level == logging.NOTSET  # whatever handlers others have added, as pytest does
 
 
 def test_old_names_of_blobs() -> None:

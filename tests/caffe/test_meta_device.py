@@ -67,7 +67,7 @@ def record(function: Callable[[], Any]) -> None:
 def meta(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nets compute on the meta device, which lacks generators, autocast, memory that the host can pin, and a kernel."""
     monkeypatch.setattr("caffe.context.current_device", lambda: META)
-    monkeypatch.setattr(RandomLayer, "random_device", torch.device("cpu"))
+    monkeypatch.setattr(RandomLayer, "draws_on_cpu", True)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
     monkeypatch.setattr(torch, "_fused_sgd_", lambda *_, **__: None)

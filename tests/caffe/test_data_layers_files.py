@@ -84,8 +84,8 @@ def test_the_mean_is_the_whole_images(pictures: tuple, tmp_path: Path) -> None:
 
 
 def test_names_may_hold_spaces_and_the_root_is_put_right_in_front(tmp_path: Path) -> None:
-    write_pictures(tmp_path / "pre x", [picture(4, 4)])
-    source = write_list(tmp_path / "list.txt", ["", "x/0.png  7 ", "  ", "x/0.png -3\r"])
+    write_pictures(tmp_path / "pre x y", [picture(4, 4)])
+    source = write_list(tmp_path / "list.txt", ["", "x y/0.png  7 ", "  ", "x y/0.png -3\r"])
     layer = f'type: "ImageData" image_data_param {{ source: "{source}" root_folder: "{tmp_path}/pre " batch_size: 2 }}'
     ((found, labels),) = batches(data_net(layer), 1)
     np.testing.assert_array_equal(found[1], chw(picture(4, 4)))
@@ -325,16 +325,15 @@ def test_overlaps_sort_the_windows(tmp_path: Path) -> None:
     first = ["1 0.6 0 0 5 5", "2 0.599 0 0 6 6", "3 0.1 0 0 7 7", "4 0.099 0 0 8 8"]
     second = ["5 1 0 0 9 9", "0 0 0 0 10 10"]
     source = tmp_path / "windows.txt"
-    source.write_text(window_text([("0.png", image, first), ("1.png", image, second), ("gone.png", image, [])]))
+    text = window_text([("0.png", image, first), ("1.png", image, second), ("gone.png", image, [])])
+    source.write_text(text.replace("\n", "\r\n"))  # of Windows
     net = data_net(window_data(source, "fg_threshold: 0.6 bg_threshold: 0.1 fg_fraction: 0.5", batch=40))
     ((found, labels),) = batches(net, 1)
     assert set(labels[20:]) == {1, 5}
     assert set(labels[:20]) == {0}
-    boxes = [(0, 0, size, size) for size in (8, 10)]
-    kinds = {
-        i for crop in found[:20] for i, box in enumerate(boxes) if np.array_equal(crop, reference(image, box, 8)[0])
-    }
-    assert kinds == {0, 1}
+    crops = {size: reference(image, (0, 0, size, size), 8)[0] for size in range(5, 11)}
+    sizes = {size for drawn in found[:20] for size, crop in crops.items() if np.array_equal(drawn, crop)}
+    assert sizes == {8, 10}
 
 
 def test_windows_by_seed_and_from_a_state(scene: tuple) -> None:

@@ -52,6 +52,7 @@ def test_sparse_gaussian() -> None:
     kept = values != 0
     assert abs(kept.mean() - 8 / 40) < 5 * math.sqrt(0.2 * 0.8 / values.size)
     assert_moments(values[kept], 0, 2)
+    assert not filled('type: "gaussian" std: 2 sparse: 0').any()
 
 
 @pytest.mark.parametrize(("norm", "fan"), FANS)

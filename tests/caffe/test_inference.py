@@ -233,6 +233,7 @@ def test_infer_leaves_out_what_one_layer_reads_and_forward_does_not(tmp_path: Pa
         ((1, 1, 9, 30), "kernel_h: 3 kernel_w: 5 stride_h: 2 stride_w: 3 pad_h: 2 pad_w: 1"),
         ((1, 3, 17, 12), "kernel_size: 4 stride: 2 pad: 3"),
         ((2, 3, 8, 9), "kernel_size: 3 pad: 1"),
+        ((2, 16, 6, 5), "kernel_h: 1 kernel_w: 3 pad_h: 0 pad_w: 1"),
         ((1, 20, 12, 11), "kernel_size: 5 bias_term: false"),
         ((3, 40, 7, 6), "kernel_h: 2 kernel_w: 3 stride_h: 1 stride_w: 2 pad_h: 1 pad_w: 0"),
         ((1, 64, 5, 4), "kernel_size: 1"),

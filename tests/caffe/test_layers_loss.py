@@ -79,6 +79,15 @@ def test_softmax_loss_of_nothing_but_ignored_labels() -> None:
     assert not net.blobs["scores"].diff.any()
 
 
+@pytest.mark.parametrize("ignored", [0, 1])
+def test_softmax_loss_of_one_label_is_over_one(ignored: int) -> None:
+    labels = [0, 2][: 1 + ignored]
+    net = loss_net("loss_param { ignore_label: 2 }", (len(labels), 3), (len(labels),))
+    net.blobs["scores"].data[...] = 0
+    net.blobs["labels"].data[...] = labels
+    assert float(net.forward()["loss"]) == pytest.approx(math.log(3))
+
+
 @pytest.mark.parametrize("score", [1e3, 1e10, 3e38])  # between the large ones float32 has no room for the loss
 def test_softmax_loss_of_a_hopeless_score_is_finite(score: float) -> None:
     net = loss_net("", (1, 2), (1,))
@@ -389,15 +398,19 @@ def test_smoothed_weighted_and_soft_labels(
     settings = f"label_smoothing: {smoothing} " + " ".join(f"class_weight: {weight}" for weight in weights or [])
     settings += " ignore_label: -1" if kind == "ignored" else ""
     net = one_layer(
-        f'type: "SoftmaxWithLoss" loss_param {{ {settings} }} propagate_down: true propagate_down: false',
+        f'type: "SoftmaxWithLoss" loss_param {{ {settings} }} propagate_down: true propagate_down: false '
+        "loss_weight: 1 loss_weight: 0",
         shape,
         labels.shape,
+        tops=("y", "prob"),
         phase=caffe.TRAIN,
     )
     scores = 2 * normal(*shape)
-    loss = run(net, scores, labels)["y"]
+    out = run(net, scores, labels)
+    loss = out["y"]
     net.backward()
     x = torch.tensor(scores, requires_grad=True)
+    close(out["prob"], x.detach().softmax(1).numpy())
     target = torch.tensor(labels, dtype=torch.float32 if kind == "soft" else torch.int64)
     expected = F.cross_entropy(
         x,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from layer_checks import backward, check_gradient, close
 from small_nets import normal, one_layer, run
@@ -75,6 +75,13 @@ axis_settings = st.tuples(
     floor=st.booleans(),
     mask=st.booleans(),
 )
+# a stride beyond the kernel, with a last window beyond the image; padding of more than half a kernel, which the last
+# window reaches beyond
+@example(vertical=(2, 1, 2, 0), horizontal=(5, 1, 2, 0), maximum=True, floor=False, mask=True)
+@example(vertical=(5, 1, 2, 0), horizontal=(2, 1, 2, 0), maximum=True, floor=False, mask=True)
+@example(vertical=(7, 5, 3, 3), horizontal=(7, 2, 3, 0), maximum=True, floor=False, mask=True)
+@example(vertical=(7, 5, 3, 3), horizontal=(7, 2, 3, 0), maximum=False, floor=False, mask=False)
+@example(vertical=(7, 2, 3, 0), horizontal=(7, 5, 3, 3), maximum=False, floor=False, mask=False)
 def test_pooling(vertical: tuple, horizontal: tuple, maximum: bool, floor: bool, mask: bool) -> None:
     for size, kernel, _, pad in (vertical, horizontal):
         assume(pad < kernel <= size + 2 * pad)

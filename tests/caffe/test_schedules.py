@@ -139,6 +139,7 @@ def solver_of(problem: Path, text: str) -> caffe.Solver:
         ('lr_policy: "onecycle" div_factor: 0', "div_factor is 0; expected at least 1"),
         ('lr_policy: "onecycle" final_div_factor: 0.5', "final_div_factor is 0.5; expected at least 1"),
         ('lr_policy: "plateau" gamma: 1', "lr_policy plateau: gamma is 1; expected more than 0 and less than 1"),
+        ('lr_policy: "plateau" gamma: 0', "lr_policy plateau: gamma is 0; expected more than 0"),
         ('lr_policy: "plateau" patience: 0', "patience is 0; expected at least 1"),
         ("warmup_iter: -1", "lr_policy step: warmup_iter is -1; expected at least 0"),
         ('lr_policy: "cosines"', "'cosines' is not known; expected fixed.*cosine, onecycle or plateau"),
@@ -238,6 +239,18 @@ def test_early_stopping(still_problem: Path, form: str) -> None:
     patient = solver_of(still_problem, text + " early_stop: 5")
     patient.solve(last)
     assert (patient.iter, patient.stopped_early) == (10, True)
+
+
+@pytest.mark.parametrize("form", ["BINARYPROTO", "HDF5"])
+@pytest.mark.parametrize("best", [None, 0.0, -0.1])
+def test_what_the_tests_have_said_is_in_a_snapshot(problem: Path, form: str, best: float | None) -> None:
+    """Without a best value, as where all were NaN, any number is better than what there was; 0 would be one."""
+    text = f"early_stop: 9 snapshot_format: {form}"
+    solver, resumed = (solver_of(problem, text) for _ in range(2))
+    solver.progress = Progress(tests_since_best=3, tests_waited=2, rate_reductions=1, tested_iter=8)
+    solver.progress.best = None if best is None else float(np.float32(best))
+    resumed.restore(solver.snapshot())
+    assert resumed.progress == solver.progress
 
 
 def test_training_that_gets_better_does_not_stop(problem: Path) -> None:

@@ -157,6 +157,11 @@ def test_check_size_names_the_image(images: Path) -> None:
     assert len(records(convert(images))) == 3
 
 
+def test_check_size_passes_over_what_is_no_image(images: Path) -> None:
+    (images / "a/one.png").write_bytes(b"")
+    assert list(data(convert(images, "--check_size"))) == ["00000001_a/two words.png", "00000002_b.png"]
+
+
 def test_a_database_is_not_overwritten(images: Path, capfd: pytest.CaptureFixture[str]) -> None:
     before = records(convert(images))
     assert run(images, "--gray") == 1

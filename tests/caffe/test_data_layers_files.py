@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -418,6 +419,12 @@ def test_windows_that_leave_their_image(tmp_path: Path) -> None:
 def test_window_settings_that_do_not_fit(scene: tuple, settings: str, transform: str, message: str) -> None:
     with pytest.raises(caffe.CaffeError, match=rf"layer 'data' \(WindowData\): .*{message}"):
         data_net(window_data(scene[0], settings, transform))
+
+
+@pytest.mark.parametrize("layer", [image_data, window_data])
+def test_batches_of_nothing(scene: tuple, layer: Callable[..., str]) -> None:
+    with pytest.raises(caffe.CaffeError, match="layer 'data' .*: batch_size is 0; expected at least 1"):
+        data_net(layer(scene[0], batch=0))
 
 
 def test_a_window_file_that_is_missing(scene: tuple) -> None:

@@ -372,6 +372,28 @@ def test_label_outside_the_classes(kind: str, label: float) -> None:
         net.forward()
 
 
+@pytest.mark.parametrize(
+    ("kind", "shapes"),
+    [
+        ("Accuracy", ((0, 3), (0,))),
+        ("EuclideanLoss", ((0, 3), (0, 3))),
+        ("HingeLoss", ((0, 3), (0,))),
+        ("ContrastiveLoss", ((0, 3), (0, 3), (0,))),
+        ("MultinomialLogisticLoss", ((0, 3), (0,))),
+        ("SigmoidCrossEntropyLoss", ((0, 3), (0, 3))),
+        ("InfogainLoss", ((0, 3), (0,), (3, 3))),
+        ("SoftmaxWithLoss", ((0, 3), (0,))),
+        ("SoftmaxWithLoss loss_param { normalization: BATCH_SIZE }", ((0, 3), (0,))),
+        ("SoftmaxWithLoss loss_param { normalization: BATCH_SIZE }", ((0, 3), (0, 3))),
+        ("SoftmaxWithLoss loss_param { normalization: FULL }", ((0, 3), (0, 3))),
+    ],
+)
+def test_a_batch_of_no_rows_loses_nothing(kind: str, shapes: tuple[tuple[int, ...], ...]) -> None:
+    """As behind a Filter that lets none through; not 0 / 0."""
+    kind, _, settings = kind.partition(" ")
+    assert float(one_layer(f'type: "{kind}" {settings}', *shapes).forward()["y"]) == 0
+
+
 def test_a_loss_weight_of_0_and_no_weight_left() -> None:
     net = one_layer('type: "EuclideanLoss" loss_weight: 0', (2, 3), (2, 3))
     run(net, normal(2, 3), normal(2, 3, seed=1))

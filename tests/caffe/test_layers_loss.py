@@ -372,6 +372,17 @@ def test_label_outside_the_classes(kind: str, label: float) -> None:
         net.forward()
 
 
+@pytest.mark.parametrize(("kind", "count"), [("NONE", 1), ("FULL", 12), ("BATCH_SIZE", 3)])
+@pytest.mark.parametrize("soft", [False, True])
+def test_what_smoothed_and_soft_losses_are_divided_by(kind: str, count: int, soft: bool) -> None:
+    scores, labels = normal(3, 5, 2, 2), np.random.default_rng(1).integers(0, 5, (3, 2, 2))
+    given = np.moveaxis(np.eye(5)[labels], -1, 1) if soft else labels
+    settings = f"loss_param {{ label_smoothing: 0.2 normalization: {kind} }}"
+    net = one_layer(f'type: "SoftmaxWithLoss" {settings}', scores.shape, given.shape, phase=caffe.TRAIN)
+    total = F.cross_entropy(torch.tensor(scores), torch.tensor(labels), label_smoothing=0.2, reduction="sum")
+    assert float(run(net, scores, given)["y"]) == pytest.approx(float(total) / count, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("kind", "shapes"),
     [

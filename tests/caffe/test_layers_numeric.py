@@ -228,7 +228,17 @@ def test_reshape(settings: str, shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", ["shape { dim: 7 dim: -1 }", "shape { dim: -1 dim: -1 }", "shape { dim: -2 }", "shape { dim: 9 }"]
+    "settings",
+    [
+        "shape { dim: 7 dim: -1 }",
+        "shape { dim: -1 dim: -1 }",
+        "shape { dim: -2 }",
+        "shape { dim: -4 dim: -6 }",
+        "shape { dim: 9 }",
+        "shape { dim: 6 dim: 4 dim: 1 dim: 0 }",
+        "shape { dim: 1 } axis: 4",
+        "shape { dim: 1 } axis: -5",
+    ],
 )
 def test_reshape_that_does_not_fit(settings: str) -> None:
     with pytest.raises(caffe.CaffeError, match=r"layer 'layer' \(Reshape\)"):

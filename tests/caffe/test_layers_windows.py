@@ -121,6 +121,13 @@ def test_global_pooling(method: str) -> None:
     check_gradient(net, x, step=1e-3)
 
 
+@pytest.mark.parametrize("method", ["MAX", "AVE", "STOCHASTIC"])
+@pytest.mark.parametrize("phase", [caffe.TRAIN, caffe.TEST])
+def test_pooling_has_random_numbers_only_where_it_draws(method: str, phase: int) -> None:
+    net = one_layer(f'type: "Pooling" pooling_param {{ pool: {method} kernel_size: 2 }}', (1, 1, 4, 4), phase=phase)
+    assert bool(net.states()) == (method == "STOCHASTIC" and phase == caffe.TRAIN)
+
+
 STOCHASTIC = 'type: "Pooling" pooling_param { pool: STOCHASTIC kernel_h: 3 kernel_w: 2 stride: 2 }'
 
 

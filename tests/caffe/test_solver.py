@@ -289,6 +289,7 @@ def test_without_a_snapshot_after_training(problem: Path) -> None:
 def test_snapshots_take_no_more_than_their_share_of_the_time(
     problem: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, share: float, expected: list[int]
 ) -> None:
+    """An iteration takes as long as a snapshot."""
     now = [0.0]
 
     def pass_time(duration: float) -> None:
@@ -299,7 +300,7 @@ def test_snapshots_take_no_more_than_their_share_of_the_time(
     param.snapshot = 1
     solver = caffe.get_solver(param)
     solver.snapshot_share = share
-    solver.add_callback(lambda: pass_time(10), lambda: None)  # an iteration
+    solver.add_callback(lambda: pass_time(seconds), lambda: None)
     solver.before_snapshot.append(lambda _: pass_time(seconds))
     found: list[int] = []
     solver.on_snapshot.append(lambda solver, path: found.append(solver.iter))

@@ -288,7 +288,7 @@ class LSTMUnit(Layer):
         return [cell, cell]
 
     def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
-        cell, gates, cont = bottoms[0].float(), bottoms[1].float(), bottoms[2].detach().float()[..., None]
+        cell, gates, cont = bottoms[0].float(), bottoms[1].float(), bottoms[2].float()[..., None]
         i, f, o, g = gates.split(cell.shape[2], 2)
         c = _Forget.apply(f, cont) * cell + i.sigmoid() * g.tanh()
         return [c, o.sigmoid() * c.tanh()]

@@ -101,6 +101,14 @@ def test_encoded_files_are_stored_as_they_are(images: Path) -> None:
         assert datum.data == (images / key[9:]).read_bytes()
 
 
+@pytest.mark.parametrize("name", ["x.jpg", "x.JPEG"])
+def test_a_jpeg_is_not_encoded_as_jpg_again(images: Path, name: str) -> None:
+    draw(images / name)
+    (images.parent / "list.txt").write_text(f"{name} 1\n")
+    (datum,) = data(convert(images, "--encoded", "--encode_type=jpg")).values()
+    assert datum.data == (images / name).read_bytes()
+
+
 def test_encode_type_and_resize_encode_again(images: Path) -> None:
     found = data(convert(images, "--encode_type=bmp", "--resize_width=4", "--resize_height=4"))
     for key, datum in found.items():

@@ -365,6 +365,7 @@ GOOD = ["# 0", "0.png", "3", "20", "20", "2", "1 0.9 0 0 5 5", "0 0.1 0 0 9 9"]
         ({6: "a b c d e f"}, r"line 7: 'a b c d e f'; expected LABEL"),
         ({6: "1 0.9 0 0 5 99999999999"}, r"line 7: .*; expected LABEL"),
         ({6: "0 0.9 0 0 5 5"}, r"line 7: '0 0.9 0 0 5 5'; expected a label above 0"),
+        ({7: "0 0.9 0 0 5 5"}, r"line 8: '0 0.9 0 0 5 5'; expected a label above 0"),
         (
             {6: "1 0.4 0 0 5 5"},
             r"windows\.txt: no window overlaps an object by fg_threshold 0.5 or more; a batch needs 1",

@@ -138,7 +138,7 @@ class Solver:
         sources: list[str | NetParameter] = [*p.test_net_param, *p.test_net]
         shared = p.net_param if p.HasField("net_param") else p.net if p.HasField("net") else None
         if shared is not None:
-            sources += [shared] * (max(len(p.test_iter) - len(sources), 0) if p.test_iter else 0)
+            sources += [shared] * (len(p.test_iter) - len(sources))
         if len(sources) != len(p.test_iter):
             raise CaffeError(f"solver: {len(p.test_iter)} test_iter for {len(sources)} test nets; expected one each")
         if len(p.test_state) not in (0, len(sources)):

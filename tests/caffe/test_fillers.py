@@ -38,6 +38,7 @@ def test_uniform() -> None:
     assert -2 <= values.min() < -1.99
     assert 3.99 < values.max() <= 4
     assert_moments(values, 1, 6 / math.sqrt(12))
+    assert (filled('type: "uniform" min: 2 max: 2') == 2).all()
 
 
 def test_gaussian() -> None:

@@ -168,6 +168,15 @@ def test_an_interval_of_tests_without_a_test_net(caplog: pytest.LogCaptureFixtur
         linear_solver('base_lr: 0.1 lr_policy: "fixed" test_interval: 2 early_stop: 3')
 
 
+def test_a_net_for_the_tests_beside_the_one_for_all(problem: Path) -> None:
+    """Caffe's order: the `test_net`s first, then `net` for each test_iter that is left."""
+    other = problem.parent / "other.prototxt"
+    other.write_text((problem.parent / "net.prototxt").read_text().replace('name: "small"', 'name: "other"'))
+    for settings, names in (("", ["other"]), ("test_iter: 1", ["other", "small"])):
+        solver = solver_of(problem, f'test_net: "{other}" {settings}')
+        assert [net.name for net in solver.test_nets] == names
+
+
 def plain_problem(folder: Path, batch: int, settings: str = "") -> caffe.Solver:
     """The small training without its random layers and its batch statistics."""
     write_problem(folder, batch)

@@ -392,7 +392,9 @@ def test_window_files_that_are_cut_off(tmp_path: Path, end: int) -> None:
 def test_windows_that_leave_their_image(tmp_path: Path) -> None:
     write_pictures(tmp_path, [picture(20, 20)])
     source = tmp_path / "windows.txt"
-    for window, context in (("0 0.1 0 0 20 9", 0), ("0 0.1 -1 0 9 9", 0), ("0 0.1 30 0 40 9", 1), ("0 0.1 9 9 0 0", 0)):
+    beyond = [("0 0.1 0 0 20 9", 0), ("0 0.1 -1 0 9 9", 0), ("0 0.1 30 0 40 9", 1), ("0 0.1 9 9 0 0", 0)]
+    beyond += [("0 0.1 0 0 9 20", 0), ("0 0.1 0 -1 9 9", 0)]
+    for window, context in beyond:
         source.write_text("\n".join([*GOOD[:7], window]))
         with pytest.raises(caffe.CaffeError, match=r"windows\.txt: .*0\.png: window .* leaves the image of 20×20"):
             data_net(window_data(source, f"context_pad: {context}")).forward()

@@ -235,6 +235,8 @@ def test_another_batch_size(text: str, shapes: tuple[tuple[int, ...], ...], numb
         ("Pooling pooling_param { pad: 1 global_pooling: true }", [IMAGE], r"needs pad 0 .* not \(1, 1\) and \(1, 1\)"),
         ("Pooling pooling_param { stride: 2 global_pooling: true }", [IMAGE], r"not \(0, 0\) and \(2, 2\)"),
         ("Pooling pooling_param { kernel_size: 12 }", [IMAGE], "bottom 'x0' .* smaller than the kernel"),
+        ("Pooling pooling_param { kernel_size: 0 }", [IMAGE], r"kernel is \(0, 0\) and stride \(1, 1\)"),
+        ("Pooling pooling_param { kernel_size: 2 stride: 0 }", [IMAGE], r"kernel is \(2, 2\) and stride \(0, 0\)"),
         ("PReLU", [(4,)], r"bottom 'x0' has shape \(4,\)"),
         ("Reduction reduction_param { axis: 4 }", [IMAGE], "axis 4 is out of range for bottom 'x0'"),
         ("SigmoidCrossEntropyLoss", [(4, 3), (4, 2)], "'x0' .* and 'x1' .* differ in their number"),

@@ -234,6 +234,8 @@ def test_the_seed_decides_everything(problem: Path) -> None:
         runs.append(state(solver))
     assert runs[0] == runs[1]
     assert runs[0][1] != runs[2][1]
+    assert weights(solver_of(problem, "random_seed: 0")) == weights(solver_of(problem, "random_seed: 0"))
+    assert weights(solver_of(problem, "random_seed: -1")) != weights(solver_of(problem, "random_seed: -1"))
 
 
 def test_it_learns(problem: Path) -> None:

@@ -314,9 +314,10 @@ def test_the_means_middle_is_subtracted_and_window_data_params_scale_counts(scen
     ((found, _),) = batches(data_net(window_data(source, "scale: 0.25", transform)), 1)
     expected = (reference(image, OBJECT, 8)[0] - mean[:, 2:10, 2:10]) * 0.25
     np.testing.assert_array_equal(found[3], expected)
-    save_mean(tmp_path / "mean.binaryproto", mean[:, :, :7])
-    with pytest.raises(caffe.CaffeError, match=r"the mean's shape is \(3, 13, 7\); the crops' is 3×8×8"):
-        data_net(window_data(source, "", transform))
+    for other, shape in ((mean[:, :, :7], r"\(3, 13, 7\)"), (mean[:1], r"\(1, 13, 12\)")):
+        save_mean(tmp_path / "mean.binaryproto", other)
+        with pytest.raises(caffe.CaffeError, match=rf"the mean's shape is {shape}; the crops' is 3×8×8"):
+            data_net(window_data(source, "", transform))
 
 
 def test_overlaps_sort_the_windows(tmp_path: Path) -> None:
@@ -426,7 +427,7 @@ def test_window_settings_that_do_not_fit(scene: tuple, settings: str, transform:
 
 @pytest.mark.parametrize("layer", [image_data, window_data])
 def test_batches_of_nothing(scene: tuple, layer: Callable[..., str]) -> None:
-    with pytest.raises(caffe.CaffeError, match="layer 'data' .*: batch_size is 0; expected at least 1"):
+    with pytest.raises(caffe.CaffeError, match=r"layer 'data' .*: batch_size is 0; expected at least 1"):
         data_net(layer(scene[0], batch=0))
 
 

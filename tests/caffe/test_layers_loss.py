@@ -112,6 +112,13 @@ def test_wrong_count_of_labels(kind: str) -> None:
         one_layer(f'type: "{kind}"', (4, 5), (3,))
 
 
+def test_labels_of_one_class_are_numbers_and_not_soft() -> None:
+    net = one_layer('type: "SoftmaxWithLoss"', (2, 1), (2, 1))
+    assert float(run(net, normal(2, 1), np.zeros((2, 1)))["y"]) == 0
+    with pytest.raises(caffe.CaffeError, match=r"a label in 'x1' is outside 0\.\.0"):
+        run(net, normal(2, 1), np.array([[0], [1]]))
+
+
 def accuracy(scores: np.ndarray, labels: np.ndarray, top_k: int) -> np.ndarray:
     """Caffe's rule, row by row: a hit if fewer than top_k other scores are at least the label's."""
     hits = []

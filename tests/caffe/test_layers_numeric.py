@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 from layer_checks import backward, check_gradient, close
 from small_nets import input_layer, net_of, normal, one_layer, run
 
@@ -136,6 +137,23 @@ def test_batch_norm_over_several_batches(shape: tuple[int, ...]) -> None:
     mean, var = (s.reshape(view) / total for s in sums)
     close(run(test, x)["y"], (x - mean) / np.sqrt(var + 0.01))
     assert all(np.array_equal(b, blob.data) for b, blob in zip(before, test.params["layer"], strict=True))
+
+
+@pytest.mark.parametrize("phase", [caffe.TRAIN, caffe.TEST])
+def test_batch_norm_before_a_scale_of_two_bottoms(phase: int) -> None:
+    net = net_of(
+        input_layer("x", 4, 3)
+        + input_layer("s", 3)
+        + 'layer { name: "norm" type: "BatchNorm" bottom: "x" top: "x" batch_norm_param { use_global_stats: true } } '
+        'layer { name: "scale" type: "Scale" bottom: "x" bottom: "s" top: "x" }',
+        phase=phase,
+    )
+    mean, var, total = net.params["norm"]
+    mean.data[...], var.data[...], total.data[...] = [1, 2, 3], [4, 4, 9], 1
+    x, s = normal(4, 3), normal(3, seed=1)
+    expected = (x - [1, 2, 3]) / np.sqrt(np.array([4, 4, 9]) + 1e-5) * s
+    close(net.forward(x=x, s=s)["x"], expected)
+    close(net.infer(x=torch.from_numpy(x), s=torch.from_numpy(s))["x"].numpy(), expected)
 
 
 def test_batch_norm_of_one_axis_is_of_one_channel() -> None:

@@ -33,6 +33,9 @@ LINEAR = input_layer("x", 1, 3) + (
 )
 
 
+FIXED = 'base_lr: 0.1 lr_policy: "fixed"'
+
+
 def linear_solver(settings: str) -> caffe.Solver:
     param = text_format.Parse(f"random_seed: 1 {settings} net_param {{ {LINEAR} }}", SolverParameter())
     return caffe.get_solver(param)
@@ -245,6 +248,18 @@ def test_it_learns(problem: Path) -> None:
     after = solver.test()
     assert after["loss"][0] < 0.5 * before["loss"][0]
     assert after["accuracy"][0] >= 0.9
+
+
+def test_outputs_of_several_values_are_averaged_each(problem: Path) -> None:
+    net = problem.parent / "net.prototxt"
+    net.write_text(net.read_text().replace('top: "accuracy"', 'top: "accuracy" top: "each"'))
+    solver = solver_of(problem)
+    found, again = solver.test(), []  # of two batches, which are all images: the next two are the same
+    for _ in range(2):
+        again.append({name: values.copy() for name, values in solver.test_nets[0].forward().items()})
+    assert len(found["each"]) == 3
+    for name, values in found.items():
+        np.testing.assert_allclose(values, np.mean([out[name].ravel() for out in again], 0), rtol=1e-5)
 
 
 @pytest.mark.parametrize("stop", [1, 6, 8])
@@ -510,6 +525,21 @@ def test_files_that_are_no_solver(problem: Path) -> None:
             caffe.get_solver(str(bad))
     with pytest.raises(caffe.CaffeError, match=r"nowhere\.prototxt: No such file"):
         caffe.get_solver(problem.parent / "nowhere.prototxt")
+
+
+def test_a_state_that_names_no_weights_leaves_them(problem: Path) -> None:
+    """As Caffe's, where it was written without them."""
+    solver, other = linear_solver(f'{FIXED} momentum: 0.9 snapshot_prefix: "{problem.parent}/x"'), linear_solver(FIXED)
+    solver.net.blobs["x"].data[...] = 1
+    solver.step(2)
+    file = Path(solver.snapshot())
+    message = read_binary(file, SolverState())
+    message.ClearField("learned_net")
+    file.write_bytes(message.SerializeToString())
+    before = weights(other)
+    other.restore(file)
+    assert (other.iter, weights(other)) == (2, before)
+    np.testing.assert_array_equal(other.history[0], solver.history[0])
 
 
 def test_states_that_do_not_fit(problem: Path) -> None:

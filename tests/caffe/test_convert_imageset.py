@@ -105,7 +105,7 @@ def test_encoded_files_are_stored_as_they_are(images: Path) -> None:
 def test_a_jpeg_is_not_encoded_as_jpg_again(images: Path, name: str) -> None:
     draw(images / name)
     (images.parent / "list.txt").write_text(f"{name} 1\n")
-    (datum,) = data(convert(images, "--encoded", "--encode_type=jpg")).values()
+    (datum,) = data(convert(images, "--encoded", "--encode_type=JPG")).values()
     assert datum.data == (images / name).read_bytes()
 
 

@@ -102,4 +102,4 @@ def _bilinear(tensor: torch.Tensor, filler: FillerParameter, generator: torch.Ge
     factor = math.ceil(size / 2)
     centre = (size - 1) / (2 * factor)
     line = 1 - (torch.arange(size) / factor - centre).abs()
-    tensor.copy_((line[:, None] * line[None, :]).expand_as(tensor))
+    tensor.copy_(line[:, None] * line[None, :])

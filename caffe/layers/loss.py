@@ -315,7 +315,7 @@ class ContrastiveLoss(_Loss):
 
     def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
         p = self.param.contrastive_loss_param
-        a, b = (x.float().reshape(x.shape[0], -1) for x in bottoms[:2])
+        a, b = (x.float().reshape(x.shape[0], math.prod(x.shape[1:])) for x in bottoms[:2])
         alike = bottoms[2].reshape(-1).long() != 0
         squares = (a - b).square().sum(1)
         distance = squares.detach().sqrt()

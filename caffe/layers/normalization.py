@@ -40,8 +40,8 @@ class BatchNorm(Layer):
         for size in (channels, channels, 1):
             self.add_blob((size,), zero)
         for spec in self.param.param:
-            # Caffe makes them 0 itself where all three are given, as files from before 2017 had to
-            if spec.lr_mult != 0 and len(self.param.param) != 3:
+            # where all three are given, as files from before 2017 had to, `upgrade_net` made them 0, as in Caffe
+            if spec.lr_mult != 0:
                 self.error(f"lr_mult is {spec.lr_mult}; expected 0, the running sums are not learned by the solver")
         for blob in self.blobs:
             blob.lr_mult = 0.0

@@ -219,7 +219,7 @@ class RNN(_Recurrent):
         own, out, bias = (blob.tensor() for blob in self.blobs[-3:])
         z = self.inputs(bottoms)
         with torch.autocast(z.device.type, enabled=False):
-            h = _RNNSteps.apply(z, own, bottoms[1].detach().float()[..., None], *self.before(bottoms))
+            h = _RNNSteps.apply(z, own, bottoms[1].float()[..., None], *self.before(bottoms))
         return self.finish(torch.tanh(F.linear(h, out, bias)), h)
 
 
@@ -245,7 +245,7 @@ class LSTM(_Recurrent):
         ]
 
     def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
-        z, cont = self.inputs(bottoms), bottoms[1].detach().float()[..., None]
+        z, cont = self.inputs(bottoms), bottoms[1].float()[..., None]
         with torch.autocast(z.device.type, enabled=False):
             h, c = _LSTMSteps.apply(z, self.blobs[-1].tensor(), cont, *self.before(bottoms))
         return self.finish(h, h, c)
@@ -288,7 +288,7 @@ class LSTMUnit(Layer):
         return [cell, cell]
 
     def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
-        cell, gates, cont = bottoms[0].float(), bottoms[1].float(), bottoms[2].detach().float()[..., None]
+        cell, gates, cont = bottoms[0].float(), bottoms[1].float(), bottoms[2].float()[..., None]
         i, f, o, g = gates.split(cell.shape[2], 2)
         c = _Forget.apply(f, cont) * cell + i.sigmoid() * g.tanh()
         return [c, o.sigmoid() * c.tanh()]

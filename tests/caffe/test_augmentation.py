@@ -15,6 +15,7 @@ import caffe
 from caffe.database import write_lmdb
 from caffe.io import array_to_datum
 from caffe.layers.augmentation import Augmentation, BatchMixing
+from caffe.layers.transform import Transformer
 from caffe.proto.caffe_pb2 import TransformationParameter
 
 
@@ -222,6 +223,15 @@ def test_augmentation_is_for_training(tmp_path: Path) -> None:
     np.testing.assert_array_equal(tested[:, 0, 0, 0], range(4))
     assert not np.allclose(trained, tested)
     assert_resumes(layer)
+
+
+def test_images_of_several_sizes_are_augmented_one_after_another() -> None:
+    settings = TransformationParameter(random_contrast=0.5, random_rotation=40)
+    transform = Transformer(settings, training=True, device=torch.device("cpu"))
+    images = [torch.from_numpy(picture(9, 7, seed=i).transpose(2, 0, 1).copy()) for i in range(3)]
+    random, again = (torch.Generator().manual_seed(3) for _ in range(2))
+    assert torch.equal(transform(images, random), torch.cat([transform(image[None], again) for image in images]))
+    assert torch.equal(random.get_state(), again.get_state())
 
 
 @pytest.mark.parametrize(

@@ -135,12 +135,14 @@ def test_tests_and_saves_have_the_average(problem: Path, averaging: str, form: s
         assert (np.mean(batches) == pytest.approx(means["loss"][0], rel=1e-6)) == same
     plain = caffe.Net(str(problem.parent / "net.prototxt"), caffe.TRAIN, weights=f"{prefix}.caffemodel{ending}")
     assert all(np.array_equal(*pair) for pair in zip(weights(plain), weights(solver.net), strict=True))
+    given = [tensor.numpy() for tensor in solver.weights()]
     solver.save_weights(problem.parent / f"again.caffemodel{ending}")
     again, averaged = (
         caffe.Net(str(problem.parent / "net.prototxt"), caffe.TRAIN, weights=path)
         for path in (problem.parent / f"again.caffemodel{ending}", f"{prefix}_averaged.caffemodel{ending}")
     )
     assert all(np.array_equal(*pair) for pair in zip(weights(again), weights(averaged), strict=True))
+    assert all(np.array_equal(*pair) for pair in zip(given, weights(averaged), strict=True))
 
 
 @pytest.mark.parametrize("averaging", [EMA, SWA])

@@ -46,6 +46,13 @@ def test_colour_images(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Non
     assert f"mean_value channel [2]: {images[:, 2].mean():.6g}" in log
 
 
+def test_without_a_file_it_is_said_alone(shared: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert tool.main([str(shared / "caffe_golden/train_lmdb")]) == 0
+    log = capfd.readouterr().err
+    assert "mean_value channel [0]: " in log
+    assert "Write to" not in log
+
+
 def test_encoded_images_keep_their_channels(tmp_path: Path) -> None:
     image = np.random.default_rng(1).integers(0, 256, (6, 7, 3), dtype=np.uint8)
     encoded = [cv2.imencode(".png", picture)[1].tobytes() for picture in (image, 255 - image)]

@@ -101,6 +101,14 @@ def test_encoded_files_are_stored_as_they_are(images: Path) -> None:
         assert datum.data == (images / key[9:]).read_bytes()
 
 
+@pytest.mark.parametrize("name", ["x.jpg", "x.JPEG"])
+def test_a_jpeg_is_not_encoded_as_jpg_again(images: Path, name: str) -> None:
+    draw(images / name)
+    (images.parent / "list.txt").write_text(f"{name} 1\n")
+    (datum,) = data(convert(images, "--encoded", "--encode_type=JPG")).values()
+    assert datum.data == (images / name).read_bytes()
+
+
 def test_encode_type_and_resize_encode_again(images: Path) -> None:
     found = data(convert(images, "--encode_type=bmp", "--resize_width=4", "--resize_height=4"))
     for key, datum in found.items():
@@ -155,6 +163,11 @@ def test_check_size_names_the_image(images: Path) -> None:
         convert(images, "--check_size")
     assert sorted(os.listdir(images.parent)) == ["list.txt", "my images"]
     assert len(records(convert(images))) == 3
+
+
+def test_check_size_passes_over_what_is_no_image(images: Path) -> None:
+    (images / "a/one.png").write_bytes(b"")
+    assert list(data(convert(images, "--check_size"))) == ["00000001_a/two words.png", "00000002_b.png"]
 
 
 def test_a_database_is_not_overwritten(images: Path, capfd: pytest.CaptureFixture[str]) -> None:

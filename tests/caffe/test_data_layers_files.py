@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -84,8 +85,8 @@ def test_the_mean_is_the_whole_images(pictures: tuple, tmp_path: Path) -> None:
 
 
 def test_names_may_hold_spaces_and_the_root_is_put_right_in_front(tmp_path: Path) -> None:
-    write_pictures(tmp_path / "pre x", [picture(4, 4)])
-    source = write_list(tmp_path / "list.txt", ["", "x/0.png  7 ", "  ", "x/0.png -3\r"])
+    write_pictures(tmp_path / "pre x y", [picture(4, 4)])
+    source = write_list(tmp_path / "list.txt", ["", "x y/0.png  7 ", "  ", "x y/0.png -3\r"])
     layer = f'type: "ImageData" image_data_param {{ source: "{source}" root_folder: "{tmp_path}/pre " batch_size: 2 }}'
     ((found, labels),) = batches(data_net(layer), 1)
     np.testing.assert_array_equal(found[1], chw(picture(4, 4)))
@@ -313,9 +314,10 @@ def test_the_means_middle_is_subtracted_and_window_data_params_scale_counts(scen
     ((found, _),) = batches(data_net(window_data(source, "scale: 0.25", transform)), 1)
     expected = (reference(image, OBJECT, 8)[0] - mean[:, 2:10, 2:10]) * 0.25
     np.testing.assert_array_equal(found[3], expected)
-    save_mean(tmp_path / "mean.binaryproto", mean[:, :, :7])
-    with pytest.raises(caffe.CaffeError, match=r"the mean's shape is \(3, 13, 7\); the crops' is 3×8×8"):
-        data_net(window_data(source, "", transform))
+    for other, shape in ((mean[:, :, :7], r"\(3, 13, 7\)"), (mean[:1], r"\(1, 13, 12\)")):
+        save_mean(tmp_path / "mean.binaryproto", other)
+        with pytest.raises(caffe.CaffeError, match=rf"the mean's shape is {shape}; the crops' is 3×8×8"):
+            data_net(window_data(source, "", transform))
 
 
 def test_overlaps_sort_the_windows(tmp_path: Path) -> None:
@@ -325,16 +327,15 @@ def test_overlaps_sort_the_windows(tmp_path: Path) -> None:
     first = ["1 0.6 0 0 5 5", "2 0.599 0 0 6 6", "3 0.1 0 0 7 7", "4 0.099 0 0 8 8"]
     second = ["5 1 0 0 9 9", "0 0 0 0 10 10"]
     source = tmp_path / "windows.txt"
-    source.write_text(window_text([("0.png", image, first), ("1.png", image, second), ("gone.png", image, [])]))
+    text = window_text([("0.png", image, first), ("1.png", image, second), ("gone.png", image, [])])
+    source.write_text(text.replace("\n", "\r\n"))  # of Windows
     net = data_net(window_data(source, "fg_threshold: 0.6 bg_threshold: 0.1 fg_fraction: 0.5", batch=40))
     ((found, labels),) = batches(net, 1)
     assert set(labels[20:]) == {1, 5}
     assert set(labels[:20]) == {0}
-    boxes = [(0, 0, size, size) for size in (8, 10)]
-    kinds = {
-        i for crop in found[:20] for i, box in enumerate(boxes) if np.array_equal(crop, reference(image, box, 8)[0])
-    }
-    assert kinds == {0, 1}
+    crops = {size: reference(image, (0, 0, size, size), 8)[0] for size in range(5, 11)}
+    sizes = {size for drawn in found[:20] for size, crop in crops.items() if np.array_equal(drawn, crop)}
+    assert sizes == {8, 10}
 
 
 def test_windows_by_seed_and_from_a_state(scene: tuple) -> None:
@@ -365,6 +366,7 @@ GOOD = ["# 0", "0.png", "3", "20", "20", "2", "1 0.9 0 0 5 5", "0 0.1 0 0 9 9"]
         ({6: "a b c d e f"}, r"line 7: 'a b c d e f'; expected LABEL"),
         ({6: "1 0.9 0 0 5 99999999999"}, r"line 7: .*; expected LABEL"),
         ({6: "0 0.9 0 0 5 5"}, r"line 7: '0 0.9 0 0 5 5'; expected a label above 0"),
+        ({7: "0 0.9 0 0 5 5"}, r"line 8: '0 0.9 0 0 5 5'; expected a label above 0"),
         (
             {6: "1 0.4 0 0 5 5"},
             r"windows\.txt: no window overlaps an object by fg_threshold 0.5 or more; a batch needs 1",
@@ -391,7 +393,9 @@ def test_window_files_that_are_cut_off(tmp_path: Path, end: int) -> None:
 def test_windows_that_leave_their_image(tmp_path: Path) -> None:
     write_pictures(tmp_path, [picture(20, 20)])
     source = tmp_path / "windows.txt"
-    for window, context in (("0 0.1 0 0 20 9", 0), ("0 0.1 -1 0 9 9", 0), ("0 0.1 30 0 40 9", 1), ("0 0.1 9 9 0 0", 0)):
+    beyond = [("0 0.1 0 0 20 9", 0), ("0 0.1 -1 0 9 9", 0), ("0 0.1 30 0 40 9", 1), ("0 0.1 9 9 0 0", 0)]
+    beyond += [("0 0.1 0 0 9 20", 0), ("0 0.1 0 -1 9 9", 0)]
+    for window, context in beyond:
         source.write_text("\n".join([*GOOD[:7], window]))
         with pytest.raises(caffe.CaffeError, match=r"windows\.txt: .*0\.png: window .* leaves the image of 20×20"):
             data_net(window_data(source, f"context_pad: {context}")).forward()
@@ -419,6 +423,12 @@ def test_windows_that_leave_their_image(tmp_path: Path) -> None:
 def test_window_settings_that_do_not_fit(scene: tuple, settings: str, transform: str, message: str) -> None:
     with pytest.raises(caffe.CaffeError, match=rf"layer 'data' \(WindowData\): .*{message}"):
         data_net(window_data(scene[0], settings, transform))
+
+
+@pytest.mark.parametrize("layer", [image_data, window_data])
+def test_batches_of_nothing(scene: tuple, layer: Callable[..., str]) -> None:
+    with pytest.raises(caffe.CaffeError, match=r"layer 'data' .*: batch_size is 0; expected at least 1"):
+        data_net(layer(scene[0], batch=0))
 
 
 def test_a_window_file_that_is_missing(scene: tuple) -> None:

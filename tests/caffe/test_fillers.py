@@ -38,6 +38,7 @@ def test_uniform() -> None:
     assert -2 <= values.min() < -1.99
     assert 3.99 < values.max() <= 4
     assert_moments(values, 1, 6 / math.sqrt(12))
+    assert (filled('type: "uniform" min: 2 max: 2') == 2).all()
 
 
 def test_gaussian() -> None:
@@ -52,6 +53,7 @@ def test_sparse_gaussian() -> None:
     kept = values != 0
     assert abs(kept.mean() - 8 / 40) < 5 * math.sqrt(0.2 * 0.8 / values.size)
     assert_moments(values[kept], 0, 2)
+    assert not filled('type: "gaussian" std: 2 sparse: 0').any()
 
 
 @pytest.mark.parametrize(("norm", "fan"), FANS)

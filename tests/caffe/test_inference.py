@@ -233,6 +233,7 @@ def test_infer_leaves_out_what_one_layer_reads_and_forward_does_not(tmp_path: Pa
         ((1, 1, 9, 30), "kernel_h: 3 kernel_w: 5 stride_h: 2 stride_w: 3 pad_h: 2 pad_w: 1"),
         ((1, 3, 17, 12), "kernel_size: 4 stride: 2 pad: 3"),
         ((2, 3, 8, 9), "kernel_size: 3 pad: 1"),
+        ((2, 16, 6, 5), "kernel_h: 1 kernel_w: 3 pad_h: 0 pad_w: 1"),
         ((1, 20, 12, 11), "kernel_size: 5 bias_term: false"),
         ((3, 40, 7, 6), "kernel_h: 2 kernel_w: 3 stride_h: 1 stride_w: 2 pad_h: 1 pad_w: 0"),
         ((1, 64, 5, 4), "kernel_size: 1"),
@@ -263,6 +264,33 @@ def test_convolutions_of_all_sizes(
         y = F.leaky_relu(y, net.layer_dict["relu"].param.relu_param.negative_slope)
     out = net.infer(data=x.contiguous(memory_format=order))["conv"]
     torch.testing.assert_close(out.double(), y, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("relu", ["", RELU, LEAKY])
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [((3, 4, 7), 1), ((2, 4, 3, 5, 4), 1), ((2, 6, 4, 5, 7), 2)],  # the last has as many places there as outputs
+)
+def test_other_axes_than_an_images(tmp_path: Path, shape: tuple[int, ...], axis: int, relu: str) -> None:
+    sizes = " ".join(f"dim: {size}" for size in shape)
+    path = tmp_path / "net.prototxt"
+    path.write_text(
+        f'layer {{ name: "data" type: "Input" top: "data" input_param {{ shape {{ {sizes} }} }} }}\n'
+        f'layer {{ name: "conv" type: "Convolution" bottom: "data" top: "conv" '
+        f"convolution_param {{ num_output: 6 kernel_size: 2 axis: {axis} }} }}\n{NORM}{SCALE}{relu}"
+    )
+    net = caffe.Net(str(path), caffe.TEST)
+    fill(net, 6)
+    x = np.random.default_rng(7).normal(size=shape).astype(np.float32)
+    p = {name: [torch.from_numpy(blob.data).double() for blob in blobs] for name, blobs in net.params.items()}
+    images = torch.from_numpy(x).double().flatten(0, axis - 1)
+    y = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[images.dim() - 2](images, *p["conv"])
+    y = y.unflatten(0, shape[:axis]).movedim(1, -1)  # the channels that are normalised: always axis 1
+    mean, var, total = p["norm"]
+    y = ((y - mean / total) / torch.sqrt(var / total + 0.01) * p["scale"][0] + p["scale"][1]).movedim(-1, 1)
+    if relu:
+        y = F.leaky_relu(y, net.layer_dict["relu"].param.relu_param.negative_slope)
+    np.testing.assert_allclose(infer(net, x), y.numpy(), rtol=1e-4, atol=1e-5)
 
 
 BRANCH = """

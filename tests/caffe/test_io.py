@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -60,6 +61,14 @@ def test_a_mean_as_scripts_read_it(tmp_path: Path) -> None:
     mean = caffe.io.blobproto_to_array(blob)
     np.testing.assert_array_equal(mean, image[None])
     np.testing.assert_allclose(mean[0].mean(1).mean(1), image.mean((1, 2)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (2, 3, 2, 4), (0, 2, 4), ()])
+def test_a_mean_of_another_shape(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    path = tmp_path / "mean.binaryproto"
+    path.write_bytes(caffe.io.array_to_blobproto(np.zeros(shape)).SerializeToString())
+    with pytest.raises(caffe.CaffeError, match=rf"mean\.binaryproto: the mean's shape is {re.escape(str(shape))}"):
+        caffe.io.load_mean(path)
 
 
 def test_the_shape_of_four_numbers_comes_first_and_a_scalar_has_none() -> None:

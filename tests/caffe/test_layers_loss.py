@@ -79,6 +79,15 @@ def test_softmax_loss_of_nothing_but_ignored_labels() -> None:
     assert not net.blobs["scores"].diff.any()
 
 
+@pytest.mark.parametrize("ignored", [0, 1])
+def test_softmax_loss_of_one_label_is_over_one(ignored: int) -> None:
+    labels = [0, 2][: 1 + ignored]
+    net = loss_net("loss_param { ignore_label: 2 }", (len(labels), 3), (len(labels),))
+    net.blobs["scores"].data[...] = 0
+    net.blobs["labels"].data[...] = labels
+    assert float(net.forward()["loss"]) == pytest.approx(math.log(3))
+
+
 @pytest.mark.parametrize("score", [1e3, 1e10, 3e38])  # between the large ones float32 has no room for the loss
 def test_softmax_loss_of_a_hopeless_score_is_finite(score: float) -> None:
     net = loss_net("", (1, 2), (1,))
@@ -101,6 +110,13 @@ def test_label_out_of_range(kind: str, label: float) -> None:
 def test_wrong_count_of_labels(kind: str) -> None:
     with pytest.raises(caffe.CaffeError, match=r"'x1' of shape \(3,\) holds 3 labels; 'x0' of shape \(4, 5\) needs 4"):
         one_layer(f'type: "{kind}"', (4, 5), (3,))
+
+
+def test_labels_of_one_class_are_numbers_and_not_soft() -> None:
+    net = one_layer('type: "SoftmaxWithLoss"', (2, 1), (2, 1))
+    assert float(run(net, normal(2, 1), np.zeros((2, 1)))["y"]) == 0
+    with pytest.raises(caffe.CaffeError, match=r"a label in 'x1' is outside 0\.\.0"):
+        run(net, normal(2, 1), np.array([[0], [1]]))
 
 
 def accuracy(scores: np.ndarray, labels: np.ndarray, top_k: int) -> np.ndarray:
@@ -363,6 +379,39 @@ def test_label_outside_the_classes(kind: str, label: float) -> None:
         net.forward()
 
 
+@pytest.mark.parametrize(("kind", "count"), [("NONE", 1), ("FULL", 12), ("BATCH_SIZE", 3)])
+@pytest.mark.parametrize("soft", [False, True])
+def test_what_smoothed_and_soft_losses_are_divided_by(kind: str, count: int, soft: bool) -> None:
+    scores, labels = normal(3, 5, 2, 2), np.random.default_rng(1).integers(0, 5, (3, 2, 2))
+    given = np.moveaxis(np.eye(5)[labels], -1, 1) if soft else labels
+    settings = f"loss_param {{ label_smoothing: 0.2 normalization: {kind} }}"
+    net = one_layer(f'type: "SoftmaxWithLoss" {settings}', scores.shape, given.shape, phase=caffe.TRAIN)
+    total = F.cross_entropy(torch.tensor(scores), torch.tensor(labels), label_smoothing=0.2, reduction="sum")
+    assert float(run(net, scores, given)["y"]) == pytest.approx(float(total) / count, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shapes"),
+    [
+        ("Accuracy", ((0, 3), (0,))),
+        ("EuclideanLoss", ((0, 3), (0, 3))),
+        ("HingeLoss", ((0, 3), (0,))),
+        ("ContrastiveLoss", ((0, 3), (0, 3), (0,))),
+        ("MultinomialLogisticLoss", ((0, 3), (0,))),
+        ("SigmoidCrossEntropyLoss", ((0, 3), (0, 3))),
+        ("InfogainLoss", ((0, 3), (0,), (3, 3))),
+        ("SoftmaxWithLoss", ((0, 3), (0,))),
+        ("SoftmaxWithLoss loss_param { normalization: BATCH_SIZE }", ((0, 3), (0,))),
+        ("SoftmaxWithLoss loss_param { normalization: BATCH_SIZE }", ((0, 3), (0, 3))),
+        ("SoftmaxWithLoss loss_param { normalization: FULL }", ((0, 3), (0, 3))),
+    ],
+)
+def test_a_batch_of_no_rows_loses_nothing(kind: str, shapes: tuple[tuple[int, ...], ...]) -> None:
+    """As behind a Filter that lets none through; not 0 / 0."""
+    kind, _, settings = kind.partition(" ")
+    assert float(one_layer(f'type: "{kind}" {settings}', *shapes).forward()["y"]) == 0
+
+
 def test_a_loss_weight_of_0_and_no_weight_left() -> None:
     net = one_layer('type: "EuclideanLoss" loss_weight: 0', (2, 3), (2, 3))
     run(net, normal(2, 3), normal(2, 3, seed=1))
@@ -389,15 +438,19 @@ def test_smoothed_weighted_and_soft_labels(
     settings = f"label_smoothing: {smoothing} " + " ".join(f"class_weight: {weight}" for weight in weights or [])
     settings += " ignore_label: -1" if kind == "ignored" else ""
     net = one_layer(
-        f'type: "SoftmaxWithLoss" loss_param {{ {settings} }} propagate_down: true propagate_down: false',
+        f'type: "SoftmaxWithLoss" loss_param {{ {settings} }} propagate_down: true propagate_down: false '
+        "loss_weight: 1 loss_weight: 0",
         shape,
         labels.shape,
+        tops=("y", "prob"),
         phase=caffe.TRAIN,
     )
     scores = 2 * normal(*shape)
-    loss = run(net, scores, labels)["y"]
+    out = run(net, scores, labels)
+    loss = out["y"]
     net.backward()
     x = torch.tensor(scores, requires_grad=True)
+    close(out["prob"], x.detach().softmax(1).numpy())
     target = torch.tensor(labels, dtype=torch.float32 if kind == "soft" else torch.int64)
     expected = F.cross_entropy(
         x,

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 from layer_checks import backward, check_gradient, close
 from small_nets import input_layer, net_of, normal, one_layer, run
 
@@ -138,6 +139,31 @@ def test_batch_norm_over_several_batches(shape: tuple[int, ...]) -> None:
     assert all(np.array_equal(b, blob.data) for b, blob in zip(before, test.params["layer"], strict=True))
 
 
+@pytest.mark.parametrize("phase", [caffe.TRAIN, caffe.TEST])
+def test_batch_norm_before_a_scale_of_two_bottoms(phase: int) -> None:
+    net = net_of(
+        input_layer("x", 4, 3)
+        + input_layer("s", 3)
+        + 'layer { name: "norm" type: "BatchNorm" bottom: "x" top: "x" batch_norm_param { use_global_stats: true } } '
+        'layer { name: "scale" type: "Scale" bottom: "x" bottom: "s" top: "x" }',
+        phase=phase,
+    )
+    mean, var, total = net.params["norm"]
+    mean.data[...], var.data[...], total.data[...] = [1, 2, 3], [4, 4, 9], 1
+    x, s = normal(4, 3), normal(3, seed=1)
+    expected = (x - [1, 2, 3]) / np.sqrt(np.array([4, 4, 9]) + 1e-5) * s
+    close(net.forward(x=x, s=s)["x"], expected)
+    close(net.infer(x=torch.from_numpy(x), s=torch.from_numpy(s))["x"].numpy(), expected)
+
+
+def test_batch_norm_of_one_axis_is_of_one_channel() -> None:
+    net = one_layer('type: "BatchNorm" batch_norm_param { eps: 0.01 }', (8,), phase=caffe.TRAIN)
+    x = normal(8)
+    close(run(net, x)["y"], (x - x.mean()) / np.sqrt(x.var() + 0.01))
+    sums = [blob.data.tolist() for blob in net.params["layer"]]
+    assert sums == [pytest.approx([value], rel=1e-5) for value in (x.mean(), x.var(ddof=1), 1)]
+
+
 def test_batch_norm_gradient() -> None:
     x = normal(5, 2, 3, 2)
     check_gradient(one_layer('type: "BatchNorm"', x.shape, phase=caffe.TRAIN), x)
@@ -173,6 +199,15 @@ def test_eltwise_of_three(operation: str, reference: np.ufunc) -> None:
     check_gradient(net, *inputs, step=1e-4, tolerance=2e-2)
 
 
+@pytest.mark.parametrize("count", [2, 3])
+def test_of_equal_maxima_the_second_bottoms_takes_the_gradient(count: int) -> None:
+    """As in Caffe, where the first must be more than the second, and a third more than both."""
+    net = one_layer('type: "Eltwise" eltwise_param { operation: MAX }', *[(1, 2)] * count)
+    run(net, *[np.array([[1, 2]])] * count)
+    backward(net, y=np.array([[3, 4]]))
+    assert [net.blobs[f"x{i}"].diff.ravel().tolist() for i in range(count)] == [[0, 0], [3, 4], [0, 0]][:count]
+
+
 @pytest.mark.parametrize(
     ("settings", "axis", "cuts"),
     [
@@ -191,6 +226,22 @@ def test_slice(settings: str, axis: int, cuts: list[int]) -> None:
     diffs = {name: normal(*value.shape, seed=i) for i, (name, value) in enumerate(out.items())}
     backward(net, **diffs)
     assert np.array_equal(net.blobs["x0"].diff, np.concatenate([diffs[name] for name in "abc"], axis))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("axis: 2", r"axis 2 of bottom shape \(3, 6, 4\) does not divide into 3 tops"),
+        ("slice_point: 1", "has 1 slice_point for 3 tops; expected 2"),
+        ("slice_point: 2 slice_point: 2", r"slice_point \[2, 2\] must increase and stay below 6"),
+        ("slice_point: 0 slice_point: 2", "must increase"),
+        ("slice_point: 2 slice_point: 6", "must increase"),
+        ("slice_dim: 1 axis: 1", "slice_dim and axis are both given"),
+    ],
+)
+def test_slices_that_do_not_fit(settings: str, message: str) -> None:
+    with pytest.raises(caffe.CaffeError, match=rf"layer 'layer' \(Slice\): .*{message}"):
+        one_layer(f'type: "Slice" slice_param {{ {settings} }}', (3, 6, 4), tops=("a", "b", "c"))
 
 
 @pytest.mark.parametrize("axis", [0, 1, -1])
@@ -228,7 +279,17 @@ def test_reshape(settings: str, shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", ["shape { dim: 7 dim: -1 }", "shape { dim: -1 dim: -1 }", "shape { dim: -2 }", "shape { dim: 9 }"]
+    "settings",
+    [
+        "shape { dim: 7 dim: -1 }",
+        "shape { dim: -1 dim: -1 }",
+        "shape { dim: -2 }",
+        "shape { dim: -4 dim: -6 }",
+        "shape { dim: 9 }",
+        "shape { dim: 6 dim: 4 dim: 1 dim: 0 }",
+        "shape { dim: 1 } axis: 4",
+        "shape { dim: 1 } axis: -5",
+    ],
 )
 def test_reshape_that_does_not_fit(settings: str) -> None:
     with pytest.raises(caffe.CaffeError, match=r"layer 'layer' \(Reshape\)"):

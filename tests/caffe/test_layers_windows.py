@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from layer_checks import backward, check_gradient, close
 from small_nets import normal, one_layer, run
@@ -75,6 +75,13 @@ axis_settings = st.tuples(
     floor=st.booleans(),
     mask=st.booleans(),
 )
+# a stride beyond the kernel, with a last window beyond the image; padding of more than half a kernel, which the last
+# window reaches beyond
+@example(vertical=(2, 1, 2, 0), horizontal=(5, 1, 2, 0), maximum=True, floor=False, mask=True)
+@example(vertical=(5, 1, 2, 0), horizontal=(2, 1, 2, 0), maximum=True, floor=False, mask=True)
+@example(vertical=(7, 5, 3, 3), horizontal=(7, 2, 3, 0), maximum=True, floor=False, mask=True)
+@example(vertical=(7, 5, 3, 3), horizontal=(7, 2, 3, 0), maximum=False, floor=False, mask=False)
+@example(vertical=(7, 2, 3, 0), horizontal=(7, 5, 3, 3), maximum=False, floor=False, mask=False)
 def test_pooling(vertical: tuple, horizontal: tuple, maximum: bool, floor: bool, mask: bool) -> None:
     for size, kernel, _, pad in (vertical, horizontal):
         assume(pad < kernel <= size + 2 * pad)
@@ -112,6 +119,13 @@ def test_global_pooling(method: str) -> None:
     reduce = x.max if method == "MAX" else x.mean
     close(run(net, x)["y"], reduce((2, 3), keepdims=True))
     check_gradient(net, x, step=1e-3)
+
+
+@pytest.mark.parametrize("method", ["MAX", "AVE", "STOCHASTIC"])
+@pytest.mark.parametrize("phase", [caffe.TRAIN, caffe.TEST])
+def test_pooling_has_random_numbers_only_where_it_draws(method: str, phase: int) -> None:
+    net = one_layer(f'type: "Pooling" pooling_param {{ pool: {method} kernel_size: 2 }}', (1, 1, 4, 4), phase=phase)
+    assert bool(net.states()) == (method == "STOCHASTIC" and phase == caffe.TRAIN)
 
 
 STOCHASTIC = 'type: "Pooling" pooling_param { pool: STOCHASTIC kernel_h: 3 kernel_w: 2 stride: 2 }'

@@ -82,6 +82,15 @@ def twice(data: bytearray) -> None:
         data[node : node + 4] = data[nodes[0] : nodes[0] + 4]
 
 
+@pytest.mark.parametrize("size", [0, 1, PAGE // 2, PAGE - 16, PAGE - 15, 3 * PAGE])
+def test_a_value_up_to_the_files_last_page(tmp_path: Path, size: int) -> None:
+    value = np.random.default_rng(size).bytes(size)
+    write_lmdb(tmp_path / "db", iter([(b"key", value)]))
+    pages = LmdbPages(tmp_path / "db/data.mdb", "db")
+    assert pages.meta.last_page == (2 if size < 2 else 2 + -(-(size + 16) // PAGE))
+    assert list(pages.records()) == [(b"key", value)]
+
+
 @pytest.mark.parametrize("size", [6, 90])
 def test_whole_databases_have_all_their_records(tmp_path: Path, size: int) -> None:
     source = database(tmp_path / "db", size=size)

@@ -999,6 +999,8 @@ def test_a_parameter_that_takes_another_shape_shares_no_more() -> None:
     for net in (other, one):
         again = net_of(CHAIN, seed=3)
         again.share_with(one)
+        net.params["fc"][0].reshape(*net.params["fc"][0].shape)  # the shape that it has: no other
+        assert net.params["fc"][0].shares_with(again.params["fc"][0])
         net.params["fc"][0].reshape(10, values.size // 10)
         net.params["fc"][0].data[...] = 7
         assert np.array_equal(again.params["fc"][0].data, values)

@@ -108,6 +108,27 @@ def test_hooks_see_each_layer_and_may_change_it() -> None:
     np.testing.assert_allclose(net.forward()["y"], np.tile(net.params["fc2"][1].data, (4, 1)))
 
 
+def test_a_blob_of_another_shape_keeps_as_many_values() -> None:
+    blob = net_of(NET).blobs["x"]
+    blob.data[...], blob.diff[...] = data, diff = normal(4, 3), normal(4, 3, seed=1)
+    blob.reshape(2, 6)
+    assert np.array_equal(blob.data, data.reshape(2, 6))
+    assert np.array_equal(blob.diff, diff.reshape(2, 6))
+    blob.reshape(5, 3)
+    assert blob.data.shape == blob.diff.shape == (5, 3)
+    assert not blob.data.any()
+    assert not blob.diff.any()
+
+
+@pytest.mark.parametrize("when", ["before_forward", "after_forward", "before_backward", "after_backward"])
+def test_one_callback_alone(when: str) -> None:
+    net, calls = net_of(NET), []
+    getattr(net, when)(calls.append)
+    net.forward()
+    net.backward(y=np.ones((4, 2), np.float32))
+    assert sorted(calls) == [0, 1, 2, 3]
+
+
 def test_weights_through_hdf5(tmp_path: Path) -> None:
     net, other = net_of(NET, seed=1), net_of(NET, seed=2)
     net.forward()

@@ -68,6 +68,14 @@ def test_one_cycle_without_a_rise_begins_at_the_top() -> None:
     assert all(later < earlier for earlier, later in pairwise(ours))
 
 
+def test_settings_at_the_ends_of_their_ranges() -> None:
+    assert rates('lr_policy: "cosine" max_iter: 3 min_lr: 0.5', 3) == [0.5] * 3
+    assert rates('lr_policy: "plateau" gamma: 0.1 min_lr: 0.5 patience: 1', 1) == [0.5]
+    ends = "max_iter: 1 div_factor: 1 final_div_factor: 1"
+    assert rates(f'lr_policy: "onecycle" {ends}', 1) == [0.5]
+    assert rates('lr_policy: "onecycle" max_iter: 4 pct_start: 1', 4)[-1] == 0.5
+
+
 POLICIES = [
     'lr_policy: "fixed"',
     'lr_policy: "step" gamma: 0.1 stepsize: 3',
@@ -139,6 +147,7 @@ def solver_of(problem: Path, text: str) -> caffe.Solver:
         ('lr_policy: "onecycle" div_factor: 0', "div_factor is 0; expected at least 1"),
         ('lr_policy: "onecycle" final_div_factor: 0.5', "final_div_factor is 0.5; expected at least 1"),
         ('lr_policy: "plateau" gamma: 1', "lr_policy plateau: gamma is 1; expected more than 0 and less than 1"),
+        ('lr_policy: "plateau" gamma: 0', "lr_policy plateau: gamma is 0; expected more than 0"),
         ('lr_policy: "plateau" patience: 0', "patience is 0; expected at least 1"),
         ("warmup_iter: -1", "lr_policy step: warmup_iter is -1; expected at least 0"),
         ('lr_policy: "cosines"', "'cosines' is not known; expected fixed.*cosine, onecycle or plateau"),
@@ -218,13 +227,14 @@ def test_the_rate_falls_on_a_plateau(still_problem: Path) -> None:
 
 @pytest.mark.parametrize("form", ["BINARYPROTO", "HDF5"])
 def test_early_stopping(still_problem: Path, form: str) -> None:
-    text = f"{STANDSTILL} early_stop: 3 max_iter: 100 snapshot: 4 snapshot_format: {form}"
+    text = f"{STANDSTILL} early_stop: 3 patience: 1 max_iter: 100 snapshot: 4 snapshot_format: {form}"
     solver, tests = solver_of(still_problem, text), []
     solver.on_test.append(lambda solver, number, outputs: tests.append(solver.iter))
     lines = logged(solver.solve)
     assert (solver.iter, solver.stopped_early, solver.requested) == (6, True, None)
     assert tests == [0, 2, 4, 6]
     assert "Early stopping: 3 tests without a better accuracy than" in lines
+    assert "lr falls" not in lines  # its policy is another
     ending = ".h5" if form == "HDF5" else ""
     last = still_problem.parent / f"snap_iter_6.solverstate{ending}"
     assert last.is_file(), "no snapshot at the end"
@@ -238,6 +248,25 @@ def test_early_stopping(still_problem: Path, form: str) -> None:
     patient = solver_of(still_problem, text + " early_stop: 5")
     patient.solve(last)
     assert (patient.iter, patient.stopped_early) == (10, True)
+
+
+def test_early_stopping_of_a_training_that_has_only_nan(problem: Path) -> None:
+    solver = solver_of(problem, 'early_stop: 2 monitor: "loss" snapshot_after_train: false')
+    solver.net.params["fc2"][0].data[...] = math.nan
+    assert "Early stopping: 2 tests without a better loss than none" in logged(solver.solve)
+    assert (solver.iter, solver.stopped_early) == (4, True)
+
+
+@pytest.mark.parametrize("form", ["BINARYPROTO", "HDF5"])
+@pytest.mark.parametrize("best", [None, 0.0, -0.1])
+def test_what_the_tests_have_said_is_in_a_snapshot(problem: Path, form: str, best: float | None) -> None:
+    """Without a best value, as where all were NaN, any number is better than what there was; 0 would be one."""
+    text = f"early_stop: 9 snapshot_format: {form}"
+    solver, resumed = (solver_of(problem, text) for _ in range(2))
+    solver.progress = Progress(tests_since_best=3, tests_waited=2, rate_reductions=1, tested_iter=8)
+    solver.progress.best = None if best is None else float(np.float32(best))
+    resumed.restore(solver.snapshot())
+    assert resumed.progress == solver.progress
 
 
 def test_training_that_gets_better_does_not_stop(problem: Path) -> None:

@@ -33,6 +33,9 @@ LINEAR = input_layer("x", 1, 3) + (
 )
 
 
+FIXED = 'base_lr: 0.1 lr_policy: "fixed"'
+
+
 def linear_solver(settings: str) -> caffe.Solver:
     param = text_format.Parse(f"random_seed: 1 {settings} net_param {{ {LINEAR} }}", SolverParameter())
     return caffe.get_solver(param)
@@ -168,6 +171,15 @@ def test_an_interval_of_tests_without_a_test_net(caplog: pytest.LogCaptureFixtur
         linear_solver('base_lr: 0.1 lr_policy: "fixed" test_interval: 2 early_stop: 3')
 
 
+def test_a_net_for_the_tests_beside_the_one_for_all(problem: Path) -> None:
+    """Caffe's order: the `test_net`s first, then `net` for each test_iter that is left."""
+    other = problem.parent / "other.prototxt"
+    other.write_text((problem.parent / "net.prototxt").read_text().replace('name: "small"', 'name: "other"'))
+    for settings, names in (("", ["other"]), ("test_iter: 1", ["other", "small"])):
+        solver = solver_of(problem, f'test_net: "{other}" {settings}')
+        assert [net.name for net in solver.test_nets] == names
+
+
 def plain_problem(folder: Path, batch: int, settings: str = "") -> caffe.Solver:
     """The small training without its random layers and its batch statistics."""
     write_problem(folder, batch)
@@ -225,6 +237,8 @@ def test_the_seed_decides_everything(problem: Path) -> None:
         runs.append(state(solver))
     assert runs[0] == runs[1]
     assert runs[0][1] != runs[2][1]
+    assert weights(solver_of(problem, "random_seed: 0")) == weights(solver_of(problem, "random_seed: 0"))
+    assert weights(solver_of(problem, "random_seed: -1")) != weights(solver_of(problem, "random_seed: -1"))
 
 
 def test_it_learns(problem: Path) -> None:
@@ -234,6 +248,18 @@ def test_it_learns(problem: Path) -> None:
     after = solver.test()
     assert after["loss"][0] < 0.5 * before["loss"][0]
     assert after["accuracy"][0] >= 0.9
+
+
+def test_outputs_of_several_values_are_averaged_each(problem: Path) -> None:
+    net = problem.parent / "net.prototxt"
+    net.write_text(net.read_text().replace('top: "accuracy"', 'top: "accuracy" top: "each"'))
+    solver = solver_of(problem)
+    found, again = solver.test(), []  # of two batches, which are all images: the next two are the same
+    for _ in range(2):
+        again.append({name: values.copy() for name, values in solver.test_nets[0].forward().items()})
+    assert len(found["each"]) == 3
+    for name, values in found.items():
+        np.testing.assert_allclose(values, np.mean([out[name].ravel() for out in again], 0), rtol=1e-5)
 
 
 @pytest.mark.parametrize("stop", [1, 6, 8])
@@ -289,6 +315,7 @@ def test_without_a_snapshot_after_training(problem: Path) -> None:
 def test_snapshots_take_no_more_than_their_share_of_the_time(
     problem: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, share: float, expected: list[int]
 ) -> None:
+    """An iteration takes as long as a snapshot."""
     now = [0.0]
 
     def pass_time(duration: float) -> None:
@@ -299,7 +326,7 @@ def test_snapshots_take_no_more_than_their_share_of_the_time(
     param.snapshot = 1
     solver = caffe.get_solver(param)
     solver.snapshot_share = share
-    solver.add_callback(lambda: pass_time(10), lambda: None)  # an iteration
+    solver.add_callback(lambda: pass_time(seconds), lambda: None)
     solver.before_snapshot.append(lambda _: pass_time(seconds))
     found: list[int] = []
     solver.on_snapshot.append(lambda solver, path: found.append(solver.iter))
@@ -498,6 +525,21 @@ def test_files_that_are_no_solver(problem: Path) -> None:
             caffe.get_solver(str(bad))
     with pytest.raises(caffe.CaffeError, match=r"nowhere\.prototxt: No such file"):
         caffe.get_solver(problem.parent / "nowhere.prototxt")
+
+
+def test_a_state_that_names_no_weights_leaves_them(problem: Path) -> None:
+    """As Caffe's, where it was written without them."""
+    solver, other = linear_solver(f'{FIXED} momentum: 0.9 snapshot_prefix: "{problem.parent}/x"'), linear_solver(FIXED)
+    solver.net.blobs["x"].data[...] = 1
+    solver.step(2)
+    file = Path(solver.snapshot())
+    message = read_binary(file, SolverState())
+    message.ClearField("learned_net")
+    file.write_bytes(message.SerializeToString())
+    before = weights(other)
+    other.restore(file)
+    assert (other.iter, weights(other)) == (2, before)
+    np.testing.assert_array_equal(other.history[0], solver.history[0])
 
 
 def test_states_that_do_not_fit(problem: Path) -> None:

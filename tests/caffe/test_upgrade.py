@@ -508,9 +508,16 @@ def test_batch_norm_lines_are_where_caffe_has_them(shared: Path, logged: io.Stri
 
 
 def test_settings_without_a_place_are_logged_and_left_out(logged: io.StringIO) -> None:
-    net = parsed('layers { layer { name: "r" type: "relu" stride: 2 kernelsize: 3 scale: 4 } top: "r" }')
+    net = parsed(
+        'layers { layer { name: "r" type: "relu" stride: 2 kernelsize: 3 scale: 4 } top: "r" } '
+        'layers { layer { name: "s" type: "relu" } bottom: "r" top: "s" }'
+    )
     assert not upgrade_net(net, "old.prototxt")
-    assert str(net) == str(parsed('layer { name: "r" type: "ReLU" top: "r" transform_param { scale: 4 } }'))
+    today = (
+        'layer { name: "r" type: "ReLU" top: "r" transform_param { scale: 4 } } '
+        'layer { name: "s" type: "ReLU" bottom: "r" top: "s" }'
+    )
+    assert str(net) == str(parsed(today))
     errors = [line.split("] ")[1] for line in logged.getvalue().splitlines() if line.startswith("E")]
     assert errors == [
         "old.prototxt: layer 'r': Unknown parameter kernelsize for layer type relu",

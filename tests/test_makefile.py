@@ -140,6 +140,27 @@ def test_the_samples_own_epochs_are_none_that_are_asked_for(tree: Path) -> None:
         assert sum("-m train prototxt/" in command for command in done) == count, arguments
 
 
+def test_without_arguments_fer2013_is_trained_on_where_it_is_there_and_else_the_sample(tree: Path) -> None:
+    shutil.copytree(tree / "prototxt/small", tree / "prototxt/face_emotion_net")
+    (tree / "preprocessing").mkdir()
+    (tree / "preprocessing/sample.py").touch()
+
+    def first_steps() -> list[str]:
+        done = subprocess.run(
+            ["make", "-n", "train"], cwd=tree, capture_output=True, text=True, env={"PATH": os.environ["PATH"]}
+        )
+        return [line.removeprefix(".venv/bin/python -m ") for line in done.stdout.splitlines() if " -m " in line]
+
+    sample, extract, *_, training = first_steps()
+    assert sample == "preprocessing.sample data/sample.csv"
+    assert extract.split()[:3] == ["preprocessing.extract", "'data/sample.csv'", "data/sample/images"]
+    assert training.startswith("train prototxt/face_emotion_net --train data/sample/lmdb/train_lmdb ")
+    (tree / "data/fer2013.csv").touch()
+    extract, *_, training = first_steps()
+    assert extract.split()[:3] == ["preprocessing.extract", "'data/fer2013.csv'", "data/fer2013/images"]
+    assert training.startswith("train prototxt/face_emotion_net --train data/fer2013/lmdb/train_lmdb ")
+
+
 def test_a_data_set_is_a_folder_of_data(tree: Path) -> None:
     for name in ("", ".", "..", "../prototxt", "a b", "a/b"):
         done = make(tree, "clean", f"DATASET={name}")

@@ -108,6 +108,23 @@ def test_landmarks_without_a_transform_are_refused(landmarks: np.ndarray, messag
         align_face(np.zeros((48, 48), np.uint8), landmarks)
 
 
+def test_two_points_of_two_coordinates_are_enough_and_needed() -> None:
+    along, up = np.array([[0.0, 0], [2, 0]]), np.array([[5.0, 1], [5, 5]])
+    np.testing.assert_allclose(similarity_transform(along, up), [[0, -2, 5], [2, 0, 1]], atol=1e-12)
+    for points in (np.zeros((1, 2)), np.eye(3)):
+        with pytest.raises(ValueError, match="expected both"):
+            similarity_transform(points, points)
+    with pytest.raises(ValueError, match="not finite"):
+        similarity_transform(along, up * [1, np.nan])
+
+
+def test_landmarks_a_thousandth_of_a_pixel_apart_are_one_place() -> None:
+    pair = np.array([[-1.0, 0], [1, 0]])  # their distance from the centre is 1
+    assert similarity_transform(pair * 1.01e-3, pair)[0, 0] == pytest.approx(1 / 1.01e-3)
+    with pytest.raises(ValueError, match="one place"):
+        similarity_transform(pair * 0.99e-3, pair)
+
+
 def test_points_that_only_a_reflection_brings_to_the_template_are_refused() -> None:
     square = np.array([[0.0, 0], [1, 0], [1, 1], [0, 1]])
     with pytest.raises(ValueError, match="no rotation"):

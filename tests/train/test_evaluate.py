@@ -28,6 +28,7 @@ from train.evaluate import (
     confusion_matrix,
     draw_confusion,
     fingerprints,
+    macro_averages,
     main,
     write_calibration,
     write_evaluation,
@@ -44,11 +45,18 @@ def test_confusion_has_rows_of_true_and_columns_of_predicted_classes() -> None:
 def test_metrics_worked_out_by_hand() -> None:
     # class 0: 2 right of 3 there are and of 4 predicted; class 1: 1 of 2 and of 2; class 2: never predicted;
     # class 3: has no images and is never predicted
-    metrics = class_metrics(np.array([[2, 1, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]))
+    confusion = np.array([[2, 1, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]])
+    metrics = class_metrics(confusion)
     assert metrics["precision"].tolist() == [1 / 2, 1 / 2, 0, 0]
     assert metrics["recall"].tolist() == [2 / 3, 1 / 2, 0, 0]
     assert metrics["f1"].tolist() == [pytest.approx(4 / 7), 1 / 2, 0, 0]
     assert metrics["support"].tolist() == [3, 2, 1, 0]
+    # over the three that there are images of, though of one there is a single one
+    assert macro_averages(confusion) == {
+        "precision": pytest.approx((1 / 2 + 1 / 2) / 3),
+        "recall": pytest.approx((2 / 3 + 1 / 2) / 3),
+        "f1": pytest.approx((4 / 7 + 1 / 2) / 3),
+    }
 
 
 def test_input_is_the_centre_minus_the_means_centre() -> None:

@@ -54,7 +54,7 @@ def faces_to_input(
     ValueError: the faces and the mean differ in size, or are smaller than the input.
     """
     faces = faces[:, None] if faces.ndim == 3 else faces
-    if faces.ndim != 4 or faces.shape[1:] != mean.shape:
+    if faces.shape[1:] != mean.shape:
         raise ValueError(f"faces are {_times(faces.shape[1:])}; the mean is {_times(mean.shape)}")
     (height, width), (full_height, full_width) = size, mean.shape[1:]
     if height > full_height or width > full_width:

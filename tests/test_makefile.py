@@ -131,6 +131,7 @@ def test_a_trained_run_is_taken_as_it_is_unless_other_settings_are_asked_for(tre
     assert trainings() == trainings("EPOCHS=30", "BATCH=128") == 0
     assert trainings("EPOCHS=31", "BATCH=128") == 1
     (tree / "start.caffemodel").touch()
+    os.utime(tree / "start.caffemodel", (0, 0))  # older than the net
     for setting in ("MINUTES=3", "PRECISION=fp32", "INIT=start.caffemodel"):
         assert trainings(setting) == 1, setting
     assert len([c for c in commands(tree, "train") if "-m train prototxt/" in c]) == 1

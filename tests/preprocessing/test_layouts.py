@@ -34,7 +34,7 @@ from preprocessing.extract import crop, extract
 from preprocessing.images import find_images
 from preprocessing.layouts import Box
 from preprocessing.layouts.ckplus import read_ckplus
-from preprocessing.layouts.folder import list_images, split_and_class
+from preprocessing.layouts.folder import list_images, read_folder, split_and_class
 from preprocessing.stage import StageError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -113,6 +113,17 @@ def test_names_of_ones_own() -> None:
     assert split_and_class("train/fro\u0308hlich/a.jpg", ("fr\u00f6hlich",)) == ("Training", "fr\u00f6hlich")
     with pytest.raises(ValueError, match="'0_happy'; expected '2_happiness'"):
         split_and_class("train/0_happy/a.jpg", classes)
+
+
+def test_folders_of_splits_in_any_case(tmp_path: Path) -> None:
+    for name in ("Train/happy", "VALID/sad", "Test/Anger"):
+        write(tmp_path / name / "a.png", face("sad", 9, 9, 0))
+    items = read_folder(tmp_path).items
+    assert {(item.split, item.emotion) for item in items} == {
+        ("Training", "happy"),
+        ("PublicTest", "sad"),
+        ("PrivateTest", "angry"),
+    }
 
 
 def test_folders_that_are_labels(tmp_path: Path) -> None:
@@ -389,6 +400,18 @@ def test_the_last_frames_of_ckplus_carry_the_label(tmp_path: Path, images: str, 
         assert image.shape == (49, 64)
         assert image[0, 0] == 3 + int(Path(file).stem) % 3  # frames 3, 4 and 5 of five
     assert len(manifest(tmp_path / "images")["inputs"]) == 14
+
+
+def test_a_person_of_ckplus_is_the_same_in_any_case(tmp_path: Path) -> None:
+    source = write_ckplus(tmp_path / "CK+", {"S011/001": 1, "S011/002": 3})
+    (source / "cohn-kanade-images/S011").rename(source / "cohn-kanade-images/s011")
+    label = source / "Emotion/S011/002/S011_002_00000005_emotion.txt"
+    label.rename(label.with_name("s011_002_00000005_emotion.txt"))
+    listing = read_ckplus(source)
+    assert (listing.rejected, listing.left_out) == ([], {})
+    assert [(item.person, item.emotion) for item in listing.items] == [("S011", "angry")] * 3 + [
+        ("S011", "disgust")
+    ] * 3
 
 
 def test_neutral_is_the_first_frame_and_contempt_the_eighth_class(tmp_path: Path) -> None:

@@ -84,12 +84,28 @@ def test_input_equals_what_caffes_data_layer_gives_in_the_test_phase(tmp_path: P
     assert np.array_equal(faces_to_input(faces, mean, (41, 41)), net.blobs["data"].data)
 
 
+@pytest.mark.parametrize(
+    ("crop", "top", "left"),
+    [("centre", 1, 2), ("top left", 0, 0), ("top right", 0, 5), ("bottom left", 3, 0), ("bottom right", 3, 5)],
+)
+def test_the_crops_of_faces_that_are_not_square(crop: str, top: int, left: int) -> None:
+    """Faces of 7×10 for a net that sees 4×5, in two channels."""
+    random = np.random.default_rng(2)
+    faces, mean = random.integers(0, 256, (3, 2, 7, 10), np.uint8), random.uniform(0, 255, (2, 7, 10))
+    plain, mirrored = (faces_to_input(faces, mean, (4, 5), crop, turned) for turned in (False, True))
+    assert plain.shape == mirrored.shape == (3, 2, 4, 5)
+    for n, c, y, x in np.ndindex(plain.shape):
+        expected = float(faces[n, c, top + y, left + x]) - mean[c, top + y, left + x]
+        assert plain[n, c, y, x] == mirrored[n, c, y, 4 - x] == pytest.approx(expected, abs=1e-4)
+
+
 def test_input_refuses_faces_of_another_size() -> None:
     mean = np.zeros((1, 48, 48), np.float32)
     with pytest.raises(ValueError, match="faces are 1×64×64; the mean is 1×48×48"):
         faces_to_input(np.zeros((2, 64, 64), np.uint8), mean, (42, 42))
-    with pytest.raises(ValueError, match="input is 50×42; the faces are 48×48"):
-        faces_to_input(np.zeros((2, 48, 48), np.uint8), mean, (50, 42))
+    for height, width in ((50, 42), (42, 50)):
+        with pytest.raises(ValueError, match=f"input is {height}×{width}; the faces are 48×48"):
+            faces_to_input(np.zeros((2, 48, 48), np.uint8), mean, (height, width))
 
 
 def test_probabilities_of_a_net_known_by_hand(tmp_path: Path) -> None:
@@ -530,6 +546,9 @@ def test_probabilities_of_zero_stay_numbers() -> None:
     assert np.allclose(softened.sum(1), 1)
     assert (softened.argmax(1) == [0, 1]).all()
     assert math.isfinite(negative_log_likelihood(certain, np.array([1, 1])))
+    answers = [[0.5, 0.5, 0], [1, 0, 0], [0.3, 0.3, 0.4]]
+    hard = soften(np.array(answers), 1e-4)  # whose powers are too small for a float64, but for their largest
+    assert np.allclose(hard, [[0.5, 0.5, 0], [1, 0, 0], [0, 0, 1]])
 
 
 # Ensembles

@@ -156,7 +156,10 @@ class FaceNetwork:
                 f"{deploy}: its input is {_times(shape)}; the mean {mean} is only {_times(self.mean.shape)}"
             )
         self.face_shape: tuple[int, int, int] = (self.mean.shape[0], self.mean.shape[1], self.mean.shape[2])
-        outputs = self._net.blobs[self._output].shape[1]
+        output_shape = tuple(self._net.blobs[self._output].shape)
+        if len(output_shape) < 2:
+            raise StageError(f"{deploy}: its output is {_times(output_shape) or 'one number'}; expected N×classes")
+        outputs = output_shape[1]
         self.classes = read_classes(Path(weights).parent) or default_classes(outputs)
         if len(self.classes) != outputs:
             raise StageError(
@@ -175,7 +178,7 @@ class FaceNetwork:
         Raises ValueError where the face is not of the mean's size.
         """
         inputs = faces_to_input(face[None], self.mean, self.input_size)
-        return torch.from_numpy(np.ascontiguousarray(inputs)).to(self._net.device)
+        return torch.from_numpy(inputs).to(self._net.device)
 
     def probabilities(self, faces: np.ndarray, views: str = "centre") -> np.ndarray:
         """The probability of each class for each face.

@@ -424,6 +424,17 @@ def test_neutral_is_the_first_frame_and_contempt_the_eighth_class(tmp_path: Path
     assert {image[0, 0] for file, image in found.items() if "7_contempt" in file} == {4, 5}
 
 
+def test_a_sequence_has_its_first_frame_and_the_last_ones(tmp_path: Path) -> None:
+    source = write_ckplus(tmp_path / "CK+", {"S011/001": 1})  # of five frames
+    items = read_ckplus(source, frames=4, neutral=True).items
+    assert [(item.file[-5], item.emotion) for item in items] == [
+        ("1", "neutral"),
+        *((str(i), "angry") for i in range(2, 6)),
+    ]
+    ((_, reason),) = read_ckplus(source, frames=5, neutral=True).rejected
+    assert reason == "5 frames up to the peak; expected 6 or more (5 of the expression, and the first as neutral)"
+
+
 def test_folds_share_no_person(tmp_path: Path) -> None:
     source = write_ckplus(tmp_path / "CK+", persons(23))
     counts = extract(source, tmp_path / "images", layout="ckplus", contempt="keep")

@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from tiny_model import band_face, band_probabilities, make_model, write_database
+from tiny_model import SOFTMAX, band_face, band_probabilities, make_model, write_database
 
 import caffe
 from preprocessing.classes import default_classes, write_classes
@@ -118,6 +118,33 @@ def test_probabilities_of_a_net_known_by_hand(tmp_path: Path) -> None:
     expected = (band_probabilities(levels) + band_probabilities(levels[::-1])) / 2
     assert np.allclose(mirrored[0], expected, atol=1e-5)
     assert network.probabilities(np.empty((0, 48, 48), np.uint8)).shape == (0, 7)
+
+
+def test_a_net_of_faces_that_are_not_square(tmp_path: Path) -> None:
+    """It sees 3×5 of 6×8 pixels, and its scores are their sum and the left column's."""
+    (tmp_path / "deploy.prototxt").write_text(
+        'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 1 dim: 3 dim: 5 } } } '
+        'layer { name: "score" type: "InnerProduct" bottom: "data" top: "score" '
+        f"inner_product_param {{ num_output: 2 }} }} {SOFTMAX}"
+    )
+    net = caffe.Net(str(tmp_path / "deploy.prototxt"), caffe.TEST)
+    net.params["score"][0].data[...] = [np.ones(15), np.tile([1, 0, 0, 0, 0], 3)]
+    net.save(str(tmp_path / "sums.caffemodel"))
+    random = np.random.default_rng(1)
+    mean = random.uniform(0, 1, (1, 6, 8)).astype(np.float32)
+    caffe.io.save_mean(tmp_path / "mean.binaryproto", mean)
+    files = [tmp_path / name for name in ("deploy.prototxt", "sums.caffemodel", "mean.binaryproto")]
+    network = FaceNetwork(*files, device="cpu")
+    assert (network.input_size, network.face_shape) == ((3, 5), (1, 6, 8))
+    face = random.integers(0, 2, (6, 8), np.uint8)
+    crop = (face - mean[0])[1:4, 1:6]
+    np.testing.assert_allclose(network.input_tensor(face), crop[None, None], atol=1e-6)
+    score = crop.sum() - crop[:, 0].sum()
+    assert network.probabilities(face[None])[0, 0] == pytest.approx(1 / (1 + np.exp(-score)), abs=1e-6)
+    for shape in ((1, 2, 8), (1, 6, 4)):
+        caffe.io.save_mean(files[2], np.zeros(shape, np.float32))
+        with pytest.raises(StageError, match=r"its input is 1×1×3×5; the mean .* is only"):
+            FaceNetwork(*files, device="cpu")
 
 
 def test_mirror_flips_after_the_mean_is_subtracted_as_in_training(tmp_path: Path) -> None:
@@ -264,6 +291,39 @@ def test_models_that_are_not_whole_are_named(tmp_path: Path) -> None:
     net.save(str(weights))
     with pytest.raises(StageError, match="not 7 probabilities"):
         FaceNetwork(deploy, weights, mean, device="cpu").probabilities(band_face(0)[None])
+
+
+def test_nets_that_are_none_of_one_face_and_its_probabilities_are_named(tmp_path: Path) -> None:
+    deploy, weights, mean = make_model(tmp_path)
+    text = deploy.read_text()
+    more = 'layer { name: "more" type: "Input" top: "more" input_param { shape { dim: 1 } } }'
+    join = 'layer { name: "join" type: "Silence" bottom: "more" }'
+    for changed, message in (
+        (text + more + join, r"has the inputs \['data', 'more'\] and the outputs \['prob'\]"),
+        (
+            text + SOFTMAX.replace('"prob"', '"again"'),
+            r"the inputs \['data'\] and the outputs \['again', 'prob'\]; exp",
+        ),
+        (
+            text.replace("dim: 1 dim: 1 dim: 42 dim: 42", "dim: 1 dim: 1764"),
+            "its input is 1×1764; expected N×1×H×W, as",
+        ),
+        (text.replace("dim: 1 dim: 1", "dim: 1 dim: 4").replace("42", "21"), "input is 1×4×21×21; expected N×1×H×W"),
+        (
+            text + 'layer { name: "sum" type: "Reduction" bottom: "prob" top: "sum" }',
+            "its output is one number; expected N×classes",
+        ),
+    ):
+        deploy.write_text(changed)
+        with pytest.raises(StageError, match=rf"deploy\.prototxt: .*{message}"):
+            FaceNetwork(deploy, weights, mean, device="cpu")
+    deploy.write_text(text)
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    with pytest.raises(StageError, match=r"classes\.txt: 2 names; expected 7, the outputs of"):
+        FaceNetwork(deploy, weights, mean, device="cpu")
+    mean.write_bytes(b"no mean")
+    with pytest.raises(StageError, match=r"mean\.binaryproto: "):
+        FaceNetwork(deploy, weights, mean, device="cpu")
 
 
 def test_the_picture_says_counts_and_shares_of_rows() -> None:

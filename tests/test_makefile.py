@@ -565,7 +565,9 @@ def test_all_that_make_makes(tree: Path) -> None:
         f".venv/bin/python -m predict images/astronaut.png {net} --output {run}/predictions --device auto",
     ]
     trained(tree, "small", stamp="EPOCHS=30_SEED=1_TRAIN_ON=train_PRECISION=")
-    assert commands(tree) == [train, *others]  # by the settings of its own
+    for goal in ([], ["all"]):
+        assert commands(tree, *goal) == [train, *others]  # its own settings are other ones
+    assert commands(tree, f"{run}/small.caffemodel") == [train]
 
 
 def test_a_report_on_the_data_is_made_of_the_faces_that_are_trained_on(tree: Path) -> None:

@@ -22,6 +22,7 @@ from predict.recognizer import Prediction
 from preprocessing.align import align
 from preprocessing.alignment import align_face
 from preprocessing.datasets import EMOTIONS
+from preprocessing.extract import extract
 from preprocessing.mtcnn import Face
 
 ASTRONAUT = Path(__file__).parents[2] / "images" / "astronaut.png"
@@ -168,6 +169,21 @@ def test_cropped_faces_need_no_detector(cropped: Recognizer) -> None:
     large = cropped.predict(cv2.cvtColor(np.kron(face, np.ones((5, 5), np.uint8)), cv2.COLOR_GRAY2BGR))[0]
     assert large.box == (0, 0, 240, 240)
     assert list(large.probabilities.values()) == pytest.approx(list(band_probabilities(levels)), abs=0.05)
+
+
+def test_colours_are_as_bright_as_in_training(cropped: Recognizer, tmp_path: Path) -> None:
+    """By ITU-R BT.601: 0.299 red + 0.587 green + 0.114 blue; arrays are BGR."""
+    for name, color, grey in (("blue", (255, 0, 0), 29), ("green", (0, 255, 0), 150), ("red", (0, 0, 255), 76)):
+        image = np.full((48, 48, 3), color, np.uint8)
+        for split in ("train", "validation", "test"):
+            (tmp_path / "faces" / split / "happy").mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(tmp_path / "faces" / split / "happy" / f"{name}.png"), image)
+        for given in (image, tmp_path / f"faces/test/happy/{name}.png"):
+            ((face,),) = cropped.find_faces([given])
+            assert (face.pixels == grey).all()
+    extract(tmp_path / "faces", tmp_path / "images")
+    extracted = sorted((tmp_path / "images/Training/3_happy").iterdir())
+    assert [cv2.imread(str(path), cv2.IMREAD_UNCHANGED)[5, 5] for path in extracted] == [29, 150, 76]
 
 
 def test_one_face_an_image_is_aligned_as_the_training_images_are(

@@ -72,6 +72,8 @@ def test_the_seed_decides_the_order(tree: Path, tmp_path: Path) -> None:
         orders.append(list(records(tmp_path / str(run) / "train_lmdb")))
     assert orders[0] == orders[1]
     assert orders[0] != orders[2]
+    write_databases(tree, tmp_path / "default")
+    assert list(records(tmp_path / "default" / "train_lmdb")) == orders[0]
     labels = [datum.label for datum in records(tmp_path / "0" / "train_lmdb").values()]
     assert labels != sorted(labels)
 
@@ -130,8 +132,11 @@ def test_images_of_two_folders_beside_each_other(tree: Path, tmp_path: Path) -> 
     assert (datum.channels, datum.height, datum.width) == (2, 48, 48), "as large as aligned faces"
     (other / "manifest.json").write_text("{}")
     write_databases(tree, tmp_path / "both", beside=other)
-    inputs = json.loads((tmp_path / "both/manifest.json").read_text())["inputs"]
-    assert [entry["file"] for entry in inputs] == [str(folder / "manifest.json") for folder in (tree, other)]
+    manifest = json.loads((tmp_path / "both/manifest.json").read_text())
+    assert manifest["settings"] == {"images": str(tree), "seed": 0, "size": 48, "beside": str(other)}
+    assert [entry["file"] for entry in manifest["inputs"]] == [
+        str(folder / "manifest.json") for folder in (tree, other)
+    ]
     inside = tmp_path / "both/train_lmdb"
     with pytest.raises(StageError, match=f"both: overlaps with the input {inside}"):  # it would be replaced
         write_databases(tree, tmp_path / "both", beside=inside)

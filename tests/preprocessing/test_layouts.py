@@ -83,6 +83,9 @@ EIGHT = (*SEVEN, "contempt")
         ("train/fearful/publictest_7.jpg", "PublicTest", "fear"),
         ("train/7_Contempt/a.jpg", "Training", "contempt"),
         ("test/happy/training7.jpg", "PrivateTest", "happy"),
+        ("PublicTest/happy/a.jpg", "PublicTest", "happy"),
+        ("PrivateTest/happy/a.jpg", "PrivateTest", "happy"),
+        ("valid/happy/a.jpg", "PublicTest", "happy"),
     ],
 )
 def test_split_and_emotion_of_a_path(file: str, split: str, emotion: str) -> None:

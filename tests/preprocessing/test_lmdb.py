@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -192,6 +193,25 @@ def test_folds_that_are_not_there(tree: Path, tmp_path: Path, content: str | Non
     with pytest.raises(StageError, match=message):
         write_databases(tree, tmp_path / "lmdb", fold=fold)
     assert not (tmp_path / "lmdb").exists()
+
+
+@pytest.mark.parametrize("option", ["size", "workers", "fold"])
+def test_numbers_below_1(tree: Path, tmp_path: Path, option: str) -> None:
+    with pytest.raises(StageError, match=f"--{option} is 0; expected 1"):
+        write_databases(tree, tmp_path / "lmdb", **{option: 0})
+
+
+def test_classes_of_ones_own(tree: Path, tmp_path: Path) -> None:
+    names = ("bored", "confused", "engaged")
+    for split in COUNTS:
+        for old, new in zip(FOLDERS, names, strict=False):
+            (tree / split / old).rename(tree / split / f"{old[0]}_{new}")
+        for old in FOLDERS[3:]:
+            shutil.rmtree(tree / split / old, ignore_errors=True)
+    assert write_databases(tree, tmp_path / "lmdb")["classes"] == list(names)
+    assert (tmp_path / "lmdb/classes.txt").read_text().split() == list(names)
+    labels = {key.split("/")[1]: datum.label for key, datum in records(tmp_path / "lmdb/train_lmdb").items()}
+    assert labels == {"0_bored": 0, "1_confused": 1, "2_engaged": 2}
 
 
 def test_ferplus_is_for_the_seven_emotions(tree: Path, tmp_path: Path) -> None:

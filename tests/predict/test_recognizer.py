@@ -166,6 +166,8 @@ def test_cropped_faces_need_no_detector(cropped: Recognizer) -> None:
     assert prediction.emotion == "fear"
     assert list(prediction.probabilities.values()) == pytest.approx(list(band_probabilities(levels)), abs=1e-5)
     assert (prediction.box, prediction.landmarks, prediction.confidence) == ((0, 0, 48, 48), None, None)
+    wide = cropped.predict(cv2.resize(face, (96, 48)))[0]
+    assert (wide.box, wide.emotion) == ((0, 0, 96, 48), "fear")
     large = cropped.predict(cv2.cvtColor(np.kron(face, np.ones((5, 5), np.uint8)), cv2.COLOR_GRAY2BGR))[0]
     assert large.box == (0, 0, 240, 240)
     assert list(large.probabilities.values()) == pytest.approx(list(band_probabilities(levels)), abs=0.05)
@@ -416,6 +418,19 @@ def test_as_json_values(cropped: Recognizer) -> None:
     assert values["box"] == [0, 0, 48, 48]
     assert values["landmarks"] is None
     assert list(values["probabilities"]) == list(EMOTIONS)
+
+
+def test_what_is_rounded_in_json() -> None:
+    face = Prediction(
+        (1.2345, 5.678, 30.1, 40.999), {"nose": (1.006, 2.004)}, 0.12345678, "sad", {"happy": 1 / 3, "sad": 2 / 3}
+    )
+    assert face.to_dict() == {
+        "box": [1.23, 5.68, 30.1, 41.0],
+        "landmarks": {"nose": [1.01, 2.0]},
+        "confidence": 0.123457,
+        "emotion": "sad",
+        "probabilities": {"happy": 0.333333, "sad": 0.666667},
+    }
 
 
 def prediction(names: tuple[str, ...], emotion: str, box: tuple[float, float, float, float]) -> Prediction:

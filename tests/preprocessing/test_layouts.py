@@ -32,7 +32,7 @@ from layout_samples import (
 from preprocessing.datasets import tree_classes
 from preprocessing.extract import crop, extract
 from preprocessing.images import find_images
-from preprocessing.layouts import Box
+from preprocessing.layouts import Box, canonical
 from preprocessing.layouts.ckplus import read_ckplus
 from preprocessing.layouts.folder import list_images, read_folder, split_and_class
 from preprocessing.stage import StageError
@@ -90,6 +90,12 @@ EIGHT = (*SEVEN, "contempt")
 )
 def test_split_and_emotion_of_a_path(file: str, split: str, emotion: str) -> None:
     assert split_and_class(file, EIGHT) == (split, emotion)
+
+
+def test_other_words_for_the_emotions() -> None:
+    words = ("Anger", "disgusted", "FEARFUL", "happiness", "sadness", "surprised", "neutral", "contemptuous")
+    assert tuple(map(canonical, words)) == EIGHT
+    assert canonical("Bored") == "bored"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -21,15 +22,20 @@ from preprocessing.classes import default_classes, write_classes
 from preprocessing.datasets import EMOTIONS
 from preprocessing.network_input import FaceNetwork, faces_to_input, soften
 from preprocessing.stage import StageError
-from train.calibrate import find_temperature, negative_log_likelihood, reliability
+from train.calibrate import calibrate, find_temperature, negative_log_likelihood, reliability
 from train.ensemble import Ensemble, alignment, member, model_files
 from train.evaluate import (
+    Answers,
+    Evaluation,
     class_metrics,
     confusion_matrix,
+    count,
     draw_confusion,
     fingerprints,
     macro_averages,
     main,
+    print_summary,
+    to_markdown,
     write_calibration,
     write_evaluation,
 )
@@ -235,8 +241,111 @@ def test_images_that_stand_in_training_too_are_left_out_of_a_second_figure(tmp_p
     assert result["without_training_duplicates"]["accuracy"] == pytest.approx(2 / 3)
     assert result["views"]["mirror"]["images"] == 5
     assert result["without_training_duplicates"]["views"]["mirror"]["images"] == 3
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert manifest["stage"] == "evaluate"
+    assert manifest["settings"] == {
+        "databases": {"test": str(test)},
+        "views": ["centre", "mirror"],
+        "calibrate_on": None,
+        "exclude_duplicates_of": str(train),
+    }
+    assert [entry["file"] for entry in manifest["inputs"]] == list(map(str, model))
+    assert manifest["counts"] == {"test": {"images": 5, "correct": 3, "accuracy": 0.6}}
     assert "without the 2 that" not in (tmp_path / "out/evaluation.md").read_text()
     assert "66.67% of 3" in (tmp_path / "out/evaluation.md").read_text()
+
+
+def worked_out_by_hand() -> Evaluation:
+    """Five faces of two databases: three happy and two sad ones, the first of which stands in training too."""
+    labels = np.array([0, 0, 0, 1, 1])
+    predicted = {"centre": [0, 0, 1, 1, 0], "mirror": [0, 0, 0, 1, 0]}
+    probabilities = {view: np.full((5, 3), 0.1) + 0.7 * np.eye(3)[numbers] for view, numbers in predicted.items()}
+    new = np.array([False, True, True, True, True])
+    parts = [
+        Answers(labels[part], {view: p[part] for view, p in probabilities.items()}, new[part], {"contempt": count})
+        for part, count in ((slice(0, 3), 2), (slice(3, 5), 1))
+    ]
+    evaluation = count("test", ("happy", "sad", "calm"), {Path("a"): parts[0], Path("b"): parts[1]})
+    evaluation.calibration = calibrate(probabilities["centre"], labels, 2.0)
+    return evaluation
+
+
+def test_what_is_said_of_a_database(capsys: pytest.CaptureFixture[str]) -> None:
+    evaluation = worked_out_by_hand()
+    result = evaluation.to_dict()
+    calibration = result.pop("calibration")
+    shares = {
+        "centre": {"images": 5, "correct": 3, "accuracy": 0.6},
+        "mirror": {"images": 5, "correct": 4, "accuracy": 0.8},
+    }
+    new = {
+        "centre": {"images": 4, "correct": 2, "accuracy": 0.5},
+        "mirror": {"images": 4, "correct": 3, "accuracy": 0.75},
+    }
+    two_thirds = pytest.approx(2 / 3)
+    assert result == {
+        "source": "a,b",
+        **shares["centre"],
+        "views": shares,
+        "without_training_duplicates": {"duplicates": 1, **new["centre"], "views": new},
+        "left_out_classes": {"contempt": 3},
+        "macro": dict.fromkeys(("precision", "recall", "f1"), pytest.approx((2 / 3 + 1 / 2) / 2)),
+        "classes": {
+            "happy": {"precision": two_thirds, "recall": two_thirds, "f1": two_thirds, "support": 3},
+            "sad": {"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 2},
+            "calm": {"precision": 0, "recall": 0, "f1": 0, "support": 0},
+        },
+        "confusion": [[2, 1, 0], [1, 1, 0], [0, 0, 0]],
+    }
+    # all are 0.8 sure, and 0.6 are right; by the temperature 2 the shares are those of the square roots
+    sure = 0.8**0.5 / (0.8**0.5 + 2 * 0.1**0.5)
+    likelihood = (3 * -math.log(0.8) + 2 * -math.log(0.1)) / 5
+    calibrated = (3 * -math.log(sure) + 2 * -math.log((1 - sure) / 2)) / 5
+    assert calibration == {
+        "ece": pytest.approx(0.2),
+        "ece_calibrated": pytest.approx(0.6 - sure),
+        "nll": pytest.approx(likelihood),
+        "nll_calibrated": pytest.approx(calibrated),
+    }
+    print_summary(evaluation)
+    assert capsys.readouterr().out.splitlines() == [
+        "test: accuracy 60.00% of 5 images, 80.00% mirrored, without the 1 that stand in the training set too "
+        "50.00% centre, 75.00% mirrored, calibration error 20.00%, calibrated 1.42%",
+        "  Left out, since the net has no such class: 3 contempt",
+        "                 precision  recall      F1  images",
+        "  happy              66.7%   66.7%   66.7%       3",
+        "  sad                50.0%   50.0%   50.0%       2",
+        "  calm                0.0%    0.0%    0.0%       0",
+        "  macro average      58.3%   58.3%   58.3%       5",
+    ]
+
+
+def test_the_page_on_an_evaluation() -> None:
+    page = to_markdown([worked_out_by_hand()], SimpleNamespace(name="my net"))  # type: ignore[arg-type]
+    *tables, end = page.split("\n\n")
+    assert tables == [
+        "# Evaluation of my net",
+        "| database | images | centre | mirrored | centre, without images of the training set "
+        "| mirrored, without images of the training set |\n"
+        "|---|--:|--:|--:|--:|--:|\n"
+        "| test | 5 | **60.00%** | 80.00% | 50.00% of 4 | 75.00% of 4 |",
+        "Expected calibration error (15 bins) and negative log-likelihood, as trained and with the logits divided by "
+        "the temperature 2.0000, which changes no answer:",
+        "| database | ECE | calibrated | NLL | calibrated |\n|---|--:|--:|--:|--:|\n"
+        "| test | 20.00% | 1.42% | 1.0549 | 0.9507 |",
+        "![reliability diagrams](reliability.png)",
+        "## test",
+        "| emotion | precision | recall | F1 | images |\n|---|--:|--:|--:|--:|\n"
+        "| happy | 66.7% | 66.7% | 66.7% | 3 |\n| sad | 50.0% | 50.0% | 50.0% | 2 |\n"
+        "| calm | 0.0% | 0.0% | 0.0% | 0 |\n"
+        "| **macro average** | 58.3% | 58.3% | 58.3% | 5 |",
+        "Left out, since the net has no such class: 3 contempt.",
+        "![confusion matrix of test](confusion_test.png)",
+    ]
+    assert end.startswith(
+        "Every image of each database counts once. The tables and matrices of the emotions are by the c"
+    )
+    assert end.endswith("that there are images of.\n")
 
 
 def test_other_numbers_of_classes_get_plain_names(tmp_path: Path) -> None:
@@ -253,9 +362,16 @@ def test_the_same_output_folder_is_replaced_but_no_other(tmp_path: Path) -> None
     write_evaluation(network, {"test": [database]}, output)
     write_evaluation(network, {"val": [database]}, output)
     assert not (output / "confusion_test.png").exists()
-    with pytest.raises(StageError, match="was not written by this stage"):
-        write_evaluation(network, {"val": [database]}, tmp_path / "model")
+    (tmp_path / "file").touch()
+    for other in ("model", "file"):
+        with pytest.raises(StageError, match=f"{other}: exists and was not written by this stage"):
+            write_evaluation(network, {"val": [database]}, tmp_path / other)
     assert model[1].is_file()
+    with pytest.raises(ValueError, match="calibrate_on is 'test'; expected one of val"):
+        write_evaluation(network, {"val": [database]}, output, calibrate_on="test")
+    (tmp_path / "empty").mkdir()
+    write_evaluation(network, {"val": [database]}, tmp_path / "empty")
+    assert (tmp_path / "empty/evaluation.json").is_file()
 
 
 def test_a_database_that_does_not_fit_is_an_error_and_leaves_the_old_output(tmp_path: Path) -> None:

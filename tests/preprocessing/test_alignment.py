@@ -47,6 +47,9 @@ def test_the_template_is_symmetric_and_lies_within_the_face() -> None:
     mirrored = TEMPLATE[[1, 0, 2, 4, 3]] * [-1, 1] + [SIZE - 1, 0]
     np.testing.assert_allclose(TEMPLATE, mirrored, atol=0.011)
     left_eye, right_eye, nose, mouth_left, mouth_right = TEMPLATE
+    # the nets that ship were trained on faces that are aligned so: another template is another kind of face to them
+    assert (*left_eye, *right_eye) == (14.35, 17.98, 32.65, 17.98)
+    assert (*nose, *mouth_left, *mouth_right) == (23.5, 28.44, 15.88, 37.27, 31.12, 37.27)
     assert SIZE / 4 < left_eye[0] < mouth_left[0] < nose[0] < mouth_right[0] < right_eye[0] < SIZE * 3 / 4
     assert (
         SIZE / 4 < left_eye[1] == right_eye[1] < nose[1] < mouth_left[1] == mouth_right[1] < SIZE - 6

@@ -238,7 +238,9 @@ def test_a_tenth_of_each_class_becomes_the_validation_split(
     }
     assert counts["faces"]["PublicTest"] == dict.fromkeys(SEVEN, 0) | {"angry": 2, "happy": 1}
     assert counts["held_out"] == 3
-    assert "10% of each class of Training" in manifest(tmp_path / "images")["settings"]["splits"]
+    settings = manifest(tmp_path / "images")["settings"]
+    assert "10% of each class of Training" in settings["splits"]
+    assert not {"frames", "neutral"} & set(settings)
     assert counts["left_out"] == {"contempt": 10}
     found = tree(tmp_path / "images")
     assert {image.shape for image in found.values()} == {(40, 30)}
@@ -431,6 +433,18 @@ def test_neutral_is_the_first_frame_and_contempt_the_eighth_class(tmp_path: Path
     assert totals == dict.fromkeys(EIGHT, 4) | {"neutral": 14}
     assert {image[0, 0] for file, image in found.items() if "6_neutral" in file} == {1}
     assert {image[0, 0] for file, image in found.items() if "7_contempt" in file} == {4, 5}
+    settings = manifest(tmp_path / "images")["settings"]
+    assert re.fullmatch("[0-9a-f]{64}", settings.pop("folder_sha256"))
+    assert settings.pop("splits").startswith("10 folds that share no person")
+    assert settings == {
+        "folder": str(source),
+        "layout": "ckplus",
+        "contempt": "keep",
+        "classes": list(EIGHT),
+        "skip_bad": False,
+        "frames": 2,
+        "neutral": True,
+    }
 
 
 def test_a_sequence_has_its_first_frame_and_the_last_ones(tmp_path: Path) -> None:

@@ -485,6 +485,25 @@ def test_an_ensemble_is_evaluated_again_when_a_member_is_newer(tree: Path) -> No
     assert len(commands(tree, "ensemble", "MODELS=small small_wide")) == 1
 
 
+def test_an_ensemble_is_evaluated_again_on_new_faces_of_a_member(tree: Path) -> None:
+    trained(tree, "small")
+    trained(tree, "../unaligned/runs/small")
+    other = tree / "data/toy/unaligned"
+    (other / "lmdb").mkdir()
+    for file in ("lmdb/manifest.json", "mean.binaryproto"):
+        (other / file).touch()
+    (other / ".lmdb").write_text("SEED=1\n")
+    result = tree / "data/toy/runs/ensemble_small+small@none/evaluation/evaluation.json"
+    result.parent.mkdir(parents=True)
+    result.touch()
+    assert commands(tree, "ensemble", "MODELS=small small@none") == []
+    newer = time.time() + 9
+    for file in ("lmdb/manifest.json", ".lmdb", "mean.binaryproto"):
+        os.utime(other / file, (newer, newer))
+    (ensemble,) = commands(tree, "ensemble", "MODELS=small small@none")
+    assert "-m train.ensemble data/toy/runs/small data/toy/unaligned/runs/small@data/toy/unaligned/lmdb" in ensemble
+
+
 def test_ensembles_of_what_is_not_there(tree: Path) -> None:
     done = make(tree, "ensemble", "MODELS=small_fast small")
     assert done.returncode == 2
@@ -602,6 +621,12 @@ def test_the_report_is_made_again_for_another_photo_and_after_another_evaluation
     assert commands(tree, "report") == []
     (again,) = commands(tree, "report", "IMG=images/astronaut.png", "FACE=none")
     assert "--image 'images/astronaut.png' --face none" in again
+    (run / ".report").write_text("IMG=images/astronaut.png_FACE=detect\n")
+    newer = (run / "report.html").stat().st_mtime + 9
+    os.utime(tree / "images/astronaut.png", (newer - 18, newer - 18))
+    assert commands(tree, "report", "IMG=images/astronaut.png") == []
+    os.utime(tree / "images/astronaut.png", (newer, newer))
+    assert len(commands(tree, "report", "IMG=images/astronaut.png")) == 1
     os.utime(run / "report.html", (1, 1))
     assert len(commands(tree, "report")) == 1
 
@@ -615,6 +640,15 @@ def test_a_report_on_weights_is_beside_the_runs(tree: Path) -> None:
         "-m explain.report 'my net/net.caffemodel' --evaluation data/toy/evaluations/my_net/evaluation.json" in report
     )
     assert "--output data/toy/reports/my_net.html" in report
+    for file in ("evaluations/my_net/evaluation.json", "reports/my_net.html"):
+        (tree / "data/toy" / file).parent.mkdir(parents=True)
+        (tree / "data/toy" / file).touch()
+    (tree / "data/toy/evaluations/.my_net").write_text("my_net/net.caffemodel_centre_mirror_ten_crop\n")
+    (tree / "data/toy/reports/.my_net").write_text("IMG=\n")
+    assert commands(tree, "report", "WEIGHTS=my net/net.caffemodel") == []
+    newer = time.time() + 9
+    os.utime(tree / "my net/net.caffemodel", (newer, newer))
+    assert len(commands(tree, "report", "WEIGHTS=my net/net.caffemodel")) == 2
 
 
 def test_compare_trains_and_evaluates_the_models_that_are_not(tree: Path) -> None:

@@ -470,6 +470,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     for options, message in (
         (["--views", "mirror", "--calibrate-on", "val"], "the first of --views is mirror; expected centre"),
         (["--views", "mirror", "mirror"], "--views: a name is given twice"),
+        (["--lmdb", f"val={database}"], "--lmdb: a name is given twice"),
         (["--calibrate-on", "test"], "--calibrate-on is test; expected one of val"),
     ):
         monkeypatch.setattr(sys, "argv", ["evaluate", *arguments, "--lmdb", f"val={database}", *options])

@@ -130,6 +130,14 @@ def test_folds_that_runs_of_their_own_taught_are_one_row(tmp_path: Path) -> None
     assert [row[3] for row in rows(tmp_path)] == ["2 folds", "1 fold"]
 
 
+def test_folds_that_were_trained_in_other_batches_are_another_row(tmp_path: Path) -> None:
+    for fold, batch in ((1, 64), (2, 64), (3, 128)):
+        run = write_run(tmp_path, f"fold{fold}/runs/small", 0.8, epoch=10 + fold)
+        with open(run / "train_val.prototxt", "a") as file:
+            file.write(f'layer {{ type: "Data" include {{ phase: TRAIN }} data_param {{ batch_size: {batch} }} }}')
+    assert [row[3] for row in rows(tmp_path)] == ["2 folds", "1 fold"]
+
+
 def test_other_settings_are_other_rows_the_best_first(tmp_path: Path) -> None:
     write_run(tmp_path, "runs/small", 0.60)
     write_run(tmp_path, "runs/small_seed2", 0.61, seed=2, base_lr=0.2)

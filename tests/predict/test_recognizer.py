@@ -364,6 +364,17 @@ def test_arguments_that_do_not_fit(model: tuple[Path, Path, Path]) -> None:
         Recognizer(deploy=model[0], mean=model[2])
 
 
+def test_nets_of_other_faces_than_grey_squares(tmp_path: Path) -> None:
+    with pytest.raises(
+        StageError, match=r"mean\.binaryproto: is 3×48×48; expected 1×N×N, the mean of grey faces, or 2×N"
+    ):
+        Recognizer(*make_model(tmp_path, channels=3), face="none", device="cpu")
+    files = make_model(tmp_path)
+    caffe.io.save_mean(files[2], np.zeros((1, 48, 50), np.float32))
+    with pytest.raises(StageError, match=r"mean\.binaryproto: is 1×48×50; expected 1×N×N"):
+        Recognizer(*files, face="none", device="cpu")
+
+
 def test_the_model_that_ships_is_the_default_and_a_missing_file_is_named(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(predict.recognizer, "MODELS", tmp_path)
     with pytest.raises(

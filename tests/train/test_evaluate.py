@@ -684,6 +684,8 @@ def test_the_temperature_has_the_lowest_likelihood_of_all() -> None:
     assert negative_log_likelihood(soften(probabilities, found), labels) == pytest.approx(likelihood(found), rel=1e-9)
     # never right: the less sure the better
     assert find_temperature(probabilities, probabilities.argmin(1)) == 20
+    # a tie is lost whatever the temperature, and the other answer is the likelier the surer it is
+    assert find_temperature(np.array([[0.5, 0.5], [0.6, 0.4]]), np.array([1, 0])) == 0.05
 
 
 def test_a_few_answers_that_are_all_right_do_not_make_a_net_sure() -> None:

@@ -589,6 +589,24 @@ def test_all_that_make_makes(tree: Path) -> None:
     assert commands(tree, f"{run}/small.caffemodel") == [train]
 
 
+def test_what_plain_make_makes_again(tree: Path) -> None:
+    trained(tree, "small")
+    run = tree / "data/toy/runs/small"
+    for file in ("loss.png", "accuracy.png", "metrics.csv", "evaluation/evaluation.json", "predictions/.done"):
+        (run / file).parent.mkdir(exist_ok=True)
+        (run / file).touch()
+    (tree / "data/toy/report.md").touch()
+    assert commands(tree) == []
+    newer = (run / "predictions/.done").stat().st_mtime + 9
+    for file, made in (
+        ("evaluation/evaluation.json", ["predict"]),  # by whose calibration it answers
+        ("small.caffemodel", ["train.plot", "train.evaluate", "predict"]),
+    ):
+        newer += 1
+        os.utime(run / file, (newer, newer))
+        assert [command.split()[2] for command in commands(tree)] == made
+
+
 def test_a_report_on_the_data_is_made_of_the_faces_that_are_trained_on(tree: Path) -> None:
     (tree / "data/toy/report.md").touch()
     assert commands(tree, "data") == []

@@ -31,6 +31,7 @@ from layout_samples import (
 
 from preprocessing.datasets import tree_classes
 from preprocessing.extract import crop, extract
+from preprocessing.folds import hold_out
 from preprocessing.images import find_images
 from preprocessing.layouts import Box, canonical
 from preprocessing.layouts.ckplus import read_ckplus
@@ -264,6 +265,10 @@ def test_a_folder_of_classes_alone_gets_all_splits(
     assert sorted(marks) == list(range(60))  # each image once
     for file, image in tree(tmp_path / "images").items():
         assert file.split("/")[1] == ("3_happy" if image[0, 0] % 3 == 0 else "0_angry")
+    # of all images the test split is drawn first, then of what it leaves the validation split
+    drawn = hold_out(hold_out(read_folder(source).items, "PrivateTest"), "PublicTest")
+    splits = {int(Path(file).stem): file.split("/")[0] for file in tree(tmp_path / "images")}
+    assert splits == {number: item.split for number, item in enumerate(drawn)}
     extract(source, tmp_path / "again", layout="folder")
     assert list(tree(tmp_path / "again")) == list(tree(tmp_path / "images"))
     write(source / "test/happy/a.png", face("sad", 30, 40, 60))

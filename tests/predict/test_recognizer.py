@@ -82,6 +82,7 @@ def test_faces_are_aligned_by_their_landmarks_and_told_apart(detecting: Recogniz
         assert tuple(prediction.probabilities) == EMOTIONS
         assert sum(prediction.probabilities.values()) == pytest.approx(1, abs=1e-6)
     assert predictions[0].landmarks is not None
+    assert all(type(value) is float for point in predictions[0].landmarks.values() for value in point)
     assert predictions[0].landmarks["nose"] == pytest.approx((40 + 56.0252 * 192 / 112, 50 + 71.7366 * 192 / 112))
 
 
@@ -101,6 +102,7 @@ def test_small_and_doubtful_faces_are_left_out(model: tuple[Path, Path, Path], m
 
     assert emotions() == ["happy", "angry", "neutral"]
     assert emotions(min_face_size=80) == ["happy", "angry"]  # by the longer side
+    assert emotions(min_face_size=100) == ["happy", "angry"]  # of 100 pixels
     assert emotions(min_confidence=0.95) == ["happy", "neutral"]
     assert emotions(min_face_size=80, min_confidence=0.95) == ["happy"]
 

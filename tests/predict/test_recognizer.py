@@ -100,7 +100,8 @@ def test_small_and_doubtful_faces_are_left_out(model: tuple[Path, Path, Path], m
         monkeypatch.setattr(recognizer, "_detector", FixedDetector([faces]))
         return [face.emotion for face in recognizer.predict(photo)]
 
-    assert emotions() == ["happy", "angry", "neutral"]
+    assert emotions() == emotions(min_face_size=1, min_confidence=0) == ["happy", "angry", "neutral"]
+    assert emotions(min_confidence=1) == []
     assert emotions(min_face_size=80) == ["happy", "angry"]  # by the longer side
     assert emotions(min_face_size=100) == ["happy", "angry"]  # of 100 pixels
     assert emotions(min_confidence=0.95) == ["happy", "neutral"]

@@ -142,6 +142,7 @@ def test_a_net_of_two_channels_sees_the_face_turned_back_and_as_it_is(tmp_path: 
     points = (face.landmarks @ turn[:, :2].T + turn[:, 2]).astype(np.float32)
     for kind in ("detect", "one"):
         recognizer = Recognizer(*files, face=kind, device="cpu")
+        assert recognizer.views == "centre"  # which sees the face twice
         monkeypatch.setattr(recognizer, "_detector", FixedDetector([[Face(face.box, points, 0.9)]]))
         ((found,),) = recognizer.find_faces([turned])
         aligned, other = found.pixels

@@ -480,6 +480,22 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         assert message in capsys.readouterr().err
 
 
+def test_the_command_leaves_out_what_stands_in_either_of_two_databases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deploy, weights, mean = map(str, make_model(tmp_path / "model"))
+    test = write_database(tmp_path / "test_lmdb", [band_face(k) for k in range(4)], [0, 1, 2, 3])
+    train, val = (write_database(tmp_path / f"{k}_lmdb", [band_face(k)], [k]) for k in (1, 3))
+    arguments = [deploy, weights, "--mean", mean, "--output", str(tmp_path / "out"), "--device", "cpu"]
+    arguments += ["--lmdb", f"test={test}", "--exclude-duplicates-of", f"{train},{val}"]
+    monkeypatch.setattr(sys, "argv", ["evaluate", *arguments])
+    main()
+    result = json.loads((tmp_path / "out/evaluation.json").read_text())["databases"]["test"]
+    left = result["without_training_duplicates"]
+    assert (result["images"], left["duplicates"], left["images"]) == (4, 2, 2)
+    assert not (tmp_path / "model/calibration.json").exists()
+
+
 # Another data set's classes
 
 NET_CLASSES = ("happy", "fear", "sad", "angry", "neutral", "disgust", "surprise")  # of a net that has its own order

@@ -701,6 +701,7 @@ def test_bad_rows_of_affectnet_are_named(tmp_path: Path) -> None:
         affectnet_row("0/b.jpg", 1, ("NULL", 1, 2, 3)),
         affectnet_row("0/c.jpg", 1, (1, 1, 0, 3)),
         affectnet_row("../training.csv", 1),
+        affectnet_row("/etc/a.jpg", 1),
         ["0/d.jpg", 1],
         affectnet_row("0/e.jpg", 9, ("NULL", "NULL", "NULL", "NULL")),  # has no face, and needs none
         affectnet_row("", 1),
@@ -720,6 +721,7 @@ def test_bad_rows_of_affectnet_are_named(tmp_path: Path) -> None:
         "face_x is 'NULL'",
         "a face of 0x3 pixels",
         "../training.csv",
+        "/etc/a.jpg",
         "more or fewer fields than there are columns",
         "a folder",
         "a folder",
@@ -744,6 +746,25 @@ def test_what_is_not_affectnet(tmp_path: Path) -> None:
     (source / "training.csv").write_text(AFFECTNET_HEADER + "\n")
     with pytest.raises(StageError, match=r"training\.csv stands in .*AffectNet and in .*file_lists; expected one"):
         extract(source, tmp_path / "images", layout="affectnet")
+
+
+def test_tables_of_affectnet_that_are_none(tmp_path: Path) -> None:
+    source = write_affectnet(tmp_path / "AffectNet", TRAINING, VALIDATION)
+    table = source / "Manually_Annotated_file_lists/validation.csv"
+    for text, message in (
+        (b"\xff\xfe0/1.jpg\n", r"validation\.csv: not UTF-8 text in CSV format"),
+        (
+            AFFECTNET_HEADER.replace("face_height", "face_h").encode(),
+            r"row 1: no column 'face_height'; expected Affect",
+        ),
+    ):
+        table.write_bytes(text + b"\n")
+        with pytest.raises(StageError, match=message):
+            extract(source, tmp_path / "images", layout="affectnet")
+    (tmp_path / "later/val_set/images").mkdir(parents=True)
+    (tmp_path / "later/val_set/images/.DS_Store").touch()
+    with pytest.raises(StageError, match="later: no images in train_set/images and val_set/images"):
+        extract(tmp_path / "later", tmp_path / "images", layout="affectnet")
 
 
 def test_the_later_release_of_affectnet(tmp_path: Path) -> None:

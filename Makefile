@@ -405,7 +405,7 @@ no-models:
 	@exit 1
 
 report: $(REPORT) ## one HTML page on the run (or WEIGHTS): settings, curves, accuracy, mistakes, what its layers see
-$(REPORT): $(if $(WEIGHTS),$(call escape,$(WEIGHTS)) $(TRANSFER),$(EVALUATION)) $(call escape,$(REPORT_IMG)) \
+$(REPORT): $(if $(WEIGHTS),$(TRANSFER),$(EVALUATION)) $(call escape,$(REPORT_IMG)) \
 		$(call stale,$(REPORT_SET),$(SET_REPORT)) | $(READY)
 	$(PYTHON) -m explain.report $(if $(WEIGHTS),$(call quoted,$(WEIGHTS)) --evaluation $(TRANSFER),$(RUN)) --lmdb val=$(W)/lmdb/val_lmdb \
 		--lmdb test=$(W)/lmdb/test_lmdb --output $@ $(if $(REPORT_IMG),--image $(call quoted,$(IMG)) --face $(FACE)) --device $(DEVICE)

@@ -53,7 +53,7 @@ def faces_to_input(
     ValueError: the faces and the mean differ in size, or are smaller than the input.
     """
     faces = faces[:, None] if faces.ndim == 3 else faces
-    if faces.ndim != 4 or faces.shape[1:] != mean.shape:
+    if faces.shape[1:] != mean.shape:
         raise ValueError(f"faces are {_times(faces.shape[1:])}; the mean is {_times(mean.shape)}")
     (height, width), (full_height, full_width) = size, mean.shape[1:]
     if height > full_height or width > full_width:
@@ -160,7 +160,10 @@ class FaceNetwork:
                 f"{deploy}: its input is {_times(shape)}; the mean {mean} is only {_times(self.mean.shape)}"
             )
         self.face_shape: tuple[int, int, int] = (self.mean.shape[0], self.mean.shape[1], self.mean.shape[2])
-        outputs = self.net.blobs[self._output].shape[1]
+        output_shape = tuple(self.net.blobs[self._output].shape)
+        if len(output_shape) < 2:
+            raise StageError(f"{deploy}: its output is {_times(output_shape) or 'one number'}; expected N×classes")
+        outputs = output_shape[1]
         self.classes = read_classes(Path(weights).parent) or default_classes(outputs)
         if len(self.classes) != outputs:
             raise StageError(
@@ -174,7 +177,7 @@ class FaceNetwork:
         Raises ValueError where the face is not of the mean's size.
         """
         inputs = faces_to_input(face[None], self.mean, self.input_size)
-        return torch.from_numpy(np.ascontiguousarray(inputs)).to(self.net.device)
+        return torch.from_numpy(inputs).to(self.net.device)
 
     def probabilities(self, faces: np.ndarray, views: str = "centre") -> np.ndarray:
         """The probability of each class for each face.

@@ -75,14 +75,15 @@ def trained(
         (["INIT=start.caffemodel", "EPOCHS=9"], "runs/small", ["--init 'start.caffemodel'", "--epochs 9"]),
         (["BATCH=128", "LR=0.1"], "runs/small", ["--lr 0.1 --batch 128"]),
         (["MINUTES=7.5"], "runs/small", ["--train-on train --minutes 7.5"]),
+        (["PRECISION=bf16", "DEVICE=cuda:1"], "runs/small", ["--device cuda:1 --train-on train", "--precision bf16"]),
         (["INIT=start.caffemodel", "FREEZE=conv, fc1", "LR=0.001"], "runs/small", ["--freeze 'conv, fc1' --lr 0.001"]),
     ],
 )
 def test_where_a_run_lies_and_how_it_is_trained(tree: Path, arguments: list[str], run: str, options: list[str]) -> None:
     (tree / "start.caffemodel").touch()
     (command,) = commands(tree, "train", *arguments)
-    assert " -m train prototxt/small --train data/toy/lmdb/train_lmdb" in command
-    assert f"--output data/toy/{run} " in command
+    data = "--train data/toy/lmdb/train_lmdb --val data/toy/lmdb/val_lmdb --mean data/toy/mean.binaryproto"
+    assert f" -m train prototxt/small {data} --output data/toy/{run} " in command
     assert all(option in command for option in options)
 
 
@@ -98,6 +99,13 @@ def test_what_is_trained_is_trained_again_when_a_setting_or_a_file_changes(tree:
     (tree / "prototxt/small/train_val_modern.prototxt").touch()
     assert commands(tree, "train") == []
     assert len(commands(tree, "train", "SOLVER=modern")) == 1
+    assert len(commands(tree, "train", "PRECISION=fp32")) == 1
+    now = time.time()
+    for file in ("solver.prototxt", "train_val.prototxt", "deploy.prototxt"):
+        os.utime(tree / "prototxt/small" / file, (now + 60, now + 60))
+        assert len(commands(tree, "train")) == 1, file
+        os.utime(tree / "prototxt/small" / file, (0, 0))
+    assert commands(tree, "train") == []
 
 
 def test_a_refused_training_leaves_the_net_of_the_one_that_ends_meanwhile(tree: Path) -> None:
@@ -122,6 +130,10 @@ def test_a_trained_run_is_taken_as_it_is_unless_other_settings_are_asked_for(tre
     os.utime(tree / "data/toy/runs/small/small.caffemodel")
     assert trainings() == trainings("EPOCHS=30", "BATCH=128") == 0
     assert trainings("EPOCHS=31", "BATCH=128") == 1
+    (tree / "start.caffemodel").touch()
+    os.utime(tree / "start.caffemodel", (0, 0))  # older than the net
+    for setting in ("MINUTES=3", "PRECISION=fp32", "INIT=start.caffemodel"):
+        assert trainings(setting) == 1, setting
     assert len([c for c in commands(tree, "train") if "-m train prototxt/" in c]) == 1
     newer = time.time() + 10
     os.utime(tree / "data/toy/mean.binaryproto", (newer, newer))
@@ -138,6 +150,27 @@ def test_the_samples_own_epochs_are_none_that_are_asked_for(tree: Path) -> None:
     for arguments, count in ((("evaluate",), 0), (("evaluate", "EPOCHS=30"), 1), (("train",), 1)):
         done = commands(tree, "DATASET=sample", "CSV=data/toy.csv", *arguments)
         assert sum("-m train prototxt/" in command for command in done) == count, arguments
+
+
+def test_without_arguments_fer2013_is_trained_on_where_it_is_there_and_else_the_sample(tree: Path) -> None:
+    shutil.copytree(tree / "prototxt/small", tree / "prototxt/face_emotion_net")
+    (tree / "preprocessing").mkdir()
+    (tree / "preprocessing/sample.py").touch()
+
+    def first_steps() -> list[str]:
+        done = subprocess.run(
+            ["make", "-n", "train"], cwd=tree, capture_output=True, text=True, env={"PATH": os.environ["PATH"]}
+        )
+        return [line.removeprefix(".venv/bin/python -m ") for line in done.stdout.splitlines() if " -m " in line]
+
+    sample, extract, *_, training = first_steps()
+    assert sample == "preprocessing.sample data/sample.csv"
+    assert extract.split()[:3] == ["preprocessing.extract", "'data/sample.csv'", "data/sample/images"]
+    assert training.startswith("train prototxt/face_emotion_net --train data/sample/lmdb/train_lmdb ")
+    (tree / "data/fer2013.csv").touch()
+    extract, *_, training = first_steps()
+    assert extract.split()[:3] == ["preprocessing.extract", "'data/fer2013.csv'", "data/fer2013/images"]
+    assert training.startswith("train prototxt/face_emotion_net --train data/fer2013/lmdb/train_lmdb ")
 
 
 def test_a_data_set_is_a_folder_of_data(tree: Path) -> None:
@@ -188,6 +221,9 @@ def test_what_is_fine_tuned_is_trained_again_when_its_settings_change(tree: Path
     assert commands(tree, "train", *settings) == []
     for others in (["FREEZE=conv1"], ["LR=0.01"], ["FREEZE="], ["LR="], ["INIT="], ["BATCH=32"]):
         assert len(commands(tree, "train", *settings, *others)) == 1
+    newer = time.time() + 60
+    os.utime(tree / "start.caffemodel", (newer, newer))
+    assert len(commands(tree, "train", *settings)) == 1
 
 
 def test_teachers_are_runs_or_folders_and_train_anew_what_learns_from_them(tree: Path) -> None:
@@ -234,6 +270,9 @@ def test_ferplus_makes_lmdbs_of_its_own(tree: Path) -> None:
     assert len(commands(tree, "train", "FERPLUS=fer2013new.csv")) == 1
     (tree / "other.csv").touch()
     assert len(commands(tree, "train", "FERPLUS=other.csv")) == 3
+    newer = time.time() + 60
+    os.utime(tree / "fer2013new.csv", (newer, newer))
+    assert len(commands(tree, "train", "FERPLUS=fer2013new.csv")) == 3
 
 
 def test_evaluation_calibrates_on_validation_unless_that_was_trained_on(tree: Path) -> None:
@@ -279,8 +318,14 @@ def test_given_weights_are_evaluated_on_all_splits_of_another_data_set(tree: Pat
     assert commands(tree, "evaluate", given) == []
     (command,) = commands(tree, "evaluate", given, "VIEWS=mirror")
     assert "--views mirror --device" in command
-    (tree / folder / "net.caffemodel").touch()
-    assert len(commands(tree, "evaluate", given)) == 1
+    for file in (tree / folder / "net.caffemodel", tree / "data/toy/lmdb/manifest.json"):
+        os.utime(result)
+        assert commands(tree, "evaluate", given) == []
+        newer = result.stat().st_mtime + 9
+        for newer_file in (file, tree / "data/toy/.lmdb"):
+            os.utime(newer_file, (newer, newer))
+        assert len(commands(tree, "evaluate", given)) == 1, file
+        os.utime(file, (0, 0))
 
 
 def test_given_weights_predict_and_do_not_replace_the_runs(tree: Path) -> None:
@@ -293,7 +338,8 @@ def test_given_weights_predict_and_do_not_replace_the_runs(tree: Path) -> None:
     assert "net.caffemodel" not in train
     done = make(tree, "predict", "WEIGHTS=net/net.caffemodel", "FROM=run")
     assert (done.returncode, "WEIGHTS and FROM=run are given; expected one" in done.stderr) == (2, True)
-    assert "No rule to make target 'none.caffemodel'" in make(tree, "evaluate", "WEIGHTS=none.caffemodel").stderr
+    for goal in ("evaluate", "predict", "features", "explain"):
+        assert "No rule to make target 'none.caffemodel'" in make(tree, goal, "WEIGHTS=none.caffemodel").stderr
 
 
 def test_an_ensemble_trains_the_members_that_are_not_trained(tree: Path) -> None:
@@ -321,6 +367,18 @@ def test_an_ensemble_takes_a_trained_member_as_it_is_also_the_one_that_model_nam
     assert "-m train.ensemble" in command
     (command,) = commands(tree, "ensemble", "MODELS=small small_seed2", "EPOCHS=3")
     assert "-m train.ensemble" in command
+
+
+def test_an_ensemble_with_a_member_that_saw_the_validation_split_is_neither_calibrated_nor_tested_on_it(
+    tree: Path,
+) -> None:
+    trained(tree, "small_wide", "small_wide")
+    training, ensemble = commands(tree, "ensemble", "MODELS=small_modern_seed12_train+val small_wide")
+    assert "--output data/toy/runs/small_modern_seed12_train+val --seed 12 " in training
+    assert "--train-on train+val --solver modern" in training
+    assert "--calibrate-on" not in ensemble
+    assert "--lmdb val=" not in ensemble
+    assert "--exclude-duplicates-of data/toy/lmdb/train_lmdb,data/toy/lmdb/val_lmdb --views" in ensemble
 
 
 def test_new_databases_are_evaluated_on_anew(tree: Path) -> None:
@@ -427,6 +485,25 @@ def test_an_ensemble_is_evaluated_again_when_a_member_is_newer(tree: Path) -> No
     assert len(commands(tree, "ensemble", "MODELS=small small_wide")) == 1
 
 
+def test_an_ensemble_is_evaluated_again_on_new_faces_of_a_member(tree: Path) -> None:
+    trained(tree, "small")
+    trained(tree, "../unaligned/runs/small")
+    other = tree / "data/toy/unaligned"
+    (other / "lmdb").mkdir()
+    for file in ("lmdb/manifest.json", "mean.binaryproto"):
+        (other / file).touch()
+    (other / ".lmdb").write_text("SEED=1\n")
+    result = tree / "data/toy/runs/ensemble_small+small@none/evaluation/evaluation.json"
+    result.parent.mkdir(parents=True)
+    result.touch()
+    assert commands(tree, "ensemble", "MODELS=small small@none") == []
+    newer = time.time() + 9
+    for file in ("lmdb/manifest.json", ".lmdb", "mean.binaryproto"):
+        os.utime(other / file, (newer, newer))
+    (ensemble,) = commands(tree, "ensemble", "MODELS=small small@none")
+    assert "-m train.ensemble data/toy/runs/small data/toy/unaligned/runs/small@data/toy/unaligned/lmdb" in ensemble
+
+
 def test_ensembles_of_what_is_not_there(tree: Path) -> None:
     done = make(tree, "ensemble", "MODELS=small_fast small")
     assert done.returncode == 2
@@ -482,12 +559,79 @@ def test_what_predict_looks_at(tree: Path) -> None:
     assert "PICTURES is no; expected 0 or 1" in make(tree, "predict", "PICTURES=no").stderr
 
 
+def test_with_json_predict_prints_nothing_else(tree: Path) -> None:
+    (tree / ".venv/bin/python").write_text('#!/bin/bash\necho "$@"\n')
+    (tree / ".venv/bin/python").chmod(0o755)
+    done = make(tree, "predict", "JSON=1")
+    assert (done.stderr, done.stdout.count("\n")) == ("", 1)
+    assert done.stdout.endswith(" --json\n")
+
+
+def test_all_that_make_makes(tree: Path) -> None:
+    (tree / "solver.log").touch()
+    assert commands(tree, "plot", "LOG=solver.log") == [".venv/bin/python -m train.plot 'solver.log'"]
+    train, *others = commands(tree)
+    run = "data/toy/runs/small"
+    net = f"--deploy {run}/deploy.prototxt --weights {run}/small.caffemodel --mean {run}/mean.binaryproto"
+    assert train.startswith(".venv/bin/python -m train prototxt/small ")
+    assert others[:2] == [
+        f".venv/bin/python -m train.plot {run}/train.log --iterations-per-epoch test",
+        f".venv/bin/python -m train.evaluate {run}/deploy.prototxt {run}/small.caffemodel "
+        f"--mean {run}/mean.binaryproto --output {run}/evaluation --lmdb val=data/toy/lmdb/val_lmdb "
+        "--lmdb test=data/toy/lmdb/test_lmdb --exclude-duplicates-of data/toy/lmdb/train_lmdb "
+        "--views centre mirror ten_crop --calibrate-on val --device auto",
+    ]
+    assert others[2:] == [
+        ".venv/bin/python -m preprocessing.report data/toy/images data/toy/aligned data/toy/report.md",
+        f".venv/bin/python -m predict images/astronaut.png {net} --output {run}/predictions --device auto",
+    ]
+    trained(tree, "small", stamp="EPOCHS=30_SEED=1_TRAIN_ON=train_PRECISION=")
+    for goal in ([], ["all"]):
+        assert commands(tree, *goal) == [train, *others]  # its own settings are other ones
+    assert commands(tree, f"{run}/small.caffemodel") == [train]
+
+
+def test_what_plain_make_makes_again(tree: Path) -> None:
+    trained(tree, "small")
+    run = tree / "data/toy/runs/small"
+    for file in ("loss.png", "accuracy.png", "metrics.csv", "evaluation/evaluation.json", "predictions/.done"):
+        (run / file).parent.mkdir(exist_ok=True)
+        (run / file).touch()
+    (tree / "data/toy/report.md").touch()
+    assert commands(tree) == []
+    newer = (run / "predictions/.done").stat().st_mtime + 9
+    for file, made in (
+        ("evaluation/evaluation.json", ["predict"]),  # by whose calibration it answers
+        ("small.caffemodel", ["train.plot", "train.evaluate", "predict"]),
+    ):
+        newer += 1
+        os.utime(run / file, (newer, newer))
+        assert [command.split()[2] for command in commands(tree)] == made
+
+
+def test_a_report_on_the_data_is_made_of_the_faces_that_are_trained_on(tree: Path) -> None:
+    (tree / "data/toy/report.md").touch()
+    assert commands(tree, "data") == []
+    newer = time.time() + 60
+    os.utime(tree / "data/toy/aligned/manifest.json", (newer, newer))
+    lmdb, mean, report = commands(tree, "data")
+    assert report.endswith("-m preprocessing.report data/toy/images data/toy/aligned data/toy/report.md")
+    assert ("preprocessing.lmdb data/toy/aligned" in lmdb, "preprocessing.mean" in mean) == (True, True)
+    for file in ("images/manifest.json", ".extract"):
+        os.utime(tree / "data/toy" / file, (newer + 1, newer + 1))
+    align, *_ = commands(tree, "align", "DEVICE=cpu", "WORKERS=2")
+    assert align.endswith("-m preprocessing.align data/toy/images data/toy/aligned --device cpu --workers 2")
+    (report,) = commands(tree, "describe", "ALIGN=none")
+    assert report.endswith("-m preprocessing.report data/toy/images - data/toy/report.md")
+
+
 def test_the_report_is_made_again_for_another_photo_and_after_another_evaluation(tree: Path) -> None:
     trained(tree, "small")
     run = tree / "data/toy/runs/small"
     evaluate, report = commands(tree, "report")
     assert "-m train.evaluate data/toy/runs/small/deploy.prototxt" in evaluate
-    assert "-m explain.report data/toy/runs/small --lmdb val=data/toy/lmdb/val_lmdb" in report
+    databases = "--lmdb val=data/toy/lmdb/val_lmdb --lmdb test=data/toy/lmdb/test_lmdb"
+    assert f"-m explain.report data/toy/runs/small {databases} --output" in report
     assert "--output data/toy/runs/small/report.html" in report
     assert "--image" not in report  # IMG's default is for predict
     (run / "evaluation").mkdir()
@@ -497,6 +641,12 @@ def test_the_report_is_made_again_for_another_photo_and_after_another_evaluation
     assert commands(tree, "report") == []
     (again,) = commands(tree, "report", "IMG=images/astronaut.png", "FACE=none")
     assert "--image 'images/astronaut.png' --face none" in again
+    (run / ".report").write_text("IMG=images/astronaut.png_FACE=detect\n")
+    newer = (run / "report.html").stat().st_mtime + 9
+    os.utime(tree / "images/astronaut.png", (newer - 18, newer - 18))
+    assert commands(tree, "report", "IMG=images/astronaut.png") == []
+    os.utime(tree / "images/astronaut.png", (newer, newer))
+    assert len(commands(tree, "report", "IMG=images/astronaut.png")) == 1
     os.utime(run / "report.html", (1, 1))
     assert len(commands(tree, "report")) == 1
 
@@ -510,6 +660,15 @@ def test_a_report_on_weights_is_beside_the_runs(tree: Path) -> None:
         "-m explain.report 'my net/net.caffemodel' --evaluation data/toy/evaluations/my_net/evaluation.json" in report
     )
     assert "--output data/toy/reports/my_net.html" in report
+    for file in ("evaluations/my_net/evaluation.json", "reports/my_net.html"):
+        (tree / "data/toy" / file).parent.mkdir(parents=True)
+        (tree / "data/toy" / file).touch()
+    (tree / "data/toy/evaluations/.my_net").write_text("my_net/net.caffemodel_centre_mirror_ten_crop\n")
+    (tree / "data/toy/reports/.my_net").write_text("IMG=\n")
+    assert commands(tree, "report", "WEIGHTS=my net/net.caffemodel") == []
+    newer = time.time() + 9
+    os.utime(tree / "my net/net.caffemodel", (newer, newer))
+    assert len(commands(tree, "report", "WEIGHTS=my net/net.caffemodel")) == 2
 
 
 def test_compare_trains_and_evaluates_the_models_that_are_not(tree: Path) -> None:

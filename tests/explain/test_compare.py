@@ -130,6 +130,14 @@ def test_folds_that_runs_of_their_own_taught_are_one_row(tmp_path: Path) -> None
     assert [row[3] for row in rows(tmp_path)] == ["2 folds", "1 fold"]
 
 
+def test_folds_that_were_trained_in_other_batches_are_another_row(tmp_path: Path) -> None:
+    for fold, batch in ((1, 64), (2, 64), (3, 128)):
+        run = write_run(tmp_path, f"fold{fold}/runs/small", 0.8, epoch=10 + fold)
+        with open(run / "train_val.prototxt", "a") as file:
+            file.write(f'layer {{ type: "Data" include {{ phase: TRAIN }} data_param {{ batch_size: {batch} }} }}')
+    assert [row[3] for row in rows(tmp_path)] == ["2 folds", "1 fold"]
+
+
 def test_other_settings_are_other_rows_the_best_first(tmp_path: Path) -> None:
     write_run(tmp_path, "runs/small", 0.60)
     write_run(tmp_path, "runs/small_seed2", 0.61, seed=2, base_lr=0.2)
@@ -245,6 +253,13 @@ def test_the_files_that_are_written(
     assert printed.splitlines()[-1].startswith("compare: 3 runs in 2 rows, 2 without evaluation; see ")
     with open(folder / "compare.csv", newline="") as f:
         first, second = csv.DictReader(f)
+    figures = ("val", "test", "test_mirror", "test_ten_crop", "test_without_duplicates")
+    assert list(first) == [
+        *("number", "network", "faces", "runs", "seeds", "folds", "epochs"),
+        *(head for name in figures for head in (name, f"{name}_deviation")),
+        *("parameters", "multiply_adds", "bytes", "seconds_centre", "seconds_ten_crop"),
+    ]
+    assert (first["number"], first["network"], first["faces"], second["faces"]) == ("1", "small", "mtcnn", "mtcnn")
     assert (first["seeds"], first["folds"], second["network"]) == ("1 2", "", "ensemble: a + b")
     assert float(first["test"]) == pytest.approx(0.65, abs=1e-12)
     assert float(first["test_deviation"]) == pytest.approx(0.1 / 2**0.5, abs=1e-12)
@@ -286,6 +301,12 @@ def test_the_command_of_a_run_trained_on_both_splits_does_not_calibrate(tmp_path
         make_model(run, name="small")
         (run / "evaluation/evaluation.json").unlink()
     commands = [what for _, what in find_others(tmp_path)]
+    run, lmdbs = tmp_path / "runs/small", tmp_path / "lmdb"
+    assert commands[0] == (
+        f"python -m train.evaluate {run}/deploy.prototxt {run}/small.caffemodel --mean {run}/mean.binaryproto "
+        f"--output {run}/evaluation --lmdb val={lmdbs}/val_lmdb --lmdb test={lmdbs}/test_lmdb "
+        f"--exclude-duplicates-of {lmdbs}/train_lmdb --views centre mirror ten_crop --calibrate-on val"
+    )
     assert ["--calibrate-on val" in command for command in commands] == [True, False]
     assert ["--lmdb val=" in command for command in commands] == [True, False]
     assert f"--exclude-duplicates-of {tmp_path}/lmdb/train_lmdb,{tmp_path}/lmdb/val_lmdb " in commands[1]

@@ -31,7 +31,14 @@ def test_wilsons_ends_are_where_the_score_test_is_at_its_limit(correct: int, cou
     assert (1 - high, 1 - low) == pytest.approx(mirrored, abs=1e-12)
 
 
-@pytest.mark.parametrize(("correct", "count"), [(1, 0), (2, 1), (-1, 3)])
+def test_wilsons_ends_are_shares() -> None:
+    """By rounding the formula gives a little less than 0 of 21, and more than 1 of 11."""
+    for count in range(1, 60):
+        assert 0 <= wilson_interval(0, count)[0] < 1e-15
+        assert 1 - 1e-15 < wilson_interval(count, count)[1] <= 1
+
+
+@pytest.mark.parametrize(("correct", "count"), [(0, 0), (1, 0), (2, 1), (-1, 3)])
 def test_counts_that_are_none(correct: int, count: int) -> None:
     with pytest.raises(ValueError, match=f"correct is {correct} of {count}"):
         wilson_interval(correct, count)
@@ -78,3 +85,4 @@ def test_corners_leave_out_what_lies_inside_of_a_line() -> None:
     kept = corners(x, y)
     assert [each.tolist() for each in kept] == [[0, 0, 2, 3], [0, 2, 2, 3]]
     assert [each.tolist() for each in corners(x[:2], y[:2])] == [[0, 0], [0, 1]]
+    assert [each.tolist() for each in corners(x[:3], y[:3])] == [[0, 0], [0, 2]]

@@ -150,6 +150,18 @@ def test_json_and_nothing_else(monkeypatch: Any, capsys: Any, model: list[str], 
     assert [line.split(":")[0] for line in captured.err.splitlines()] == ["error", "error"]
 
 
+def test_an_image_that_is_not_square(monkeypatch: Any, capsys: Any, model: list[str], tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "wide.png"), cv2.resize(band_face(3), (96, 48)))
+    options = [tmp_path / "wide.png", *model, "--face", "none", "--views", "centre", "--output", tmp_path / "out"]
+    assert call(monkeypatch, *options, "--json") == 0
+    (answer,) = json.loads(capsys.readouterr().out)
+    assert (answer["width"], answer["height"], answer["faces"][0]["box"]) == (96, 48, [0, 0, 96, 48])
+    assert call(monkeypatch, *options) == 0
+    head, _, row, *_ = capsys.readouterr().out.splitlines()
+    assert head == f"{tmp_path}/wide.png (96×48): 1 face"
+    assert row.split()[:7] == ["1", "0", "0", "96", "48", "-", "happy"]
+
+
 def test_the_classes_of_a_net_with_other_names(monkeypatch: Any, capsys: Any, faces: Path, tmp_path: Path) -> None:
     deploy, weights, mean = make_model(tmp_path / "model", classes=4)
     names = ("neutral or unsure", "x", "dégoût", "content")

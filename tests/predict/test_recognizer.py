@@ -23,6 +23,7 @@ from predict.recognizer import Prediction
 from preprocessing.align import align
 from preprocessing.alignment import align_face
 from preprocessing.datasets import EMOTIONS
+from preprocessing.extract import extract
 from preprocessing.mtcnn import Face
 
 ASTRONAUT = Path(__file__).parents[2] / "images" / "astronaut.png"
@@ -82,6 +83,7 @@ def test_faces_are_aligned_by_their_landmarks_and_told_apart(detecting: Recogniz
         assert tuple(prediction.probabilities) == EMOTIONS
         assert sum(prediction.probabilities.values()) == pytest.approx(1, abs=1e-6)
     assert predictions[0].landmarks is not None
+    assert all(type(value) is float for point in predictions[0].landmarks.values() for value in point)
     assert predictions[0].landmarks["nose"] == pytest.approx((40 + 56.0252 * 192 / 112, 50 + 71.7366 * 192 / 112))
 
 
@@ -99,8 +101,10 @@ def test_small_and_doubtful_faces_are_left_out(model: tuple[Path, Path, Path], m
         monkeypatch.setattr(recognizer, "_detector", FixedDetector([faces]))
         return [face.emotion for face in recognizer.predict(photo)]
 
-    assert emotions() == ["happy", "angry", "neutral"]
+    assert emotions() == emotions(min_face_size=1, min_confidence=0) == ["happy", "angry", "neutral"]
+    assert emotions(min_confidence=1) == []
     assert emotions(min_face_size=80) == ["happy", "angry"]  # by the longer side
+    assert emotions(min_face_size=100) == ["happy", "angry"]  # of 100 pixels
     assert emotions(min_confidence=0.95) == ["happy", "neutral"]
     assert emotions(min_face_size=80, min_confidence=0.95) == ["happy"]
 
@@ -139,6 +143,7 @@ def test_a_net_of_two_channels_sees_the_face_turned_back_and_as_it_is(tmp_path: 
     points = (face.landmarks @ turn[:, :2].T + turn[:, 2]).astype(np.float32)
     for kind in ("detect", "one"):
         recognizer = Recognizer(*files, face=kind, device="cpu")
+        assert recognizer.views == "centre"  # which sees the face twice
         monkeypatch.setattr(recognizer, "_detector", FixedDetector([[Face(face.box, points, 0.9)]]))
         ((found,),) = recognizer.find_faces([turned])
         aligned, other = found.pixels
@@ -166,9 +171,26 @@ def test_cropped_faces_need_no_detector(cropped: Recognizer) -> None:
     assert prediction.emotion == "fear"
     assert list(prediction.probabilities.values()) == pytest.approx(list(band_probabilities(levels)), abs=1e-5)
     assert (prediction.box, prediction.landmarks, prediction.confidence) == ((0, 0, 48, 48), None, None)
+    wide = cropped.predict(cv2.resize(face, (96, 48)))[0]
+    assert (wide.box, wide.emotion) == ((0, 0, 96, 48), "fear")
     large = cropped.predict(cv2.cvtColor(np.kron(face, np.ones((5, 5), np.uint8)), cv2.COLOR_GRAY2BGR))[0]
     assert large.box == (0, 0, 240, 240)
     assert list(large.probabilities.values()) == pytest.approx(list(band_probabilities(levels)), abs=0.05)
+
+
+def test_colours_are_as_bright_as_in_training(cropped: Recognizer, tmp_path: Path) -> None:
+    """By ITU-R BT.601: 0.299 red + 0.587 green + 0.114 blue; arrays are BGR."""
+    for name, color, grey in (("blue", (255, 0, 0), 29), ("green", (0, 255, 0), 150), ("red", (0, 0, 255), 76)):
+        image = np.full((48, 48, 3), color, np.uint8)
+        for split in ("train", "validation", "test"):
+            (tmp_path / "faces" / split / "happy").mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(tmp_path / "faces" / split / "happy" / f"{name}.png"), image)
+        for given in (image, tmp_path / f"faces/test/happy/{name}.png"):
+            ((face,),) = cropped.find_faces([given])
+            assert (face.pixels == grey).all()
+    extract(tmp_path / "faces", tmp_path / "images")
+    extracted = sorted((tmp_path / "images/Training/3_happy").iterdir())
+    assert [cv2.imread(str(path), cv2.IMREAD_UNCHANGED)[5, 5] for path in extracted] == [29, 150, 76]
 
 
 def test_one_face_an_image_is_aligned_as_the_training_images_are(
@@ -350,6 +372,17 @@ def test_arguments_that_do_not_fit(model: tuple[Path, Path, Path]) -> None:
         Recognizer(deploy=model[0], mean=model[2])
 
 
+def test_nets_of_other_faces_than_grey_squares(tmp_path: Path) -> None:
+    with pytest.raises(
+        StageError, match=r"mean\.binaryproto: is 3×48×48; expected 1×N×N, the mean of grey faces, or 2×N"
+    ):
+        Recognizer(*make_model(tmp_path, channels=3), face="none", device="cpu")
+    files = make_model(tmp_path)
+    caffe.io.save_mean(files[2], np.zeros((1, 48, 50), np.float32))
+    with pytest.raises(StageError, match=r"mean\.binaryproto: is 1×48×50; expected 1×N×N"):
+        Recognizer(*files, face="none", device="cpu")
+
+
 def test_the_model_that_ships_is_the_default_and_a_missing_file_is_named(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(predict.recognizer, "MODELS", tmp_path)
     with pytest.raises(
@@ -425,6 +458,19 @@ def test_as_a_row_of_a_table(cropped: Recognizer) -> None:
     assert tracked.to_dict() == {"track": 7, **values}
     with pytest.raises(ValueError, match=r"a class is called 'width', as another column; expected none of x, y, width"):
         prediction(("wide", "width"), "wide", face.box).to_row()
+
+
+def test_what_is_rounded_in_json() -> None:
+    face = Prediction(
+        (1.2345, 5.678, 30.1, 40.999), {"nose": (1.006, 2.004)}, 0.12345678, "sad", {"happy": 1 / 3, "sad": 2 / 3}
+    )
+    assert face.to_dict() == {
+        "box": [1.23, 5.68, 30.1, 41.0],
+        "landmarks": {"nose": [1.01, 2.0]},
+        "confidence": 0.123457,
+        "emotion": "sad",
+        "probabilities": {"happy": 0.333333, "sad": 0.666667},
+    }
 
 
 def prediction(names: tuple[str, ...], emotion: str, box: tuple[float, float, float, float]) -> Prediction:

@@ -456,7 +456,22 @@ def test_seconds_are_the_videos_own_where_they_go_forward(
     assert fake.released
 
 
-@pytest.mark.parametrize(("width", "height"), [(64, 48), (48, 80), (65, 49), (3, 50), (1, 1)])
+def test_frames_of_another_size_are_resized(tmp_path: Path) -> None:
+    """As a stream may have them; dark above and bright below."""
+    video = AnnotatedVideo(tmp_path / "clip.mp4", (64, 48), 10)
+    for number, (height, width) in enumerate(((48, 64), (96, 32), (30, 200))):
+        image = np.zeros((height, width, 3), np.uint8)
+        image[height // 2 :] = 255
+        video.write(VideoFrame(number, number / 10, image, [], True))
+    video.finish()
+    frames, _ = read_video(tmp_path / "clip.mp4")
+    assert [frame.shape for frame in frames] == [(48, 64, 3)] * 3
+    for frame in frames:
+        assert frame[:20].mean() < 20
+        assert frame[28:].mean() > 235
+
+
+@pytest.mark.parametrize(("width", "height"), [(64, 48), (48, 80), (65, 49), (64, 49), (3, 50), (1, 1)])
 def test_sizes(predict: Any, connect: Any, tmp_path: Path, width: int, height: int) -> None:
     """By a fake, since OpenCV writes even sides alone; the copy of an odd one is a pixel longer, and nothing is cut."""
     clip = tmp_path / "clip.mp4"

@@ -237,3 +237,30 @@ def test_the_main_face_is_large_and_near_the_middle() -> None:
     assert main_face([large_aside, small, middle], 100, 100) is middle
     assert main_face([small, large_aside], 100, 100) is small  # the large one's centre is 39 pixels away
     assert main_face([small, face(5, 5, 80)], 100, 100) is not small
+
+
+def test_the_main_face_of_an_image_that_is_not_square() -> None:
+    def face(*box: float) -> Face:
+        return Face((box[0], box[1], box[2], box[3]), np.zeros((5, 2), np.float32), 0.9)
+
+    middle, aside = face(80, 0, 40, 40), face(0, 0, 40, 40)
+    assert main_face([aside, middle], 40, 200) is middle
+    wide, tall = face(60, 10, 80, 20), face(90, 0, 20, 40)  # both in the middle
+    assert main_face([tall, wide], 40, 200) is wide
+
+
+def test_of_several_faces_the_main_one_is_aligned_and_they_are_counted(tmp_path: Path, astronaut: np.ndarray) -> None:
+    tree = make_folders(tmp_path / "images")
+    face = cv2.cvtColor(astronaut[30:190, 140:300], cv2.COLOR_BGR2GRAY)
+    picture = np.full((180, 520), 128, np.uint8)
+    picture[10:170, 180:340] = face
+    picture[10:110, 10:110] = cv2.resize(face, (100, 100), interpolation=cv2.INTER_AREA)
+    cv2.imwrite(str(tree / "Training/3_happy/00000.png"), picture)
+    counts = align(tree, tmp_path / "aligned", device="cpu", workers=1)
+    assert (counts["read"], counts["found"], counts["several_faces"]) == (1, 1, 1)
+    (row,) = read_table(tmp_path / "aligned")
+    x, y, width, height = (float(row[name]) for name in ("x", "y", "width", "height"))
+    assert (x + width / 2, y + height / 2) == pytest.approx((260, 95), abs=15)
+    (alone,) = Detector("cpu").detect(picture[:, 180:340])
+    expected = align_face(picture, alone.landmarks + np.array([180, 0]))
+    assert np.abs(read(tmp_path / "aligned/Training/3_happy/00000.png").astype(int) - expected).mean() < 6

@@ -47,6 +47,9 @@ def test_the_template_is_symmetric_and_lies_within_the_face() -> None:
     mirrored = TEMPLATE[[1, 0, 2, 4, 3]] * [-1, 1] + [SIZE - 1, 0]
     np.testing.assert_allclose(TEMPLATE, mirrored, atol=0.011)
     left_eye, right_eye, nose, mouth_left, mouth_right = TEMPLATE
+    # the nets that ship were trained on faces that are aligned so: another template is another kind of face to them
+    assert (*left_eye, *right_eye) == (14.35, 17.98, 32.65, 17.98)
+    assert (*nose, *mouth_left, *mouth_right) == (23.5, 28.44, 15.88, 37.27, 31.12, 37.27)
     assert SIZE / 4 < left_eye[0] < mouth_left[0] < nose[0] < mouth_right[0] < right_eye[0] < SIZE * 3 / 4
     assert (
         SIZE / 4 < left_eye[1] == right_eye[1] < nose[1] < mouth_left[1] == mouth_right[1] < SIZE - 6
@@ -108,6 +111,23 @@ def test_landmarks_without_a_transform_are_refused(landmarks: np.ndarray, messag
         align_face(np.zeros((48, 48), np.uint8), landmarks)
 
 
+def test_two_points_of_two_coordinates_are_enough_and_needed() -> None:
+    along, up = np.array([[0.0, 0], [2, 0]]), np.array([[5.0, 1], [5, 5]])
+    np.testing.assert_allclose(similarity_transform(along, up), [[0, -2, 5], [2, 0, 1]], atol=1e-12)
+    for points in (np.zeros((1, 2)), np.eye(3)):
+        with pytest.raises(ValueError, match="expected both"):
+            similarity_transform(points, points)
+    with pytest.raises(ValueError, match="not finite"):
+        similarity_transform(along, up * [1, np.nan])
+
+
+def test_landmarks_a_thousandth_of_a_pixel_apart_are_one_place() -> None:
+    pair = np.array([[-1.0, 0], [1, 0]])  # their distance from the centre is 1
+    assert similarity_transform(pair * 1.01e-3, pair)[0, 0] == pytest.approx(1 / 1.01e-3)
+    with pytest.raises(ValueError, match="one place"):
+        similarity_transform(pair * 0.99e-3, pair)
+
+
 def test_points_that_only_a_reflection_brings_to_the_template_are_refused() -> None:
     square = np.array([[0.0, 0], [1, 0], [1, 1], [0, 1]])
     with pytest.raises(ValueError, match="no rotation"):
@@ -157,6 +177,24 @@ def test_landmarks_far_outside_the_image_show_its_nearest_edge(where: int, scale
     assert (align_face(image, TEMPLATE * scale + where) == 200).all()
 
 
+def test_pixels_are_interpolated_bicubically() -> None:
+    """Halfway between pixels, by the cubic kernel with a = -0.75: their weights are -3/32, 19/32, 19/32, -3/32."""
+    image = np.full((48, 60), 50, np.uint8)
+    image[:, 30:] = 150
+    row = align_face(image, TEMPLATE + np.array([0.5, 0]))[20].astype(float)
+    np.testing.assert_allclose(row[27:32], [50, 50 - 300 / 32, 100, 150 + 300 / 32, 150], atol=0.6)
+
+
+@pytest.mark.parametrize("across", [False, True])
+def test_a_face_that_shrinks_is_not_shifted(across: bool) -> None:
+    """A ramp of two grey levels a pixel: where the result's pixels lie is to be read from it."""
+    ramp = np.repeat(2 * np.arange(126, dtype=np.uint8)[:, None], 126, 1)
+    result = align_face(ramp.T if across else ramp, TEMPLATE * 2.4 + 5)
+    off = (result.T if across else result) - 2 * (2.4 * np.arange(48) + 5)[:, None]
+    assert np.abs(off).max() < 1.5
+    assert abs(off.mean()) < 0.3
+
+
 def test_shrinking_does_not_alias() -> None:
     stripes = np.zeros((960, 960), np.uint8)
     stripes[::2] = 255  # finer than the result can show: grey
@@ -171,6 +209,14 @@ def test_without_landmarks_the_image_is_only_resized(astronaut: np.ndarray) -> N
     assert not np.shares_memory(result, same)
     for shape in ((1, 1), (7, 300), (96, 96), (512, 500)):
         assert align_face(astronaut[: shape[0], : shape[1], 0], None).shape == (48, 48)
+    for height, width in ((96, 30), (30, 96)):  # what grows one way is interpolated
+        image = astronaut[:height, :width, 0]
+        expected = cv2.resize(image, (48, 48), interpolation=cv2.INTER_CUBIC)
+        np.testing.assert_array_equal(align_face(image, None), expected)
+    pairs = astronaut[:48, :96, 0].reshape(48, 48, 2).mean(2)
+    assert np.abs(align_face(astronaut[:48, :96, 0], None) - pairs).max() <= 0.5
+    pairs = astronaut[:96, :48, 0].reshape(48, 2, 48).mean(1)
+    assert np.abs(align_face(astronaut[:96, :48, 0], None) - pairs).max() <= 0.5
     halved = astronaut[:96, :96, 0].reshape(48, 2, 48, 2).mean((1, 3))
     assert np.abs(align_face(astronaut[:96, :96, 0], None) - halved).max() <= 0.5
 

@@ -85,6 +85,8 @@ def test_every_folder_is_there_and_the_manifest_says_what_was_done(tmp_path: Pat
     )
     manifest = json.loads((output / "manifest.json").read_text())
     assert manifest["stage"] == "extract"
+    emotions = [folder[2:] for folder in FOLDERS]
+    assert manifest["settings"] == {"layout": "fer2013", "contempt": "drop", "classes": emotions, "skip_bad": False}
     assert manifest["inputs"] == [{"file": str(source), "sha256": sha256(source)}]
     assert manifest["counts"]["blank"] == 2
     assert manifest["counts"]["rejected"] == 0

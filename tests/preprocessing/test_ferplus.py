@@ -184,6 +184,8 @@ def test_without_it_nothing_changes(tree: Path, tmp_path: Path) -> None:
         (lambda rows: [*rows[:2], rows[2].replace("5", "many", 1), *rows[3:]], r"row 3: neutral is 'many'; expected"),
         (lambda rows: [*rows[:2], rows[2].replace("5", "-5", 1), *rows[3:]], r"row 3: neutral is '-5'; expected"),
         (lambda rows: [*rows[:2], rows[2].replace("5", "11", 1), *rows[3:]], r"row 3: neutral is '11'; expected a num"),
+        (lambda rows: [*rows[:2], rows[2].replace("5", "\u0665", 1), *rows[3:]], r"row 3: neutral is '\u0665'"),
+        (lambda rows: [*rows[:2], rows[2].replace("5", "9" * 5000, 1), *rows[3:]], r"row 3: neutral is '9{40}'; e"),
         (lambda rows: [*rows[:5], rows[5].replace("PublicTest", "Training"), *rows[6:]],
          r"row 6: Usage is 'Training'; expected PublicTest, as PublicTest/3_happy/00004\.png is"),
         (lambda rows: [*rows[:2], '"' + rows[2], *rows[3:]], r"fer2013new\.csv: not UTF-8 text in CSV format"),
@@ -197,16 +199,19 @@ def test_files_that_do_not_fit(file: Path, tree: Path, tmp_path: Path, change: C
 
 
 def test_faces_without_numbers(file: Path) -> None:
-    with pytest.raises(StageError, match=r"smile\.png: its name is no number"):
-        soft_labels(file, [Face("Training/3_happy/smile.png", "Training", 3)])
+    for name in ("smile", "²"):
+        with pytest.raises(StageError, match=rf"{name}\.png: its name is no number"):
+            soft_labels(file, [Face(f"Training/3_happy/{name}.png", "Training", 3)])
 
 
-def test_a_byte_order_mark_and_crlf_are_allowed(tmp_path: Path) -> None:
+def test_a_byte_order_mark_crlf_and_spaces_are_allowed(tmp_path: Path) -> None:
     path = tmp_path / "f.csv"
-    path.write_bytes(("\ufeff" + "\r\n".join(lines()) + "\r\n").encode())
+    path.write_bytes(("\ufeff" + "\r\n".join(line.replace(",", " , ") for line in lines()) + "\r\n").encode())
     usages, votes = read_votes(path)
     assert usages == list(SPLITS)
-    assert votes.sum(axis=1).tolist() == [10] * 7
+    assert votes.tolist() == [[of_row.get(name, 0) for name in NAMES] for of_row in VOTES]
+    path.write_text(HEADER)
+    assert read_votes(path)[1].shape == (0, 10)
 
 
 def test_the_command(file: Path, tree: Path, tmp_path: Path) -> None:

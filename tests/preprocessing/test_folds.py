@@ -81,3 +81,15 @@ def test_a_tenth_of_each_class_is_held_out(counts: list[int], other: int) -> Non
         assert held_out < max(count, 1)
     without = hold_out([item for item in items if item.emotion == "0"])  # what one class holds changes no other
     assert without == [item for item in found if item.emotion == "0" and item.split != "PrivateTest"]
+
+
+@pytest.mark.parametrize(
+    ("split", "happy", "sad"),
+    [("PublicTest", {"12", "15", "16"}, {"1", "8", "22"}), ("PrivateTest", {"0", "11", "13"}, {"2", "3", "7"})],
+)
+def test_the_images_that_are_held_out_are_always_the_same(split: str, happy: set[str], sad: set[str]) -> None:
+    """Others would let a net that was trained before be tested on what it was trained on."""
+    items = [Item(str(number), "Training", emotion) for emotion in ("happy", "sad") for number in range(30)]
+    moved = [item for item in hold_out(items, split) if item.split == split]
+    assert {item.file for item in moved if item.emotion == "happy"} == happy
+    assert {item.file for item in moved if item.emotion == "sad"} == sad

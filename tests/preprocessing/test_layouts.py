@@ -31,10 +31,11 @@ from layout_samples import (
 
 from preprocessing.datasets import tree_classes
 from preprocessing.extract import crop, extract
+from preprocessing.folds import hold_out
 from preprocessing.images import find_images
-from preprocessing.layouts import Box
+from preprocessing.layouts import Box, canonical
 from preprocessing.layouts.ckplus import read_ckplus
-from preprocessing.layouts.folder import list_images, split_and_class
+from preprocessing.layouts.folder import list_images, read_folder, split_and_class
 from preprocessing.stage import StageError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,10 +83,20 @@ EIGHT = (*SEVEN, "contempt")
         ("Training/1_disgust/00042.png", "Training", "disgust"),
         ("train/fearful/publictest_7.jpg", "PublicTest", "fear"),
         ("train/7_Contempt/a.jpg", "Training", "contempt"),
+        ("test/happy/training7.jpg", "PrivateTest", "happy"),
+        ("PublicTest/happy/a.jpg", "PublicTest", "happy"),
+        ("PrivateTest/happy/a.jpg", "PrivateTest", "happy"),
+        ("valid/happy/a.jpg", "PublicTest", "happy"),
     ],
 )
 def test_split_and_emotion_of_a_path(file: str, split: str, emotion: str) -> None:
     assert split_and_class(file, EIGHT) == (split, emotion)
+
+
+def test_other_words_for_the_emotions() -> None:
+    words = ("Anger", "disgusted", "FEARFUL", "happiness", "sadness", "surprised", "neutral", "contemptuous")
+    assert tuple(map(canonical, words)) == EIGHT
+    assert canonical("Bored") == "bored"
 
 
 @pytest.mark.parametrize(
@@ -104,14 +115,25 @@ def test_a_path_that_says_neither_is_refused(file: str, message: str) -> None:
 
 
 def test_names_of_ones_own() -> None:
-    classes = ("Bored", "happiness", "2_minds")
+    classes = ("Bored", "2_minds", "happiness")
     assert split_and_class("train/bored/a.jpg", classes) == ("Training", "Bored")
     assert split_and_class("train/happy/a.jpg", classes) == ("Training", "happiness")
-    assert split_and_class("train/1_Happiness/a.jpg", classes) == ("Training", "happiness")
+    assert split_and_class("train/2_Happiness/a.jpg", classes) == ("Training", "happiness")
     assert split_and_class("train/2_minds/a.jpg", classes) == ("Training", "2_minds")
     assert split_and_class("train/fro\u0308hlich/a.jpg", ("fr\u00f6hlich",)) == ("Training", "fr\u00f6hlich")
-    with pytest.raises(ValueError, match="'0_happy'; expected '1_happiness'"):
+    with pytest.raises(ValueError, match="'0_happy'; expected '2_happiness'"):
         split_and_class("train/0_happy/a.jpg", classes)
+
+
+def test_folders_of_splits_in_any_case(tmp_path: Path) -> None:
+    for name in ("Train/happy", "VALID/sad", "Test/Anger"):
+        write(tmp_path / name / "a.png", face("sad", 9, 9, 0))
+    items = read_folder(tmp_path).items
+    assert {(item.split, item.emotion) for item in items} == {
+        ("Training", "happy"),
+        ("PublicTest", "sad"),
+        ("PrivateTest", "angry"),
+    }
 
 
 def test_folders_that_are_labels(tmp_path: Path) -> None:
@@ -217,7 +239,9 @@ def test_a_tenth_of_each_class_becomes_the_validation_split(
     }
     assert counts["faces"]["PublicTest"] == dict.fromkeys(SEVEN, 0) | {"angry": 2, "happy": 1}
     assert counts["held_out"] == 3
-    assert "10% of each class of Training" in manifest(tmp_path / "images")["settings"]["splits"]
+    settings = manifest(tmp_path / "images")["settings"]
+    assert "10% of each class of Training" in settings["splits"]
+    assert not {"frames", "neutral"} & set(settings)
     assert counts["left_out"] == {"contempt": 10}
     found = tree(tmp_path / "images")
     assert {image.shape for image in found.values()} == {(40, 30)}
@@ -241,6 +265,10 @@ def test_a_folder_of_classes_alone_gets_all_splits(
     assert sorted(marks) == list(range(60))  # each image once
     for file, image in tree(tmp_path / "images").items():
         assert file.split("/")[1] == ("3_happy" if image[0, 0] % 3 == 0 else "0_angry")
+    # of all images the test split is drawn first, then of what it leaves the validation split
+    drawn = hold_out(hold_out(read_folder(source).items, "PrivateTest"), "PublicTest")
+    splits = {int(Path(file).stem): file.split("/")[0] for file in tree(tmp_path / "images")}
+    assert splits == {number: item.split for number, item in enumerate(drawn)}
     extract(source, tmp_path / "again", layout="folder")
     assert list(tree(tmp_path / "again")) == list(tree(tmp_path / "images"))
     write(source / "test/happy/a.png", face("sad", 30, 40, 60))
@@ -390,6 +418,18 @@ def test_the_last_frames_of_ckplus_carry_the_label(tmp_path: Path, images: str, 
     assert len(manifest(tmp_path / "images")["inputs"]) == 14
 
 
+def test_a_person_of_ckplus_is_the_same_in_any_case(tmp_path: Path) -> None:
+    source = write_ckplus(tmp_path / "CK+", {"S011/001": 1, "S011/002": 3})
+    (source / "cohn-kanade-images/S011").rename(source / "cohn-kanade-images/s011")
+    label = source / "Emotion/S011/002/S011_002_00000005_emotion.txt"
+    label.rename(label.with_name("s011_002_00000005_emotion.txt"))
+    listing = read_ckplus(source)
+    assert (listing.rejected, listing.left_out) == ([], {})
+    assert [(item.person, item.emotion) for item in listing.items] == [("S011", "angry")] * 3 + [
+        ("S011", "disgust")
+    ] * 3
+
+
 def test_neutral_is_the_first_frame_and_contempt_the_eighth_class(tmp_path: Path) -> None:
     source = write_ckplus(tmp_path / "CK+", persons(14))
     counts = extract(source, tmp_path / "images", layout="ckplus", contempt="keep", frames=2, neutral=True)
@@ -398,6 +438,29 @@ def test_neutral_is_the_first_frame_and_contempt_the_eighth_class(tmp_path: Path
     assert totals == dict.fromkeys(EIGHT, 4) | {"neutral": 14}
     assert {image[0, 0] for file, image in found.items() if "6_neutral" in file} == {1}
     assert {image[0, 0] for file, image in found.items() if "7_contempt" in file} == {4, 5}
+    settings = manifest(tmp_path / "images")["settings"]
+    assert re.fullmatch("[0-9a-f]{64}", settings.pop("folder_sha256"))
+    assert settings.pop("splits").startswith("10 folds that share no person")
+    assert settings == {
+        "folder": str(source),
+        "layout": "ckplus",
+        "contempt": "keep",
+        "classes": list(EIGHT),
+        "skip_bad": False,
+        "frames": 2,
+        "neutral": True,
+    }
+
+
+def test_a_sequence_has_its_first_frame_and_the_last_ones(tmp_path: Path) -> None:
+    source = write_ckplus(tmp_path / "CK+", {"S011/001": 1})  # of five frames
+    items = read_ckplus(source, frames=4, neutral=True).items
+    assert [(item.file[-5], item.emotion) for item in items] == [
+        ("1", "neutral"),
+        *((str(i), "angry") for i in range(2, 6)),
+    ]
+    ((_, reason),) = read_ckplus(source, frames=5, neutral=True).rejected
+    assert reason == "5 frames up to the peak; expected 6 or more (5 of the expression, and the first as neutral)"
 
 
 def test_folds_share_no_person(tmp_path: Path) -> None:
@@ -638,6 +701,7 @@ def test_bad_rows_of_affectnet_are_named(tmp_path: Path) -> None:
         affectnet_row("0/b.jpg", 1, ("NULL", 1, 2, 3)),
         affectnet_row("0/c.jpg", 1, (1, 1, 0, 3)),
         affectnet_row("../training.csv", 1),
+        affectnet_row("/etc/a.jpg", 1),
         ["0/d.jpg", 1],
         affectnet_row("0/e.jpg", 9, ("NULL", "NULL", "NULL", "NULL")),  # has no face, and needs none
         affectnet_row("", 1),
@@ -657,6 +721,7 @@ def test_bad_rows_of_affectnet_are_named(tmp_path: Path) -> None:
         "face_x is 'NULL'",
         "a face of 0x3 pixels",
         "../training.csv",
+        "/etc/a.jpg",
         "more or fewer fields than there are columns",
         "a folder",
         "a folder",
@@ -681,6 +746,25 @@ def test_what_is_not_affectnet(tmp_path: Path) -> None:
     (source / "training.csv").write_text(AFFECTNET_HEADER + "\n")
     with pytest.raises(StageError, match=r"training\.csv stands in .*AffectNet and in .*file_lists; expected one"):
         extract(source, tmp_path / "images", layout="affectnet")
+
+
+def test_tables_of_affectnet_that_are_none(tmp_path: Path) -> None:
+    source = write_affectnet(tmp_path / "AffectNet", TRAINING, VALIDATION)
+    table = source / "Manually_Annotated_file_lists/validation.csv"
+    for text, message in (
+        (b"\xff\xfe0/1.jpg\n", r"validation\.csv: not UTF-8 text in CSV format"),
+        (
+            AFFECTNET_HEADER.replace("face_height", "face_h").encode(),
+            r"row 1: no column 'face_height'; expected Affect",
+        ),
+    ):
+        table.write_bytes(text + b"\n")
+        with pytest.raises(StageError, match=message):
+            extract(source, tmp_path / "images", layout="affectnet")
+    (tmp_path / "later/val_set/images").mkdir(parents=True)
+    (tmp_path / "later/val_set/images/.DS_Store").touch()
+    with pytest.raises(StageError, match="later: no images in train_set/images and val_set/images"):
+        extract(tmp_path / "later", tmp_path / "images", layout="affectnet")
 
 
 def test_the_later_release_of_affectnet(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -72,6 +73,8 @@ def test_the_seed_decides_the_order(tree: Path, tmp_path: Path) -> None:
         orders.append(list(records(tmp_path / str(run) / "train_lmdb")))
     assert orders[0] == orders[1]
     assert orders[0] != orders[2]
+    write_databases(tree, tmp_path / "default")
+    assert list(records(tmp_path / "default" / "train_lmdb")) == orders[0]
     labels = [datum.label for datum in records(tmp_path / "0" / "train_lmdb").values()]
     assert labels != sorted(labels)
 
@@ -130,8 +133,11 @@ def test_images_of_two_folders_beside_each_other(tree: Path, tmp_path: Path) -> 
     assert (datum.channels, datum.height, datum.width) == (2, 48, 48), "as large as aligned faces"
     (other / "manifest.json").write_text("{}")
     write_databases(tree, tmp_path / "both", beside=other)
-    inputs = json.loads((tmp_path / "both/manifest.json").read_text())["inputs"]
-    assert [entry["file"] for entry in inputs] == [str(folder / "manifest.json") for folder in (tree, other)]
+    manifest = json.loads((tmp_path / "both/manifest.json").read_text())
+    assert manifest["settings"] == {"images": str(tree), "seed": 0, "size": 48, "beside": str(other)}
+    assert [entry["file"] for entry in manifest["inputs"]] == [
+        str(folder / "manifest.json") for folder in (tree, other)
+    ]
     inside = tmp_path / "both/train_lmdb"
     with pytest.raises(StageError, match=f"both: overlaps with the input {inside}"):  # it would be replaced
         write_databases(tree, tmp_path / "both", beside=inside)
@@ -187,6 +193,25 @@ def test_folds_that_are_not_there(tree: Path, tmp_path: Path, content: str | Non
     with pytest.raises(StageError, match=message):
         write_databases(tree, tmp_path / "lmdb", fold=fold)
     assert not (tmp_path / "lmdb").exists()
+
+
+@pytest.mark.parametrize("option", ["size", "workers", "fold"])
+def test_numbers_below_1(tree: Path, tmp_path: Path, option: str) -> None:
+    with pytest.raises(StageError, match=f"--{option} is 0; expected 1"):
+        write_databases(tree, tmp_path / "lmdb", **{option: 0})
+
+
+def test_classes_of_ones_own(tree: Path, tmp_path: Path) -> None:
+    names = ("bored", "confused", "engaged")
+    for split in COUNTS:
+        for old, new in zip(FOLDERS, names, strict=False):
+            (tree / split / old).rename(tree / split / f"{old[0]}_{new}")
+        for old in FOLDERS[3:]:
+            shutil.rmtree(tree / split / old, ignore_errors=True)
+    assert write_databases(tree, tmp_path / "lmdb")["classes"] == list(names)
+    assert (tmp_path / "lmdb/classes.txt").read_text().split() == list(names)
+    labels = {key.split("/")[1]: datum.label for key, datum in records(tmp_path / "lmdb/train_lmdb").items()}
+    assert labels == {"0_bored": 0, "1_confused": 1, "2_engaged": 2}
 
 
 def test_ferplus_is_for_the_seven_emotions(tree: Path, tmp_path: Path) -> None:

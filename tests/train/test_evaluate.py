@@ -10,25 +10,32 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
-from tiny_model import band_face, band_probabilities, make_model, write_database
+from tiny_model import SOFTMAX, band_face, band_probabilities, make_model, write_database
 
 import caffe
 from preprocessing.classes import default_classes, write_classes
 from preprocessing.datasets import EMOTIONS
 from preprocessing.network_input import FaceNetwork, faces_to_input, soften
 from preprocessing.stage import StageError
-from train.calibrate import find_temperature, negative_log_likelihood, reliability
+from train.calibrate import calibrate, find_temperature, negative_log_likelihood, reliability
 from train.ensemble import Ensemble, alignment, member, trained_files
 from train.evaluate import (
+    Answers,
+    Evaluation,
     class_metrics,
     confusion_matrix,
+    count,
     draw_confusion,
     fingerprints,
+    macro_averages,
     main,
+    print_summary,
+    to_markdown,
     write_calibration,
     write_evaluation,
 )
@@ -44,11 +51,18 @@ def test_confusion_has_rows_of_true_and_columns_of_predicted_classes() -> None:
 def test_metrics_worked_out_by_hand() -> None:
     # class 0: 2 right of 3 there are and of 4 predicted; class 1: 1 of 2 and of 2; class 2: never predicted;
     # class 3: has no images and is never predicted
-    metrics = class_metrics(np.array([[2, 1, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]))
+    confusion = np.array([[2, 1, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]])
+    metrics = class_metrics(confusion)
     assert metrics["precision"].tolist() == [1 / 2, 1 / 2, 0, 0]
     assert metrics["recall"].tolist() == [2 / 3, 1 / 2, 0, 0]
     assert metrics["f1"].tolist() == [pytest.approx(4 / 7), 1 / 2, 0, 0]
     assert metrics["support"].tolist() == [3, 2, 1, 0]
+    # over the three that there are images of, though of one there is a single one
+    assert macro_averages(confusion) == {
+        "precision": pytest.approx((1 / 2 + 1 / 2) / 3),
+        "recall": pytest.approx((2 / 3 + 1 / 2) / 3),
+        "f1": pytest.approx((4 / 7 + 1 / 2) / 3),
+    }
 
 
 def test_input_is_the_centre_minus_the_means_centre() -> None:
@@ -76,12 +90,28 @@ def test_input_equals_what_caffes_data_layer_gives_in_the_test_phase(tmp_path: P
     assert np.array_equal(faces_to_input(faces, mean, (41, 41)), net.blobs["data"].data)
 
 
+@pytest.mark.parametrize(
+    ("crop", "top", "left"),
+    [("centre", 1, 2), ("top left", 0, 0), ("top right", 0, 5), ("bottom left", 3, 0), ("bottom right", 3, 5)],
+)
+def test_the_crops_of_faces_that_are_not_square(crop: str, top: int, left: int) -> None:
+    """Faces of 7×10 for a net that sees 4×5, in two channels."""
+    random = np.random.default_rng(2)
+    faces, mean = random.integers(0, 256, (3, 2, 7, 10), np.uint8), random.uniform(0, 255, (2, 7, 10))
+    plain, mirrored = (faces_to_input(faces, mean, (4, 5), crop, turned) for turned in (False, True))
+    assert plain.shape == mirrored.shape == (3, 2, 4, 5)
+    for n, c, y, x in np.ndindex(plain.shape):
+        expected = float(faces[n, c, top + y, left + x]) - mean[c, top + y, left + x]
+        assert plain[n, c, y, x] == mirrored[n, c, y, 4 - x] == pytest.approx(expected, abs=1e-4)
+
+
 def test_input_refuses_faces_of_another_size() -> None:
     mean = np.zeros((1, 48, 48), np.float32)
     with pytest.raises(ValueError, match="faces are 1×64×64; the mean is 1×48×48"):
         faces_to_input(np.zeros((2, 64, 64), np.uint8), mean, (42, 42))
-    with pytest.raises(ValueError, match="input is 50×42; the faces are 48×48"):
-        faces_to_input(np.zeros((2, 48, 48), np.uint8), mean, (50, 42))
+    for height, width in ((50, 42), (42, 50)):
+        with pytest.raises(ValueError, match=f"input is {height}×{width}; the faces are 48×48"):
+            faces_to_input(np.zeros((2, 48, 48), np.uint8), mean, (height, width))
 
 
 def test_probabilities_of_a_net_known_by_hand(tmp_path: Path) -> None:
@@ -94,6 +124,33 @@ def test_probabilities_of_a_net_known_by_hand(tmp_path: Path) -> None:
     expected = (band_probabilities(levels) + band_probabilities(levels[::-1])) / 2
     assert np.allclose(mirrored[0], expected, atol=1e-5)
     assert network.probabilities(np.empty((0, 48, 48), np.uint8)).shape == (0, 7)
+
+
+def test_a_net_of_faces_that_are_not_square(tmp_path: Path) -> None:
+    """It sees 3×5 of 6×8 pixels, and its scores are their sum and the left column's."""
+    (tmp_path / "deploy.prototxt").write_text(
+        'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 1 dim: 3 dim: 5 } } } '
+        'layer { name: "score" type: "InnerProduct" bottom: "data" top: "score" '
+        f"inner_product_param {{ num_output: 2 }} }} {SOFTMAX}"
+    )
+    net = caffe.Net(str(tmp_path / "deploy.prototxt"), caffe.TEST)
+    net.params["score"][0].data[...] = [np.ones(15), np.tile([1, 0, 0, 0, 0], 3)]
+    net.save(str(tmp_path / "sums.caffemodel"))
+    random = np.random.default_rng(1)
+    mean = random.uniform(0, 1, (1, 6, 8)).astype(np.float32)
+    caffe.io.save_mean(tmp_path / "mean.binaryproto", mean)
+    files = [tmp_path / name for name in ("deploy.prototxt", "sums.caffemodel", "mean.binaryproto")]
+    network = FaceNetwork(*files, device="cpu")
+    assert (network.input_size, network.face_shape) == ((3, 5), (1, 6, 8))
+    face = random.integers(0, 2, (6, 8), np.uint8)
+    crop = (face - mean[0])[1:4, 1:6]
+    np.testing.assert_allclose(network.input_tensor(face), crop[None, None], atol=1e-6)
+    score = crop.sum() - crop[:, 0].sum()
+    assert network.probabilities(face[None])[0, 0] == pytest.approx(1 / (1 + np.exp(-score)), abs=1e-6)
+    for shape in ((1, 2, 8), (1, 6, 4)):
+        caffe.io.save_mean(files[2], np.zeros(shape, np.float32))
+        with pytest.raises(StageError, match=r"its input is 1×1×3×5; the mean .* is only"):
+            FaceNetwork(*files, device="cpu")
 
 
 def test_mirror_flips_after_the_mean_is_subtracted_as_in_training(tmp_path: Path) -> None:
@@ -184,8 +241,111 @@ def test_images_that_stand_in_training_too_are_left_out_of_a_second_figure(tmp_p
     assert result["without_training_duplicates"]["accuracy"] == pytest.approx(2 / 3)
     assert result["views"]["mirror"]["images"] == 5
     assert result["without_training_duplicates"]["views"]["mirror"]["images"] == 3
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert manifest["stage"] == "evaluate"
+    assert manifest["settings"] == {
+        "databases": {"test": str(test)},
+        "views": ["centre", "mirror"],
+        "calibrate_on": None,
+        "exclude_duplicates_of": str(train),
+    }
+    assert [entry["file"] for entry in manifest["inputs"]] == list(map(str, model))
+    assert manifest["counts"] == {"test": {"images": 5, "correct": 3, "accuracy": 0.6}}
     assert "without the 2 that" not in (tmp_path / "out/evaluation.md").read_text()
     assert "66.67% of 3" in (tmp_path / "out/evaluation.md").read_text()
+
+
+def worked_out_by_hand() -> Evaluation:
+    """Five faces of two databases: three happy and two sad ones, the first of which stands in training too."""
+    labels = np.array([0, 0, 0, 1, 1])
+    predicted = {"centre": [0, 0, 1, 1, 0], "mirror": [0, 0, 0, 1, 0]}
+    probabilities = {view: np.full((5, 3), 0.1) + 0.7 * np.eye(3)[numbers] for view, numbers in predicted.items()}
+    new = np.array([False, True, True, True, True])
+    parts = [
+        Answers(labels[part], {view: p[part] for view, p in probabilities.items()}, new[part], {"contempt": count})
+        for part, count in ((slice(0, 3), 2), (slice(3, 5), 1))
+    ]
+    evaluation = count("test", ("happy", "sad", "calm"), {Path("a"): parts[0], Path("b"): parts[1]})
+    evaluation.calibration = calibrate(probabilities["centre"], labels, 2.0)
+    return evaluation
+
+
+def test_what_is_said_of_a_database(capsys: pytest.CaptureFixture[str]) -> None:
+    evaluation = worked_out_by_hand()
+    result = evaluation.to_dict()
+    calibration = result.pop("calibration")
+    shares = {
+        "centre": {"images": 5, "correct": 3, "accuracy": 0.6},
+        "mirror": {"images": 5, "correct": 4, "accuracy": 0.8},
+    }
+    new = {
+        "centre": {"images": 4, "correct": 2, "accuracy": 0.5},
+        "mirror": {"images": 4, "correct": 3, "accuracy": 0.75},
+    }
+    two_thirds = pytest.approx(2 / 3)
+    assert result == {
+        "source": "a,b",
+        **shares["centre"],
+        "views": shares,
+        "without_training_duplicates": {"duplicates": 1, **new["centre"], "views": new},
+        "left_out_classes": {"contempt": 3},
+        "macro": dict.fromkeys(("precision", "recall", "f1"), pytest.approx((2 / 3 + 1 / 2) / 2)),
+        "classes": {
+            "happy": {"precision": two_thirds, "recall": two_thirds, "f1": two_thirds, "support": 3},
+            "sad": {"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 2},
+            "calm": {"precision": 0, "recall": 0, "f1": 0, "support": 0},
+        },
+        "confusion": [[2, 1, 0], [1, 1, 0], [0, 0, 0]],
+    }
+    # all are 0.8 sure, and 0.6 are right; by the temperature 2 the shares are those of the square roots
+    sure = 0.8**0.5 / (0.8**0.5 + 2 * 0.1**0.5)
+    likelihood = (3 * -math.log(0.8) + 2 * -math.log(0.1)) / 5
+    calibrated = (3 * -math.log(sure) + 2 * -math.log((1 - sure) / 2)) / 5
+    assert calibration == {
+        "ece": pytest.approx(0.2),
+        "ece_calibrated": pytest.approx(0.6 - sure),
+        "nll": pytest.approx(likelihood),
+        "nll_calibrated": pytest.approx(calibrated),
+    }
+    print_summary(evaluation)
+    assert capsys.readouterr().out.splitlines() == [
+        "test: accuracy 60.00% of 5 images, 80.00% mirrored, without the 1 that stand in the training set too "
+        "50.00% centre, 75.00% mirrored, calibration error 20.00%, calibrated 1.42%",
+        "  Left out, since the net has no such class: 3 contempt",
+        "                 precision  recall      F1  images",
+        "  happy              66.7%   66.7%   66.7%       3",
+        "  sad                50.0%   50.0%   50.0%       2",
+        "  calm                0.0%    0.0%    0.0%       0",
+        "  macro average      58.3%   58.3%   58.3%       5",
+    ]
+
+
+def test_the_page_on_an_evaluation() -> None:
+    page = to_markdown([worked_out_by_hand()], SimpleNamespace(name="my net"))  # type: ignore[arg-type]
+    *tables, end = page.split("\n\n")
+    assert tables == [
+        "# Evaluation of my net",
+        "| database | images | centre | mirrored | centre, without images of the training set "
+        "| mirrored, without images of the training set |\n"
+        "|---|--:|--:|--:|--:|--:|\n"
+        "| test | 5 | **60.00%** | 80.00% | 50.00% of 4 | 75.00% of 4 |",
+        "Expected calibration error (15 bins) and negative log-likelihood, as trained and with the logits divided by "
+        "the temperature 2.0000, which changes no answer:",
+        "| database | ECE | calibrated | NLL | calibrated |\n|---|--:|--:|--:|--:|\n"
+        "| test | 20.00% | 1.42% | 1.0549 | 0.9507 |",
+        "![reliability diagrams](reliability.png)",
+        "## test",
+        "| emotion | precision | recall | F1 | images |\n|---|--:|--:|--:|--:|\n"
+        "| happy | 66.7% | 66.7% | 66.7% | 3 |\n| sad | 50.0% | 50.0% | 50.0% | 2 |\n"
+        "| calm | 0.0% | 0.0% | 0.0% | 0 |\n"
+        "| **macro average** | 58.3% | 58.3% | 58.3% | 5 |",
+        "Left out, since the net has no such class: 3 contempt.",
+        "![confusion matrix of test](confusion_test.png)",
+    ]
+    assert end.startswith(
+        "Every image of each database counts once. The tables and matrices of the emotions are by the c"
+    )
+    assert end.endswith("that there are images of.\n")
 
 
 def test_other_numbers_of_classes_get_plain_names(tmp_path: Path) -> None:
@@ -202,9 +362,16 @@ def test_the_same_output_folder_is_replaced_but_no_other(tmp_path: Path) -> None
     write_evaluation(network, {"test": [database]}, output)
     write_evaluation(network, {"val": [database]}, output)
     assert not (output / "confusion_test.png").exists()
-    with pytest.raises(StageError, match="was not written by this stage"):
-        write_evaluation(network, {"val": [database]}, tmp_path / "model")
+    (tmp_path / "file").touch()
+    for other in ("model", "file"):
+        with pytest.raises(StageError, match=f"{other}: exists and was not written by this stage"):
+            write_evaluation(network, {"val": [database]}, tmp_path / other)
     assert model[1].is_file()
+    with pytest.raises(ValueError, match="calibrate_on is 'test'; expected one of val"):
+        write_evaluation(network, {"val": [database]}, output, calibrate_on="test")
+    (tmp_path / "empty").mkdir()
+    write_evaluation(network, {"val": [database]}, tmp_path / "empty")
+    assert (tmp_path / "empty/evaluation.json").is_file()
 
 
 def test_a_database_that_does_not_fit_is_an_error_and_leaves_the_old_output(tmp_path: Path) -> None:
@@ -242,6 +409,39 @@ def test_models_that_are_not_whole_are_named(tmp_path: Path) -> None:
         FaceNetwork(deploy, weights, mean, device="cpu").probabilities(band_face(0)[None])
 
 
+def test_nets_that_are_none_of_one_face_and_its_probabilities_are_named(tmp_path: Path) -> None:
+    deploy, weights, mean = make_model(tmp_path)
+    text = deploy.read_text()
+    more = 'layer { name: "more" type: "Input" top: "more" input_param { shape { dim: 1 } } }'
+    join = 'layer { name: "join" type: "Silence" bottom: "more" }'
+    for changed, message in (
+        (text + more + join, r"has the inputs \['data', 'more'\] and the outputs \['prob'\]"),
+        (
+            text + SOFTMAX.replace('"prob"', '"again"'),
+            r"the inputs \['data'\] and the outputs \['again', 'prob'\]; exp",
+        ),
+        (
+            text.replace("dim: 1 dim: 1 dim: 42 dim: 42", "dim: 1 dim: 1764"),
+            "its input is 1×1764; expected N×1×H×W, as",
+        ),
+        (text.replace("dim: 1 dim: 1", "dim: 1 dim: 4").replace("42", "21"), "input is 1×4×21×21; expected N×1×H×W"),
+        (
+            text + 'layer { name: "sum" type: "Reduction" bottom: "prob" top: "sum" }',
+            "its output is one number; expected N×classes",
+        ),
+    ):
+        deploy.write_text(changed)
+        with pytest.raises(StageError, match=rf"deploy\.prototxt: .*{message}"):
+            FaceNetwork(deploy, weights, mean, device="cpu")
+    deploy.write_text(text)
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    with pytest.raises(StageError, match=r"classes\.txt: 2 names; expected 7, the outputs of"):
+        FaceNetwork(deploy, weights, mean, device="cpu")
+    mean.write_bytes(b"no mean")
+    with pytest.raises(StageError, match=r"mean\.binaryproto: "):
+        FaceNetwork(deploy, weights, mean, device="cpu")
+
+
 def test_the_picture_says_counts_and_shares_of_rows() -> None:
     figure = draw_confusion(np.array([[3, 1], [0, 0]]), ("happy", "sad"), "title")
     assert [text.get_text() for text in figure.axes[0].texts] == ["75.0%\n3", "25.0%\n1", "0.0%\n0", "0.0%\n0"]
@@ -270,6 +470,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     for options, message in (
         (["--views", "mirror", "--calibrate-on", "val"], "the first of --views is mirror; expected centre"),
         (["--views", "mirror", "mirror"], "--views: a name is given twice"),
+        (["--lmdb", f"val={database}"], "--lmdb: a name is given twice"),
         (["--calibrate-on", "test"], "--calibrate-on is test; expected one of val"),
     ):
         monkeypatch.setattr(sys, "argv", ["evaluate", *arguments, "--lmdb", f"val={database}", *options])
@@ -277,6 +478,22 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
             main()
         assert caught.value.code == 2
         assert message in capsys.readouterr().err
+
+
+def test_the_command_leaves_out_what_stands_in_either_of_two_databases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deploy, weights, mean = map(str, make_model(tmp_path / "model"))
+    test = write_database(tmp_path / "test_lmdb", [band_face(k) for k in range(4)], [0, 1, 2, 3])
+    train, val = (write_database(tmp_path / f"{k}_lmdb", [band_face(k)], [k]) for k in (1, 3))
+    arguments = [deploy, weights, "--mean", mean, "--output", str(tmp_path / "out"), "--device", "cpu"]
+    arguments += ["--lmdb", f"test={test}", "--exclude-duplicates-of", f"{train},{val}"]
+    monkeypatch.setattr(sys, "argv", ["evaluate", *arguments])
+    main()
+    result = json.loads((tmp_path / "out/evaluation.json").read_text())["databases"]["test"]
+    left = result["without_training_duplicates"]
+    assert (result["images"], left["duplicates"], left["images"]) == (4, 2, 2)
+    assert not (tmp_path / "model/calibration.json").exists()
 
 
 # Another data set's classes
@@ -483,6 +700,8 @@ def test_the_temperature_has_the_lowest_likelihood_of_all() -> None:
     assert negative_log_likelihood(soften(probabilities, found), labels) == pytest.approx(likelihood(found), rel=1e-9)
     # never right: the less sure the better
     assert find_temperature(probabilities, probabilities.argmin(1)) == 20
+    # a tie is lost whatever the temperature, and the other answer is the likelier the surer it is
+    assert find_temperature(np.array([[0.5, 0.5], [0.6, 0.4]]), np.array([1, 0])) == 0.05
 
 
 def test_a_few_answers_that_are_all_right_do_not_make_a_net_sure() -> None:
@@ -522,6 +741,9 @@ def test_probabilities_of_zero_stay_numbers() -> None:
     assert np.allclose(softened.sum(1), 1)
     assert (softened.argmax(1) == [0, 1]).all()
     assert math.isfinite(negative_log_likelihood(certain, np.array([1, 1])))
+    answers = [[0.5, 0.5, 0], [1, 0, 0], [0.3, 0.3, 0.4]]
+    hard = soften(np.array(answers), 1e-4)  # whose powers are too small for a float64, but for their largest
+    assert np.allclose(hard, [[0.5, 0.5, 0], [1, 0, 0], [0, 0, 1]])
 
 
 # Ensembles

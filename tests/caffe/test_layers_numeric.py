@@ -287,13 +287,22 @@ def test_reshape(settings: str, shape: tuple[int, ...]) -> None:
         "shape { dim: -4 dim: -6 }",
         "shape { dim: 9 }",
         "shape { dim: 6 dim: 4 dim: 1 dim: 0 }",
-        "shape { dim: 1 } axis: 4",
-        "shape { dim: 1 } axis: -5",
     ],
 )
 def test_reshape_that_does_not_fit(settings: str) -> None:
     with pytest.raises(caffe.CaffeError, match=r"layer 'layer' \(Reshape\)"):
         one_layer(f'type: "Reshape" reshape_param {{ {settings} }}', (2, 3, 4))
+
+
+@pytest.mark.parametrize("axis", [4, -5])
+def test_reshape_from_no_axis_of_the_bottoms(axis: int) -> None:
+    with pytest.raises(caffe.CaffeError, match=rf"axis {axis} is out of range for bottom shape \(2, 3, 4\)"):
+        one_layer(f'type: "Reshape" reshape_param {{ shape {{ dim: 1 }} axis: {axis} }}', (2, 3, 4))
+
+
+def test_reshape_of_no_values_infers_nothing() -> None:
+    with pytest.raises(caffe.CaffeError, match=r"the dim of -1 cannot be inferred: 0 values do not divide by 0"):
+        one_layer('type: "Reshape" reshape_param { shape { dim: 0 dim: -1 } }', (0, 3))
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2, -1])

@@ -238,6 +238,7 @@ def test_another_batch_size(text: str, shapes: tuple[tuple[int, ...], ...], numb
         ("Pooling pooling_param { pad: 1 global_pooling: true }", [IMAGE], r"needs pad 0 .* not \(1, 1\) and \(1, 1\)"),
         ("Pooling pooling_param { stride: 2 global_pooling: true }", [IMAGE], r"not \(0, 0\) and \(2, 2\)"),
         ("Pooling pooling_param { kernel_size: 12 }", [IMAGE], "bottom 'x0' .* smaller than the kernel"),
+        ("Pooling pooling_param { global_pooling: true }", [(4, 3, 0, 5)], r"bottom 'x0' has shape \(4, 3, 0, 5\)"),
         ("Pooling pooling_param { kernel_size: 0 }", [IMAGE], r"kernel is \(0, 0\) and stride \(1, 1\)"),
         ("Pooling pooling_param { kernel_size: 2 stride: 0 }", [IMAGE], r"kernel is \(2, 2\) and stride \(0, 0\)"),
         ("PReLU", [(4,)], r"bottom 'x0' has shape \(4,\)"),

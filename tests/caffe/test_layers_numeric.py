@@ -560,6 +560,11 @@ def test_reduction(axis: int, operation: str, reference: Callable) -> None:
     check_gradient(net, x, step=1e-3)
 
 
+def test_the_mean_of_one_value_is_itself() -> None:
+    net = one_layer('type: "Reduction" reduction_param { operation: MEAN axis: 1 }', (3, 1))
+    close(run(net, normal(3, 1))["y"], normal(3, 1)[:, 0])
+
+
 def test_reduction_as_a_loss_and_at_0() -> None:
     net = one_layer('type: "Reduction" reduction_param { operation: ASUM } loss_weight: 3', (2, 2))
     run(net, np.array([[0, -2], [5, 0]]))

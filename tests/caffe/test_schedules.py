@@ -190,7 +190,9 @@ def test_the_monitor_knows_a_loss_from_an_accuracy(problem: Path) -> None:
     assert solver_of(problem, "").monitor == Monitor("accuracy", lower=False)
     assert solver_of(problem, 'monitor: "loss"').monitor == Monitor("loss", lower=True)
     assert solver_of(problem, 'monitor: "nothing that is needed"').monitor is None
-    assert not Monitor("loss", lower=True).better(math.nan, None)
+    for lower in (True, False):
+        assert not Monitor("x", lower).better(math.nan, None)
+        assert not Monitor("x", lower).better(0.5, 0.5)
 
 
 def logged(work: Callable[[], object]) -> str:

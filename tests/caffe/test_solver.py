@@ -535,7 +535,10 @@ def test_files_that_are_no_solver(problem: Path) -> None:
 
 def test_a_state_that_names_no_weights_leaves_them(problem: Path) -> None:
     """As Caffe's, where it was written without them."""
-    solver, other = linear_solver(f'{FIXED} momentum: 0.9 snapshot_prefix: "{problem.parent}/x"'), linear_solver(FIXED)
+    solver, other = (
+        linear_solver(f'{FIXED} momentum: 0.9 snapshot_prefix: "{problem.parent}/new/x"'),
+        linear_solver(FIXED),
+    )
     solver.net.blobs["x"].data[...] = 1
     solver.step(2)
     file = Path(solver.snapshot())

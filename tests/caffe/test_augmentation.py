@@ -201,7 +201,9 @@ def test_balanced_reading_draws_all_labels_alike(tmp_path: Path) -> None:
 
 def test_labels_as_probabilities(tmp_path: Path) -> None:
     source = write_faces(tmp_path, [2, 0, 1, 2], {1: [0.25, 0.5, 0.25]})
-    ((_, labels),) = batches(data_net(data(source, "classes: 3")), 1)
+    net = data_net(data(source, "classes: 3"))
+    assert net.blobs["label"].shape == (4, 3)
+    ((_, labels),) = batches(net, 1)
     np.testing.assert_array_equal(labels, [[0, 0, 1], [0.25, 0.5, 0.25], [0, 1, 0], [0, 0, 1]])
     ((_, numbers),) = batches(data_net(data(source)), 1)
     assert numbers.tolist() == [2, 0, 1, 2]

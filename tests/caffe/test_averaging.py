@@ -246,8 +246,9 @@ def test_the_features_above_are_at_work(problem: Path) -> None:
     assert stopping.progress.best is not None
 
 
-def test_averaging_may_begin_and_end_with_a_resumed_run(problem: Path) -> None:
-    plain, averaged = solver_of(problem, ""), solver_of(problem, EMA)
+@pytest.mark.parametrize("form", ["BINARYPROTO", "HDF5"])
+def test_averaging_may_begin_and_end_with_a_resumed_run(problem: Path, form: str) -> None:
+    plain, averaged = (solver_of(problem, f"{text} snapshot_format: {form}") for text in ("", EMA))
     plain.step(2)
     averaged.restore(plain.snapshot())
     averaged.step(1)

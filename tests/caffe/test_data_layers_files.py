@@ -328,7 +328,7 @@ def test_overlaps_sort_the_windows(tmp_path: Path) -> None:
     second = ["5 1 0 0 9 9", "0 0 0 0 10 10"]
     source = tmp_path / "windows.txt"
     text = window_text([("0.png", image, first), ("1.png", image, second), ("gone.png", image, [])])
-    source.write_text(text.replace("\n", "\r\n"))  # of Windows
+    source.write_text(text.replace("\n", "\r\n") + " \r\n")  # of Windows
     net = data_net(window_data(source, "fg_threshold: 0.6 bg_threshold: 0.1 fg_fraction: 0.5", batch=40))
     ((found, labels),) = batches(net, 1)
     assert set(labels[20:]) == {1, 5}

@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import cv2
 import numpy as np
@@ -76,6 +77,20 @@ def test_the_shape_of_four_numbers_comes_first_and_a_scalar_has_none() -> None:
     assert caffe.io.blobproto_to_array(both).shape == (1, 2, 3, 1)
     scalar = caffe.io.array_to_blobproto(np.array(2.5))
     assert caffe.io.blobproto_to_array(caffe_pb2.BlobProto.FromString(scalar.SerializeToString())) == np.float32(2.5)
+
+
+@pytest.mark.parametrize(
+    ("datum", "message"),
+    [
+        ({"channels": 1, "height": 2, "width": 2, "data": b"abc"}, r"shape \(1, 2, 2\) with 3 values; expected 4"),
+        ({"channels": 1, "height": 2, "width": 1, "float_data": [1]}, r"shape \(1, 2, 1\) with 1 values; expected 2"),
+        ({"channels": 1, "height": 0, "width": 2}, r"shape \(1, 0, 2\) with 0 values"),
+        ({"channels": -1, "height": -2, "width": 2, "data": b"abcd"}, r"shape \(-1, -2, 2\) with 4 values"),
+    ],
+)
+def test_a_datum_of_another_number_of_values(datum: dict[str, Any], message: str) -> None:
+    with pytest.raises(caffe.CaffeError, match=message):
+        caffe.io.datum_to_array(caffe_pb2.Datum(**datum))
 
 
 def test_several_blobs_in_a_string() -> None:

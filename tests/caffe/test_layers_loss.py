@@ -150,6 +150,11 @@ def test_accuracy_with_ties(top_k: int, ignore: int | None) -> None:
         assert 0 < hits.sum() < (scores.argmax(1) == labels).sum(), "no tie decides: the test says nothing"
 
 
+def test_accuracy_of_one_row() -> None:
+    net = one_layer('type: "Accuracy"', (1, 3), (1,))
+    assert [float(run(net, np.array([[0, 1, 2]]), np.array([label]))["y"]) for label in range(3)] == [0, 0, 1]
+
+
 def test_accuracy_along_an_axis() -> None:
     scores, labels = normal(3, 2, 5, 4), np.random.default_rng(1).integers(0, 5, (3, 2, 4))
     net = one_layer('type: "Accuracy" accuracy_param { axis: 2 }', scores.shape, labels.shape)

@@ -287,13 +287,22 @@ def test_reshape(settings: str, shape: tuple[int, ...]) -> None:
         "shape { dim: -4 dim: -6 }",
         "shape { dim: 9 }",
         "shape { dim: 6 dim: 4 dim: 1 dim: 0 }",
-        "shape { dim: 1 } axis: 4",
-        "shape { dim: 1 } axis: -5",
     ],
 )
 def test_reshape_that_does_not_fit(settings: str) -> None:
     with pytest.raises(caffe.CaffeError, match=r"layer 'layer' \(Reshape\)"):
         one_layer(f'type: "Reshape" reshape_param {{ {settings} }}', (2, 3, 4))
+
+
+@pytest.mark.parametrize("axis", [4, -5])
+def test_reshape_from_no_axis_of_the_bottoms(axis: int) -> None:
+    with pytest.raises(caffe.CaffeError, match=rf"axis {axis} is out of range for bottom shape \(2, 3, 4\)"):
+        one_layer(f'type: "Reshape" reshape_param {{ shape {{ dim: 1 }} axis: {axis} }}', (2, 3, 4))
+
+
+def test_reshape_of_no_values_infers_nothing() -> None:
+    with pytest.raises(caffe.CaffeError, match=r"the dim of -1 cannot be inferred: 0 values do not divide by 0"):
+        one_layer('type: "Reshape" reshape_param { shape { dim: 0 dim: -1 } }', (0, 3))
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2, -1])
@@ -549,6 +558,11 @@ def test_reduction(axis: int, operation: str, reference: Callable) -> None:
     rows = x.reshape(*x.shape[: axis % 3], -1).astype(np.float64)
     close(run(net, x)["y"], np.array(-2.5 * reference(rows)))
     check_gradient(net, x, step=1e-3)
+
+
+def test_the_mean_of_one_value_is_itself() -> None:
+    net = one_layer('type: "Reduction" reduction_param { operation: MEAN axis: 1 }', (3, 1))
+    close(run(net, normal(3, 1))["y"], normal(3, 1)[:, 0])
 
 
 def test_reduction_as_a_loss_and_at_0() -> None:

@@ -147,6 +147,7 @@ def test_an_empty_database(tmp_path: Path) -> None:
         (in_root(14, "<H", 65000), r"page \d+ is no branch"),
         (in_root(16, "<H", 4094), r"page \d+ has a node that is not in it"),
         (in_root(16, "<H", 18), r"page \d+ has a node that is not in it"),
+        (in_root(16, "<H", 4087), r"page \d+ has a node that is not in it"),  # nodes begin at even places
         (in_leaf(10, "<H", 0x22), r"page \d+ is no leaf"),
         (in_leaf(12, "<H", 16), r"page \d+ is no leaf"),  # of no node
         (in_leaf(16, "<H", 65534), r"page \d+ has a node that is not in it"),

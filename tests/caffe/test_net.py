@@ -867,6 +867,16 @@ def test_weights_that_do_not_fit(tmp_path: Path, change: tuple[str, str], messag
             assert np.array_equal(blob.data, old), f"{name} was copied although the file does not fit"
 
 
+def test_a_parameter_of_too_few_values(tmp_path: Path) -> None:
+    proto, net = net_of(CHAIN).to_proto(), net_of(CHAIN, seed=2)
+    next(layer for layer in proto.layer if layer.name == "fc").blobs[1].data.pop()
+    (tmp_path / "few.caffemodel").write_bytes(proto.SerializeToString())
+    before = [blob.data.copy() for blob in net.learnable_params]
+    with pytest.raises(caffe.CaffeError, match=r"layer 'fc'.*few\.caffemodel: parameter 1: .*4 values"):
+        net.copy_from(tmp_path / "few.caffemodel")
+    assert all(np.array_equal(blob.data, old) for blob, old in zip(net.learnable_params, before, strict=True))
+
+
 def test_weights_of_an_old_file(tmp_path: Path) -> None:
     """Files from before 2014 state every blob by four axes: num, channels, height, width."""
     net = net_of(CHAIN)

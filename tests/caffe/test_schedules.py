@@ -70,6 +70,8 @@ def test_one_cycle_without_a_rise_begins_at_the_top() -> None:
 
 def test_settings_at_the_ends_of_their_ranges() -> None:
     assert rates('lr_policy: "cosine" max_iter: 3 min_lr: 0.5', 3) == [0.5] * 3
+    assert rates('lr_policy: "cosine" max_iter: 1', 2) == [0.5, 0]
+    assert rates('lr_policy: "poly" power: 1 max_iter: 1', 2) == [0.5, 0]
     assert rates('lr_policy: "plateau" gamma: 0.1 min_lr: 0.5 patience: 1', 1) == [0.5]
     ends = "max_iter: 1 div_factor: 1 final_div_factor: 1"
     assert rates(f'lr_policy: "onecycle" {ends}', 1) == [0.5]
@@ -188,7 +190,9 @@ def test_the_monitor_knows_a_loss_from_an_accuracy(problem: Path) -> None:
     assert solver_of(problem, "").monitor == Monitor("accuracy", lower=False)
     assert solver_of(problem, 'monitor: "loss"').monitor == Monitor("loss", lower=True)
     assert solver_of(problem, 'monitor: "nothing that is needed"').monitor is None
-    assert not Monitor("loss", lower=True).better(math.nan, None)
+    for lower in (True, False):
+        assert not Monitor("x", lower).better(math.nan, None)
+        assert not Monitor("x", lower).better(0.5, 0.5)
 
 
 def logged(work: Callable[[], object]) -> str:

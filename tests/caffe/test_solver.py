@@ -299,6 +299,12 @@ def test_snapshots_on_an_interval_and_at_the_end(problem: Path) -> None:
     assert state(again) == state(solver)
 
 
+def test_without_tests_or_an_interval_of_any_kind() -> None:
+    solver = linear_solver(f"{FIXED} max_iter: 2 snapshot_after_train: false")
+    solver.solve()
+    assert solver.iter == 2
+
+
 def test_without_a_snapshot_after_training(problem: Path) -> None:
     solver_of(problem, "snapshot_after_train: false max_iter: 2").solve()
     assert not list(problem.parent.glob("snap*"))
@@ -529,7 +535,10 @@ def test_files_that_are_no_solver(problem: Path) -> None:
 
 def test_a_state_that_names_no_weights_leaves_them(problem: Path) -> None:
     """As Caffe's, where it was written without them."""
-    solver, other = linear_solver(f'{FIXED} momentum: 0.9 snapshot_prefix: "{problem.parent}/x"'), linear_solver(FIXED)
+    solver, other = (
+        linear_solver(f'{FIXED} momentum: 0.9 snapshot_prefix: "{problem.parent}/new/x"'),
+        linear_solver(FIXED),
+    )
     solver.net.blobs["x"].data[...] = 1
     solver.step(2)
     file = Path(solver.snapshot())

@@ -244,9 +244,14 @@ def test_the_main_face_of_an_image_that_is_not_square() -> None:
         return Face((box[0], box[1], box[2], box[3]), np.zeros((5, 2), np.float32), 0.9)
 
     middle, aside = face(80, 0, 40, 40), face(0, 0, 40, 40)
-    assert main_face([aside, middle], 40, 200) is middle
+    assert main_face([aside, middle, face(160, 0, 40, 40)], 40, 200) is middle
     wide, tall = face(60, 10, 80, 20), face(90, 0, 20, 40)  # both in the middle
     assert main_face([tall, wide], 40, 200) is wide
+    # the same with x and y exchanged
+    middle, aside = face(0, 80, 40, 40), face(0, 0, 40, 40)
+    assert main_face([aside, middle, face(0, 160, 40, 40)], 200, 40) is middle
+    tall, wide = face(10, 60, 20, 80), face(0, 90, 40, 20)
+    assert main_face([wide, tall], 200, 40) is tall
 
 
 def test_of_several_faces_the_main_one_is_aligned_and_they_are_counted(tmp_path: Path, astronaut: np.ndarray) -> None:

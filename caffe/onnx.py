@@ -7,13 +7,13 @@ same (https://onnx.ai/onnx/operators); what is between them keeps the blobs' nam
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from .errors import CaffeError
+from .files import StrPath
 from .io import replace_bytes
 from .layers.base import Layer, Shape
 from .layers.normalization import spread
@@ -30,11 +30,11 @@ Converter = Callable[["_Graph", Any, Names, Names, list[Shape]], None]
 CONVERTERS: dict[str, Converter] = {}
 
 
-def save_onnx(net: Net, path: str | os.PathLike[str]) -> None:
+def save_onnx(net: Net, path: StrPath) -> None:
     """Write a net with its weights as an ONNX model, all or nothing; any number of images goes in.
 
     net: of phase TEST, such as a deploy.prototxt's. Its inputs and outputs keep their names.
-    Raises CaffeError for a layer that has no such operators, naming it, and where the file cannot be written.
+    Raises CaffeError for a layer that has no such operators, naming it; OSError where the file cannot be written.
     """
     if net.phase != TEST:
         raise CaffeError("the net is of phase TRAIN; expected caffe.TEST")
@@ -61,16 +61,18 @@ class _Graph:
         self.proto = GraphProto(name=net.name or "net")
         self._used = set(net.blobs)
         self._shapes = {name: tuple(blob.shape) for name, blob in net.blobs.items()}
+        self._batch = [self._shapes[name][:1] for name in net.inputs[:1]]
         current = {name: name for name in net.inputs}
-        last = {top: layer.name for layer in net.layers for top in layer.param.top}
-        for layer in net.layers:
+        # by the layers' numbers, since layers without parameters may share a name
+        last = {top: number for number, layer in enumerate(net.layers) for top in layer.param.top}
+        for number, layer in enumerate(net.layers):
             if layer.type in ("Input", "Silence"):
                 continue
             if layer.type not in CONVERTERS:
                 layer.error(f"has no operators of ONNX here; expected one of {', '.join(sorted(CONVERTERS))}")
             bottoms = [current[name] for name in layer.param.bottom]
             tops = [
-                name if last[name] == layer.name and name not in net.inputs else self.name(layer, name)
+                name if last[name] == number and name not in net.inputs else self.name(layer, name)
                 for name in layer.param.top
             ]
             CONVERTERS[layer.type](self, layer, bottoms, tops, [self._shapes[name] for name in layer.param.bottom])
@@ -88,7 +90,7 @@ class _Graph:
             dim = value.type.tensor_type.shape.dim.add()
             if axis:
                 dim.dim_value = size
-            else:
+            elif (size,) in self._batch:  # else any other size: what has one name has one size
                 dim.dim_param = BATCH
 
     def name(self, layer: Layer, what: str) -> str:
@@ -323,4 +325,4 @@ def _slice(graph: _Graph, layer: Any, bottoms: Names, tops: Names, shapes: list[
 def _reshape(graph: _Graph, layer: Any, bottoms: Names, tops: Names, shapes: list[Shape]) -> None:
     (sizes,) = layer.top_shapes(shapes)
     keeps = sizes[:1] == shapes[0][:1]  # the batch, of any size
-    graph.reshape(layer, bottoms[0], [0, *sizes[1:]] if keeps else sizes, tops[0])
+    graph.reshape(layer, bottoms[0], [0 if keeps else -1, *sizes[1:]], tops[0])

@@ -123,6 +123,13 @@ NETS = {
         layer { name: "norm" type: "BatchNorm" bottom: "conv" top: "conv" }
         layer { name: "scale" type: "Scale" bottom: "conv" top: "conv" scale_param { bias_term: true } }
         layer { name: "rectified" type: "ReLU" bottom: "conv" top: "conv" }""",
+    "layers of one name": """layer { name: "conv" type: "Convolution" bottom: "data" top: "conv"
+          convolution_param { num_output: 4 kernel_size: 3 } }
+        layer { name: "act" type: "ReLU" bottom: "conv" top: "conv" }
+        layer { name: "act" type: "Sigmoid" bottom: "conv" top: "conv" }""",
+    "rows of all images": """layer { name: "rows" type: "Reshape" bottom: "data" top: "rows"
+          reshape_param { shape { dim: -1 dim: 72 } } }
+        layer { name: "fc" type: "InnerProduct" bottom: "rows" top: "fc" inner_product_param { num_output: 5 } }""",
     "names that are taken": """layer { name: "a" type: "Power" bottom: "data" top: "a"
           power_param { scale: 2 shift: 1 } }
         layer { name: "b" type: "AbsVal" bottom: "data" top: "a/scale" }
@@ -153,6 +160,17 @@ def test_what_the_file_says(tmp_path: Path) -> None:
     assert [dim.dim_param or dim.dim_value for dim in fc.type.tensor_type.shape.dim] == ["N", 5]
     weight = next(tensor for tensor in model.graph.initializer if tensor.name == "fc/weight")
     assert np.array_equal(np.frombuffer(weight.raw_data, "<f4").reshape(weight.dims), net.params["fc"][0].data)
+
+
+def test_a_name_of_a_size_is_of_one_size(tmp_path: Path) -> None:
+    layers = """layer { name: "rows" type: "Reshape" bottom: "data" top: "rows"
+          reshape_param { shape { dim: -1 dim: 72 } } }
+        layer { name: "p" type: "Softmax" bottom: "data" top: "p" }"""
+    save_onnx(net_of(layers, tmp_path), tmp_path / "net.onnx")
+    graph = ModelProto.FromString((tmp_path / "net.onnx").read_bytes()).graph
+    sizes = {output.name: output.type.tensor_type.shape.dim for output in graph.output}
+    assert [dim.dim_param or dim.dim_value for dim in sizes["rows"]] == [0, 72]  # six for each image
+    assert [dim.dim_param or dim.dim_value for dim in sizes["p"]] == ["N", 6, 9, 8]
 
 
 @pytest.mark.parametrize(

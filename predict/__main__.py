@@ -322,6 +322,8 @@ def csv_file(text: str) -> Path:
     """A file's name that ends in .csv, for argparse: it is replaced, and an image's would be by mistake."""
     if not text.lower().endswith(".csv"):
         raise argparse.ArgumentTypeError(f"{text!r}; expected a name that ends in .csv")
+    if os.path.isdir(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is a folder; expected a file's name")
     return Path(text)
 
 

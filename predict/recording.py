@@ -180,17 +180,28 @@ class FaceTable(_Table[VideoFrame]):
 
 
 class ImageTable(_Table[AnsweredImage]):
-    """As FaceTable, of images: the image's name first, and where no face was found a row of the name alone."""
+    """As FaceTable, of images: the image's name first, and where no face was found a row of the name alone.
+
+    Of no images there is no table, so that names with a slip do not take an old one's place.
+    """
 
     def __init__(self, target: Path, emotions: Sequence[str]) -> None:
         super().__init__(target, ["file", *FACE_COLUMNS, *emotions])
         self._nothing: list[object] = [""] * (len(FACE_COLUMNS) + len(emotions))
+        self._images = 0
 
     def write(self, answer: AnsweredImage) -> None:
         """Append the image's faces."""
+        self._images += 1
         path, predictions = answer
         for row in [_cells(face) for face in predictions] or [self._nothing]:
             self._append(path, *row)
+
+    def finish(self) -> None:
+        """Put the table in its place. Raises StageError where there was no image."""
+        if not self._images:
+            raise StageError(f"{self.target}: not written; expected an image that can be read (videos have their CSV)")
+        super().finish()
 
 
 def _cells(face: Prediction) -> list[object]:

@@ -145,7 +145,7 @@ def from_pillow(image: PIL.Image.Image) -> np.ndarray:
         if image.mode in ("L", "1"):
             return np.asarray(image.convert("L"))
         return cv2.cvtColor(np.asarray(image.convert("RGB")), cv2.COLOR_RGB2BGR)
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises of a damaged file
+    except (OSError, SyntaxError, ValueError, RuntimeError) as error:  # what Pillow raises of a damaged file
         raise ImageError(f"a Pillow image that cannot be decoded: {error}; expected a whole one") from None
 
 

@@ -60,6 +60,7 @@ def test_images_tables_and_the_net_elsewhere(
 def test_the_server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     servers: list[ThreadingHTTPServer] = []
     serve = ThreadingHTTPServer.serve_forever
+    monkeypatch.setenv("no_proxy", "127.0.0.1")  # where http_proxy is set, it does not know of this server
     monkeypatch.setattr(ThreadingHTTPServer, "serve_forever", lambda server: servers.append(server))
     exec(SERVER.replace("8000", "0"), {})  # any port that is free
     (server,) = servers

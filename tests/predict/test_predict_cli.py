@@ -110,6 +110,10 @@ def test_a_table_that_cannot_be_written_is_an_error_beside_the_answers(
         with pytest.raises(SystemExit):
             call(monkeypatch, *arguments, wrong)
         assert "expected a name that ends in .csv" in capsys.readouterr().err
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(SystemExit):
+        call(monkeypatch, *arguments, tmp_path / "folder.csv")
+    assert "folder.csv' is a folder; expected a file's name" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         call(monkeypatch, "--camera", "0", *model, "--table", tmp_path / "faces.csv")
     assert "--table is of images; a camera has a CSV of its own" in capsys.readouterr().err
@@ -129,6 +133,14 @@ def test_an_interrupt_leaves_the_old_table(monkeypatch: Any, model: list[str], f
         call(monkeypatch, faces, *model, "--face", "none", "--table", file, "--output", tmp_path / "out")
     assert file.read_text() == "old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["faces", "faces.csv"]
+
+
+def test_without_an_image_the_old_table_stays(monkeypatch: Any, capsys: Any, model: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "faces.csv"
+    file.write_text("old")
+    assert call(monkeypatch, tmp_path / "none.png", *model, "--table", file) == 1
+    assert f"error: {file}: not written; expected an image that can be read" in capsys.readouterr().err
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("faces.csv", "old")]
 
 
 def test_json_and_nothing_else(monkeypatch: Any, capsys: Any, model: list[str], faces: Path, tmp_path: Path) -> None:

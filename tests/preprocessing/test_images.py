@@ -13,6 +13,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import PIL.features
 import PIL.Image
 import pytest
 
@@ -239,6 +240,17 @@ def test_pillows_images_that_cannot_be_used(monkeypatch: Any) -> None:
     with pytest.raises(ImageError, match=r"120×80 is 0\.0 megapixels"):
         from_pillow(opened(data))
     assert [is_pillow(what) for what in (opened(data), data, some_image(), None)] == [True, False, False, False]
+
+
+@pytest.mark.skipif(not PIL.features.check("avif"), reason="this Pillow reads no AVIF")
+def test_pillows_damaged_avif_is_no_image() -> None:
+    file = io.BytesIO()
+    PIL.Image.fromarray(some_image()).save(file, "AVIF")
+    data = file.getvalue()
+    start = data.index(b"mdat") + 4
+    image = opened(data[:start] + b"\xff" * (len(data) - start))
+    with pytest.raises(ImageError, match=r"cannot be decoded: .*; expected a whole one"):
+        from_pillow(image)
 
 
 def huge_headers() -> dict[str, bytes]:

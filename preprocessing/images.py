@@ -128,7 +128,6 @@ def from_pillow(image: PIL.Image.Image) -> np.ndarray:
     mode I or F, whose values have no known range.
     """
     import PIL.Image
-    import PIL.ImageOps
 
     _check_size(*image.size)
     if image.mode in ("I", "F"):
@@ -136,7 +135,9 @@ def from_pillow(image: PIL.Image.Image) -> np.ndarray:
             f"a Pillow image of mode {image.mode}, in which no value is known to be white; expected L, RGB or another"
         )
     try:
-        image = PIL.ImageOps.exif_transpose(image)
+        image.load()  # by which Pillow turns some formats itself
+        turn = _pillows_turn(image)
+        image = image if turn is None else image.transpose(turn)
         if image.mode.startswith("I;16"):
             return (np.asarray(image) >> 8).astype(np.uint8)
         if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
@@ -147,6 +148,28 @@ def from_pillow(image: PIL.Image.Image) -> np.ndarray:
         return cv2.cvtColor(np.asarray(image.convert("RGB")), cv2.COLOR_RGB2BGR)
     except (OSError, SyntaxError, ValueError, RuntimeError) as error:  # what Pillow raises of a damaged file
         raise ImageError(f"a Pillow image that cannot be decoded: {error}; expected a whole one") from None
+
+
+def _pillows_turn(image: PIL.Image.Image) -> PIL.Image.Transpose | None:
+    """What turns the image as its EXIF data says; None where that says nothing, or is damaged, as of a file.
+
+    Not PIL.ImageOps.exif_transpose, which writes all the data anew, and fails at what is damaged anywhere in it.
+    """
+    from PIL.Image import Transpose
+
+    turns: dict[object, Transpose] = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    try:
+        return turns.get(image.getexif().get(0x0112))
+    except (SyntaxError, ValueError, struct.error):
+        return None
 
 
 def check_image(image: np.ndarray) -> np.ndarray:

@@ -209,6 +209,17 @@ def test_pillows_image_is_what_its_file_is(suffix: str, orientation: int, turn: 
     assert np.abs(from_pillow(opened(data)).astype(int) - decode_image(data)).max() <= 1
 
 
+def test_what_else_pillows_exif_says_does_not_count() -> None:
+    """A rate of pixels in letters, with which Pillow cannot write the data anew; and data that is none."""
+    stored = np.random.default_rng(0).integers(0, 256, (6, 9, 4), np.uint8)
+    letters = struct.pack("<HHI4s", 0x011A, 2, 2, b"x")
+    damaged = b"II*\0" + struct.pack("<IHHHIHH", 8, 2, 0x0112, 3, 1, 6, 0) + letters + bytes(4)
+    for data, shape in ((damaged, (9, 6, 3)), (b"no EXIF", (6, 9, 3)), (b"II*\0\xff\xff", (6, 9, 3))):
+        file = with_exif(stored, ".png", data)
+        assert from_pillow(opened(file)).shape == shape
+        assert np.abs(from_pillow(opened(file)).astype(int) - decode_image(file)).max() <= 1
+
+
 def test_pillows_modes() -> None:
     image = some_image()
     colours = PIL.Image.fromarray(image[..., ::-1])

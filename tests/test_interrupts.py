@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # runs a module that is killed when an operation is about to be done on a path of that name
 KILLER = """
-import fnmatch, os, pathlib, runpy, shutil, signal, sys
+import builtins, fnmatch, os, pathlib, runpy, shutil, signal, sys
 
 operation, name, module = sys.argv[1:4]
 del sys.argv[1:4]
@@ -38,7 +38,9 @@ def kill_at(owner, attribute, which):
     function = getattr(owner, attribute)
 
     def call(*arguments, **settings):
-        if fnmatch.fnmatchcase(os.path.basename(arguments[which]), name):
+        path = arguments[which]
+        reads = attribute == "open" and not {"w", "wb"}.intersection(arguments[1:2])
+        if not reads and isinstance(path, (str, os.PathLike)) and fnmatch.fnmatchcase(os.path.basename(path), name):
             os.kill(os.getpid(), signal.SIGKILL)
         return function(*arguments, **settings)
 
@@ -48,8 +50,8 @@ if operation == "rename":
     kill_at(pathlib.Path, "rename", 0)
 elif operation == "replace":
     kill_at(os, "replace", 1)
-elif operation == "write_bytes":
-    kill_at(pathlib.Path, "write_bytes", 0)
+elif operation == "write":
+    kill_at(builtins, "open", 0)
 elif operation == "rmtree":
     kill_at(shutil, "rmtree", 0)
 runpy.run_module(module, run_name="__main__", alter_sys=True)
@@ -106,7 +108,7 @@ def contents(path: Path) -> dict[str, object]:
         ("extract", "rename", "images", "old"),  # all is written, nothing is moved yet
         ("extract", "rename", ".partial-*", "nothing"),  # the old output is out of the way, the new not in place
         ("extract", "rmtree", ".old-*", "new"),  # only the old output is still to be cleared
-        ("align", "write_bytes", "00004.png", "old"),  # in the middle of the work
+        ("align", "write", "00004.png", "old"),  # in the middle of the work
         ("align", "rename", ".partial-*", "nothing"),
         ("lmdb", "rename", ".partial-*", "nothing"),
         ("mean", "replace", "mean.png", "old"),

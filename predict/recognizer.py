@@ -91,18 +91,24 @@ class Prediction:
             "probabilities": {name: round(value, 6) for name, value in self.probabilities.items()},
         }
 
+    def cells(self) -> list[float | str | None]:
+        """What a table has of the face: the values of FACE_COLUMNS, then the probabilities, rounded as in `to_dict`."""
+        values = self.to_dict()
+        return [*values["box"], values["confidence"], self.emotion, *values["probabilities"].values()]
+
     def to_row(self) -> dict[str, float | str | None]:
         """The same, without landmarks, as a row of a table: by the names of FACE_COLUMNS, then of the emotions.
 
         In a video `track` stands before them. Raises ValueError where a class is called as one of these columns.
         """
-        values = self.to_dict()
-        face = dict(zip(FACE_COLUMNS, (*values["box"], values["confidence"], self.emotion), strict=True))
-        face = face if self.track is None else {"track": self.track, **face}
+        columns = FACE_COLUMNS if self.track is None else ("track", *FACE_COLUMNS)
         for name in self.probabilities:
-            if name in face:
-                raise ValueError(f"a class is called {name!r}, as another column; expected none of {', '.join(face)}")
-        return {**face, **values["probabilities"]}
+            if name in columns:
+                raise ValueError(
+                    f"a class is called {name!r}, as another column; expected none of {', '.join(columns)}"
+                )
+        cells = self.cells() if self.track is None else [self.track, *self.cells()]
+        return dict(zip((*columns, *self.probabilities), cells, strict=True))
 
 
 def shipped_models() -> list[str]:

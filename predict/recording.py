@@ -176,7 +176,7 @@ class FaceTable(_Table[VideoFrame]):
     def write(self, answer: VideoFrame) -> None:
         """Append the frame's faces."""
         for face in answer.predictions if answer.looked_at else ():
-            self._append(answer.number, round(answer.seconds, 3), face.track, *_cells(face))
+            self._append(answer.number, round(answer.seconds, 3), face.track, *face.cells())
 
 
 class ImageTable(_Table[AnsweredImage]):
@@ -187,14 +187,14 @@ class ImageTable(_Table[AnsweredImage]):
 
     def __init__(self, target: Path, emotions: Sequence[str]) -> None:
         super().__init__(target, ["file", *FACE_COLUMNS, *emotions])
-        self._nothing: list[object] = [""] * (len(FACE_COLUMNS) + len(emotions))
+        self._nothing: list[float | str | None] = [""] * (len(FACE_COLUMNS) + len(emotions))
         self._images = 0
 
     def write(self, answer: AnsweredImage) -> None:
         """Append the image's faces."""
         self._images += 1
         path, predictions = answer
-        for row in [_cells(face) for face in predictions] or [self._nothing]:
+        for row in [face.cells() for face in predictions] or [self._nothing]:
             self._append(path, *row)
 
     def finish(self) -> None:
@@ -202,12 +202,6 @@ class ImageTable(_Table[AnsweredImage]):
         if not self._images:
             raise StageError(f"{self.target}: not written; expected an image that can be read (videos have their CSV)")
         super().finish()
-
-
-def _cells(face: Prediction) -> list[object]:
-    """A face's part of a row: FACE_COLUMNS, then the probabilities."""
-    values = face.to_dict()
-    return [*values["box"], values["confidence"], face.emotion, *values["probabilities"].values()]
 
 
 class Recorder(Generic[Answer]):

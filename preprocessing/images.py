@@ -127,8 +127,6 @@ def from_pillow(image: PIL.Image.Image) -> np.ndarray:
     ImageError: its file is cut off or damaged (Pillow decodes it only now), it is of more than MAX_PIXELS pixels, or of
     mode I or F, whose values have no known range.
     """
-    import PIL.Image
-
     _check_size(*image.size)
     if image.mode in ("I", "F"):
         raise ImageError(
@@ -136,40 +134,35 @@ def from_pillow(image: PIL.Image.Image) -> np.ndarray:
         )
     try:
         image.load()  # by which Pillow turns some formats itself
-        turn = _pillows_turn(image)
-        image = image if turn is None else image.transpose(turn)
-        if image.mode.startswith("I;16"):
-            return (np.asarray(image) >> 8).astype(np.uint8)
-        if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
-            white = PIL.Image.new("RGBA", image.size, "white")
-            image = PIL.Image.alpha_composite(white, image.convert("RGBA"))
-        if image.mode in ("L", "1"):
-            return np.asarray(image.convert("L"))
-        return cv2.cvtColor(np.asarray(image.convert("RGB")), cv2.COLOR_RGB2BGR)
+        return _turned(_pillows_pixels(image), _pillows_orientation(image))
     except (OSError, SyntaxError, ValueError, RuntimeError) as error:  # what Pillow raises of a damaged file
         raise ImageError(f"a Pillow image that cannot be decoded: {error}; expected a whole one") from None
 
 
-def _pillows_turn(image: PIL.Image.Image) -> PIL.Image.Transpose | None:
-    """What turns the image as its EXIF data says; None where that says nothing, or is damaged, as of a file.
+def _pillows_pixels(image: PIL.Image.Image) -> np.ndarray:
+    """The pixels of an image of Pillow as they lie in it: uint8, H×W, or H×W×3 (BGR), transparent parts on white."""
+    import PIL.Image
+
+    if image.mode.startswith("I;16"):
+        return (np.asarray(image) >> 8).astype(np.uint8)
+    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+        white = PIL.Image.new("RGBA", image.size, "white")
+        image = PIL.Image.alpha_composite(white, image.convert("RGBA"))
+    if image.mode in ("L", "1"):
+        return np.asarray(image.convert("L"))
+    return cv2.cvtColor(np.asarray(image.convert("RGB")), cv2.COLOR_RGB2BGR)
+
+
+def _pillows_orientation(image: PIL.Image.Image) -> int:
+    """How an image of Pillow lies, as its EXIF data says: 1 (upright, also where that is damaged) to 8.
 
     Not PIL.ImageOps.exif_transpose, which writes all the data anew, and fails at what is damaged anywhere in it.
     """
-    from PIL.Image import Transpose
-
-    turns: dict[object, Transpose] = {
-        2: Transpose.FLIP_LEFT_RIGHT,
-        3: Transpose.ROTATE_180,
-        4: Transpose.FLIP_TOP_BOTTOM,
-        5: Transpose.TRANSPOSE,
-        6: Transpose.ROTATE_270,
-        7: Transpose.TRANSVERSE,
-        8: Transpose.ROTATE_90,
-    }
     try:
-        return turns.get(image.getexif().get(0x0112))
+        orientation: int = image.getexif().get(274, 1)
     except (SyntaxError, ValueError, struct.error):
-        return None
+        return 1
+    return orientation if orientation in range(1, 9) else 1
 
 
 def check_image(image: np.ndarray) -> np.ndarray:
@@ -288,7 +281,7 @@ def _on_white(image: np.ndarray, unchanged: np.ndarray | None, premultiplied: bo
 def _turned(image: np.ndarray, orientation: int) -> np.ndarray:
     """The image upright that lies in its file as EXIF's orientation 1..8 says (EXIF 2.3, tag 274)."""
     if orientation >= 5:
-        image = image.transpose(1, 0, 2)
+        image = image.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
         image = image[:, ::-1]
     if orientation in (3, 4, 7, 8):

@@ -87,7 +87,7 @@ class SharpnessAware:
         values = [parameter.tensor().detach() for parameter in parameters]
         diffs = [parameter.diff_tensor() for parameter in parameters]
         kept = [value.clone() for value in values]
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(diffs)))
+        norm = torch.nn.utils.get_total_norm(diffs)
         step = self.rho / norm.clamp_min(1e-12)  # on the device: no waiting for it, and no division by 0
         torch._foreach_add_(values, torch._foreach_mul(diffs, step))
         try:

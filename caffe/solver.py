@@ -27,7 +27,7 @@ from .sharpness import SharpnessAware
 from .upgrade import upgrade_solver
 
 QUICK_SNAPSHOT = 0.05  # seconds that a snapshot may always take
-CHECK_INTERVAL = 100  # iterations after which replayed passes are asked for wrong numbers, at the latest
+CHECK_INTERVAL = 100  # iterations after which a GPU is asked for what nothing waits for, at the latest
 
 
 def solver_settings(param: StrPath | SolverParameter) -> SolverParameter:
@@ -84,6 +84,7 @@ class Solver:
         self.on_snapshot: list[Callable[[Solver, str], None]] = []
         self._callbacks: list[tuple[Callable[[], None], Callable[[], None]]] = []
         self._losses: deque[torch.Tensor] = deque(maxlen=max(self.param.average_loss, 1))
+        self._norms: list[torch.Tensor] = []  # of gradients, not yet in the log
         learning_rate(self.param, 0)
         if self.param.random_seed >= 0:
             context.set_random_seed(self.param.random_seed)
@@ -208,14 +209,14 @@ class Solver:
                 loss = loss + self._add_gradient()
             self._losses.append(loss / p.iter_size)
             if display:
-                self._check_replay()
+                self._ask_device()
                 self._log_iteration()
             for _, on_gradients in self._callbacks:
                 on_gradients()
             self.apply_update(display)
             self.iter += 1
             if self.iter % CHECK_INTERVAL == 0:
-                self._check_replay()
+                self._ask_device()
             if self.average is not None:
                 self.average.update(self.iter)
             request, self.requested = self.requested, None
@@ -227,6 +228,7 @@ class Solver:
             if request == "stop":
                 self.requested = "stop"
                 break
+        self._log_clipping()
 
     def _add_gradient(self) -> torch.Tensor:
         """Read a batch and add its gradient to the parameters' diffs; returns its loss."""
@@ -238,8 +240,12 @@ class Solver:
         self.net.propagate(keep=False)
         return loss
 
-    def _check_replay(self) -> None:
-        """Raise the CaffeError of a layer that replayed passes gave wrong numbers, such as a label out of range."""
+    def _ask_device(self) -> None:
+        """Ask a GPU, which is waited for, what the iterations since the last time have left there to be said.
+
+        Raises the CaffeError of a layer that replayed passes gave wrong numbers, such as a label out of range.
+        """
+        self._log_clipping()
         if self._replay is not None:
             self._replay.check()
 
@@ -290,20 +296,30 @@ class Solver:
             self._update_all(learned, rate)
 
     def _clip_gradients(self) -> None:
+        """Scale all gradients down to a norm of `clip_gradients`, together, where theirs is larger."""
         limit = self.param.clip_gradients
         if limit < 0:
             return
         diffs = [p.diff_tensor() for p in self.net.learnable_params if p.has_diff]
         if not diffs:
             return
-        norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(d) for d in diffs])))
-        if norm > limit:
-            log.info(
-                "sgd_solver.cpp:93",
-                f"Gradient clipping: scaling down gradients (L2 norm {log.number(norm)} > {log.number(limit)}) "
-                f"by scale factor {log.number(limit / norm)}",
-            )
-            torch._foreach_mul_(diffs, limit / norm)
+        norm = torch.nn.utils.get_total_norm(diffs)
+        torch._foreach_mul_(diffs, torch.where(norm > limit, limit / norm, 1.0))
+        self._norms.append(norm)
+        if norm.device.type == "cpu":
+            self._log_clipping()
+
+    def _log_clipping(self) -> None:
+        """Log the norms of gradients that were scaled down since the last time; waits for a GPU."""
+        limit, norms = self.param.clip_gradients, self._norms
+        self._norms = []
+        for norm in torch.stack(norms).tolist() if norms else []:
+            if norm > limit:
+                log.info(
+                    "sgd_solver.cpp:93",
+                    f"Gradient clipping: scaling down gradients (L2 norm {log.number(norm)} > {log.number(limit)}) "
+                    f"by scale factor {log.number(limit / norm)}",
+                )
 
     def _normalize(self, parameter: Parameter) -> None:
         """Divide the diff, a sum over iter_size batches, by their number."""
@@ -397,7 +413,7 @@ class Solver:
 
         Where they are averaged, with the average.
         """
-        self._check_replay()
+        self._ask_device()
         log.info("solver.cpp:347", f"Iteration {self.iter}, Testing net (#{number})")
         net = self.test_nets[number]
         if self.average is None:
@@ -457,7 +473,7 @@ class Solver:
         With `snapshot_format: HDF5` they are HDF5 files, and their names end in `.h5`. Where weights are averaged,
         PREFIX_iter_N_averaged.caffemodel stands beside them; training goes on from the weights in the first.
         """
-        self._check_replay()
+        self._ask_device()
         start = time.perf_counter()
         for before in self.before_snapshot:
             before(self)

@@ -173,6 +173,7 @@ def problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(replay, "WARM_UP", 1)
     monkeypatch.setattr("caffe.solver.can_replay", lambda net: True)
     monkeypatch.setattr(Checks, "ask", lambda checks: None)  # what is not recorded may wait
+    monkeypatch.setattr(caffe.Solver, "_log_clipping", lambda solver: None)  # at the end
     path = write_problem(tmp_path)
     write_taught(tmp_path)
     return path
@@ -184,7 +185,7 @@ def problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "iter_size: 2 ema_decay: 0.9",
         'type: "Nesterov" swa_start: 2',
         'type: "AdaDelta" regularization_type: "L1"',
-        'type: "AdamW"',
+        'type: "AdamW" clip_gradients: 0.1',
     ],
 )
 def test_iterations_wait_for_nothing(problem: Path, changes: str) -> None:

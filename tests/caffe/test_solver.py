@@ -106,6 +106,36 @@ def test_sgd_by_its_formula(regularization: str, momentum: float, clip: float, i
     assert (clipped > 0) == (clip > 0), "nothing is clipped: the test says nothing of it"
 
 
+@pytest.mark.parametrize("waits", [True, False])
+def test_the_log_says_what_was_clipped(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, waits: bool
+) -> None:
+    """A line for each iteration whose norm is above the limit; on a GPU they come together."""
+    solver = linear_solver('base_lr: 0.1 lr_policy: "fixed" clip_gradients: 2')
+    log_clipping = solver._log_clipping
+    if not waits:
+        monkeypatch.setattr(solver, "_log_clipping", lambda: None)
+    norms = []
+    caplog.set_level("INFO", log.logger.name)
+    log.logger.addHandler(caplog.handler)
+    try:
+        for scale in (0.1, 3, 5, 0.2, 4):
+            x = normal(1, 3) * scale
+            norms.append(math.sqrt(2 * (float((x**2).sum()) + 1)))
+            solver.net.blobs["x"].data[...] = x
+            solver.step(1)
+        log_clipping()
+        log_clipping()
+    finally:
+        log.logger.removeHandler(caplog.handler)
+    said = re.findall(r"scaling down gradients \(L2 norm (\S+) > 2\) by scale factor (\S+)", caplog.text)
+    clipped = [norm for norm in norms if norm > 2]
+    assert 0 < len(clipped) < len(norms)
+    assert [float(text) for line in said for text in line] == pytest.approx(
+        [number for norm in clipped for number in (norm, 2 / norm)], rel=1e-4
+    )
+
+
 @pytest.mark.parametrize("kind", ["SGD", "Nesterov", "Adam", "AdaGrad"])
 def test_solvers_that_share_weights_take_turns(kind: str) -> None:
     """Each has its own gradients and history, and both move the same weights."""

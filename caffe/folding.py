@@ -24,7 +24,8 @@ from .proto.caffe_pb2 import EltwiseParameter
 # how to compute. A matrix product takes 2, so up to so many multiplications that is the quicker way,
 MOST_MULTIPLICATIONS = {"convolution": 4 << 20, "1x1": 8 << 20, "linear": 1 << 20}
 MOST_COLUMNS = 1 << 17  # where no more values than these have to be copied for it,
-SHORTEST_RUN = 32  # so many together.
+SHORTEST_RUN = 32  # so many together. With fewer outputs than the first number it pays only up to so many values:
+NARROW_PRODUCT = (16, 1 << 16)
 
 
 @lru_cache(4096)
@@ -39,6 +40,9 @@ def _product_tops(
     rows, columns = ((shape[2 + i] + 2 * pad[i] - kernel[i]) // stride[i] + 1 for i in (0, 1))
     seen = number * rows * columns * channels * kernel[0] * kernel[1]
     pointwise = kernel == stride == (1, 1)
+    narrow, most = NARROW_PRODUCT
+    if outputs < narrow and seen > most:
+        return None
     if rows < 1 or columns < 1 or seen * outputs > MOST_MULTIPLICATIONS["1x1" if pointwise else "convolution"]:
         return None
     if not pointwise and (seen > MOST_COLUMNS or (not planes and channels * kernel[1] < SHORTEST_RUN)):

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from ..proto.caffe_pb2 import FillerParameter
 from .base import Layer, RandomLayer, Shape, register
 
+SLOW_VALUES, FEW_CHANNELS = 1 << 15, 16  # PReLU is quick as it is with fewer values, or not fewer channels
+
 
 @register("ReLU")
 class ReLU(Layer):
@@ -55,8 +57,24 @@ class PReLU(Layer):
         self.add_blob(() if p.channel_shared else (shapes[0][1],), filler)
 
     def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
-        slope = self.blobs[0].tensor()
-        return [F.prelu(bottoms[0], slope.reshape(-1).to(bottoms[0].dtype))]
+        x, slope = bottoms[0], self.blobs[0].tensor().reshape(-1)
+        slope = slope.to(x.dtype)
+        if torch.is_grad_enabled() or not _is_slow(x, slope):
+            return [F.prelu(x, slope)]
+        images, channels, height, width = x.shape
+        rows = x.permute(0, 2, 3, 1).reshape(images * height, width * channels)
+        return [F.prelu(rows, slope.repeat(width)).view(images, height, width, channels).permute(0, 3, 1, 2)]
+
+
+def _is_slow(x: torch.Tensor, slope: torch.Tensor) -> bool:
+    """Whether PReLU is slow: a CPU takes the channels of one place in the image at a time, and they are few."""
+    return (
+        x.device.type == "cpu"
+        and x.dim() == 4
+        and x.numel() >= SLOW_VALUES
+        and slope.numel() == x.shape[1] < FEW_CHANNELS
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
 
 
 @register("Sigmoid")

@@ -336,6 +336,17 @@ def test_prelu(shared: bool) -> None:
     check_gradient(net, x)
 
 
+@pytest.mark.parametrize("order", [torch.channels_last, torch.contiguous_format])
+def test_prelu_of_a_large_image(order: torch.memory_format) -> None:
+    """Without a gradient, values of few channels are taken by rows of the image."""
+    net = one_layer('type: "PReLU"', (2, 3, 80, 90), backward=False)
+    net.params["layer"][0].data[...] = [-0.5, 0.1, 2]
+    x = normal(2, 3, 80, 90)
+    y = net.infer(x0=torch.from_numpy(x).contiguous(memory_format=order))["y"]
+    close(y, np.where(x > 0, x, np.reshape([-0.5, 0.1, 2], (3, 1, 1)) * x))
+    assert y.is_contiguous(memory_format=order)
+
+
 @pytest.mark.parametrize("ratio", [0.1, 0.4, 0.5, 0.9])
 def test_dropout(ratio: float) -> None:
     layer = f'type: "Dropout" dropout_param {{ dropout_ratio: {ratio} }}'

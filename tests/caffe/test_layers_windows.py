@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -102,6 +103,30 @@ def test_pooling(vertical: tuple, horizontal: tuple, maximum: bool, floor: bool,
         assert np.array_equal(out["where"], where)
     backward(net, y=diff)
     close(net.blobs["x0"].diff, bottom_diff)
+
+
+SLICED = [((2, 2), (2, 2)), ((3, 3), (2, 2)), ((3, 3), (1, 1)), ((2, 3), (2, 1)), ((1, 2), (1, 2)), ((3, 1), (3, 1))]
+
+
+@pytest.mark.parametrize(("kernel", "stride"), SLICED)
+@pytest.mark.parametrize("floor", [False, True])
+@pytest.mark.parametrize("size", [(9, 8), (8, 7), (3, 3)])
+@pytest.mark.parametrize("order", [torch.channels_last, torch.contiguous_format])
+def test_maxima_of_large_images(
+    monkeypatch: pytest.MonkeyPatch, kernel: tuple, stride: tuple, floor: bool, size: tuple, order: torch.memory_format
+) -> None:
+    """Without a gradient they are found another way, from so many places on that here it is none."""
+    module = sys.modules["caffe.layers.pooling"]
+    monkeypatch.setattr(module, "SLICED_PLACES", 0)
+    monkeypatch.setattr(module, "max_pool", None)
+    x = normal(2, 3, *size)
+    x[0, 1, 2, 1] = np.nan
+    settings = f"kernel_h: {kernel[0]} kernel_w: {kernel[1]} stride_h: {stride[0]} stride_w: {stride[1]}"
+    rounding = "round_mode: FLOOR" if floor else ""
+    net = one_layer(f'type: "Pooling" pooling_param {{ {settings} {rounding} }}', x.shape, backward=False)
+    y = net.infer(x0=torch.from_numpy(x).contiguous(memory_format=order))["y"]
+    np.testing.assert_array_equal(y, pool(x, kernel, stride, (0, 0), maximum=True, floor=floor)[0])
+    assert y.is_contiguous(memory_format=order)
 
 
 @pytest.mark.parametrize("settings", ["kernel_size: 2 stride: 2", "global_pooling: true"])

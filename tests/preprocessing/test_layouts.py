@@ -150,7 +150,7 @@ def test_folders_that_are_labels(tmp_path: Path) -> None:
         label = int(image[0, 0]) // 10
         assert file.split("/")[1] == f"{label}_{names[label]}"
     assert split_and_class("train/1/a.jpg", ("2", "1", "0"), numbered=True) == ("Training", "1")  # names come first
-    with pytest.raises(ValueError, match="emotion folder '2'; expected no, yes$"):
+    with pytest.raises(ValueError, match=r"emotion folder '2'; expected no, yes$"):
         split_and_class("train/2/a.jpg", ("no", "yes"), numbered=True)
 
 

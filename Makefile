@@ -156,7 +156,7 @@ FACES := $(D)/$(if $(filter none,$(ALIGN)),images,aligned)
 VERSION :=
 ifneq ($(FERPLUS),)
 ifneq ($(LAYOUT),fer2013)
-$(error FERPLUS is given, but LAYOUT is $(LAYOUT); FER+ labels the faces of FER2013 alone)
+$(error FERPLUS is given, but LAYOUT is $(LAYOUT); FER+ labels the rows of FER2013's CSV alone)
 endif
 VERSION := /ferplus
 endif

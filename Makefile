@@ -8,8 +8,8 @@
 DATASET ?= $(if $(wildcard data/fer2013.csv),fer2013,sample)
 #: the source: FER2013's CSV (fer2013.csv, icml_face_data.csv) or fer2013.tar.gz, CK+'s ckextended.csv, or the folder of a data set (default: data/DATASET.csv)
 CSV ?= data/$(DATASET).csv
-#: what the source is: fer2013, ckplus, rafdb, affectnet, folder (train/EMOTION/*, test/EMOTION/*, or EMOTION/*); default: DATASET if it is one of them, else fer2013
-LAYOUT ?= $(or $(filter ckplus rafdb affectnet folder,$(DATASET)),fer2013)
+#: what the source is: fer2013, ckplus, rafdb, affectnet, folder (train/EMOTION/*, test/EMOTION/*, or EMOTION/*); default: DATASET if it is one of them, else folder where CSV is one, else fer2013
+LAYOUT ?= $(or $(filter ckplus rafdb affectnet folder,$(DATASET)),$(if $(shell test -d $(call quoted,$(CSV)) && echo yes),folder,fer2013))
 #: faces of contempt: drop leaves them out, keep makes them an eighth class (default: drop)
 CONTEMPT ?= drop
 #: CK+: how many of a sequence's last frames carry its label (default: 3)
@@ -133,6 +133,7 @@ ifeq ($(strip $(CSV)),)
 $(error CSV is empty; expected a file or a folder, or without it data/$(DATASET).csv is taken)
 endif
 LAYOUTS := fer2013 ckplus rafdb affectnet folder
+LAYOUT := $(LAYOUT)
 ifeq ($(filter $(LAYOUTS),$(LAYOUT)),)
 $(error LAYOUT is $(LAYOUT); expected one of $(LAYOUTS))
 endif
@@ -155,7 +156,7 @@ FACES := $(D)/$(if $(filter none,$(ALIGN)),images,aligned)
 VERSION :=
 ifneq ($(FERPLUS),)
 ifneq ($(LAYOUT),fer2013)
-$(error FERPLUS is given, but LAYOUT is $(LAYOUT); FER+ labels the faces of FER2013 alone)
+$(error FERPLUS is given, but LAYOUT is $(LAYOUT); FER+ labels the rows of FER2013's CSV alone)
 endif
 VERSION := /ferplus
 endif

@@ -112,8 +112,8 @@ class Prediction:
 
 
 def shipped_models() -> list[str]:
-    """The names of the models that ship with the project: folders of `prototxt/` with weights."""
-    return sorted(path.parent.name for path in MODELS.glob("*/*.caffemodel"))
+    """The names of the models that ship with the project: folders of `prototxt/` with weights of their name."""
+    return sorted(path.stem for path in MODELS.glob("*/*.caffemodel") if path.stem == path.parent.name)
 
 
 def model_files(name: str = DEFAULT_MODEL) -> tuple[Path, Path, Path]:

@@ -34,6 +34,14 @@ def test_the_layout_is_the_name_of_the_data_set_where_it_is_one(tree: Path) -> N
     assert "LAYOUT is jaffe; expected one of fer2013 ckplus" in make(tree, "extract", "LAYOUT=jaffe").stderr
 
 
+def test_a_folder_has_the_layout_folder_whether_that_is_said_or_not(tree: Path) -> None:
+    (tree / "my data").mkdir()
+    first = commands(tree, "extract", "DATASET=mine", "CSV=my data")[0]
+    assert first.endswith("preprocessing.extract 'my data' data/mine/images --layout folder")
+    assert commands(tree, "extract", "DATASET=mine", "CSV=my data", "LAYOUT=folder")[0] == first
+    assert "--layout" not in commands(tree, "extract", "DATASET=mine", "CSV=data/toy.csv")[0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "options"),
     [

@@ -45,7 +45,8 @@ def split_and_class(file: str, classes: Sequence[str], numbered: bool = False) -
     if label is None and numbered and re.fullmatch(r"0|[1-9][0-9]{0,8}", parts[1]):
         label = int(parts[1]) if int(parts[1]) < len(classes) else None
     if label is None:
-        raise ValueError(f"emotion folder {parts[1]!r}; expected {', '.join(classes)}")
+        others = "" if numbered else ", or names of your own by --classes (make: CLASSES)"
+        raise ValueError(f"emotion folder {parts[1]!r}; expected {', '.join(classes)}{others}")
     if number is not None and canonical(parts[1]) not in known and int(number) != label:
         raise ValueError(f"emotion folder {parts[1]!r}; expected '{label}_{classes[label]}'")
     return (named[0] if named else split), classes[label]

@@ -25,7 +25,8 @@ from .layers.base import Shape
 from .layers.data import DummyData
 from .layers.normalization import BatchNorm, Scale
 from .memory import keep_freed_memory
-from .proto.caffe_pb2 import TEST, TRAIN, LayerParameter, NetParameter, NetState, NetStateRule, ParamSpec, Phase
+from .phases import filter_net
+from .proto.caffe_pb2 import TEST, TRAIN, LayerParameter, NetParameter, ParamSpec, Phase
 from .upgrade import upgrade_net
 
 Tensors = dict[str, torch.Tensor]
@@ -42,38 +43,6 @@ AUTOMATIC = "(automatic)"
 def _automatic_names() -> Iterator[str]:
     yield AUTOMATIC
     yield from (f"{AUTOMATIC} {number}" for number in itertools.count(2))
-
-
-def _rule_met(state: NetState, rule: NetStateRule, layer: str) -> bool:
-    """Whether a net's state meets all that one include or exclude rule asks for."""
-    if rule.HasField("phase") and rule.phase != state.phase:
-        log.info(
-            "net.cpp:296",
-            f"The NetState phase ({state.phase}) differed from the phase ({rule.phase}) "
-            f"specified by a rule in layer {layer}",
-        )
-        return False
-    if rule.HasField("min_level") and state.level < rule.min_level:
-        return False
-    if rule.HasField("max_level") and state.level > rule.max_level:
-        return False
-    stages = set(state.stage)
-    return stages.issuperset(rule.stage) and stages.isdisjoint(rule.not_stage)
-
-
-def filter_net(param: NetParameter) -> NetParameter:
-    """The net without the layers that its state (phase, level, stages) leaves out."""
-    kept = NetParameter()
-    kept.CopyFrom(param)
-    kept.ClearField("layer")
-    for layer in param.layer:
-        if layer.include and layer.exclude:
-            raise CaffeError(f"layer {layer.name!r}: has include and exclude rules; expected one kind")
-        rules = layer.include or layer.exclude
-        met = any(_rule_met(param.state, rule, layer.name) for rule in rules)
-        if not rules or met == bool(layer.include):
-            kept.layer.add().CopyFrom(layer)
-    return kept
 
 
 class _Overwritten(torch.autograd.Function):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -17,23 +17,21 @@ from . import glog as log
 from .blob import Blob, Parameter, Reshaped
 from .errors import CaffeError
 from .files import StrPath
-from .folding import Folded, InferencePlan
+from .folding import Folded
 from .io import array_to_blobproto, blobproto_to_array, read_net_binary, read_net_parameter, replace_bytes
 from .layers import LAYERS, Layer, make_layer
-from .layers.activation import RectifyInPlace, ReLU
 from .layers.base import Shape
 from .layers.data import DummyData
-from .layers.normalization import BatchNorm, Scale
+from .layers.normalization import BatchNorm
 from .memory import keep_freed_memory
 from .phases import filter_net
+from .plans import InferencePlan, Plan, ReLUInPlace, Step, fuse_norms, hidden_blobs, rectify_in_place
 from .proto.caffe_pb2 import TEST, TRAIN, LayerParameter, NetParameter, ParamSpec, Phase
 from .upgrade import upgrade_net
 
 Tensors = dict[str, torch.Tensor]
 # for each layer that was run, by its number: its bottoms and its tops
 Graph = dict[int, tuple[list[torch.Tensor], list[torch.Tensor]]]
-# what to run, in order: a layer, one in place or a fused group, its first and its last layer's number
-Plan = list[tuple["Layer | _BatchNormScale | _InPlace | Folded", int, int]]
 
 
 # the name of a loss layer's top where its prototxt has none
@@ -89,30 +87,6 @@ class _Passage(NamedTuple):
     left: Tensors  # the tops, as the last of the layers leaves them
     consumed: set[str]  # blobs that a layer reads and does not overwrite
     made: set[int]  # ids of all tops
-
-
-class _BatchNormScale:
-    """A BatchNorm and the Scale right behind it, both in place, computed in one pass over the data."""
-
-    def __init__(self, norm: BatchNorm, scale: Scale) -> None:
-        self.norm, self.scale = norm, scale
-
-    def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
-        return [self.norm.normalize(bottoms[0], *self.scale.gamma_beta())]
-
-
-class _InPlace:
-    """A ReLU that its prototxt has in place, behind a layer that does not need what it has made."""
-
-    def __init__(self, layer: ReLU) -> None:
-        self.layer = layer
-
-    def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
-        x = bottoms[0]
-        # 16 bits are slower in place on a CPU; a view would lose its place in the graph
-        if x.dtype is not torch.float32 or x._is_view():
-            return self.layer.forward(bottoms)
-        return [RectifyInPlace.apply(x)]
 
 
 class Net:
@@ -230,8 +204,8 @@ class Net:
         for name in self.outputs:
             log.info("net.cpp:244", f"This network produces output {name}")
         self._plan: Plan = [(layer, i, i) for i, layer in enumerate(self.layers)]
-        self._fused_plan = self._fuse()
-        self._training_plan = self._rectify_in_place(self._fused_plan)
+        self._fused_plan = fuse_norms(self.layers)
+        self._training_plan = rectify_in_place(self.layers, self._fused_plan)
         # for passes whose blobs can be looked at, and for those that only give the outputs
         self._inference_plans: dict[bool, InferencePlan] = {}
         self._values: Tensors = {}
@@ -407,46 +381,6 @@ class Net:
             return param.loss_weight[top]
         return LAYERS[param.type].default_loss_weight if top == 0 else 0.0
 
-    def _fuse(self) -> Plan:
-        """What to run where no one looks at what stands between a BatchNorm and its Scale."""
-        plan: Plan = []
-        i = 0
-        while i < len(self.layers):
-            layer, following = self.layers[i], self.layers[i + 1] if i + 1 < len(self.layers) else None
-            if (
-                isinstance(layer, BatchNorm)
-                and isinstance(following, Scale)
-                and following.per_channel
-                and following.blobs[0].count == layer.blobs[0].count
-                and all(
-                    [*names] == [*layer.param.top]
-                    for names in (layer.param.bottom, following.param.bottom, following.param.top)
-                )
-            ):
-                plan.append((_BatchNormScale(layer, following), i, i + 1))
-                i += 2
-            else:
-                plan.append((layer, i, i))
-                i += 1
-        return plan
-
-    def _rectify_in_place(self, plan: Plan) -> Plan:
-        """The same with each ReLU in place that stands behind a layer whose top is its own, and of no use to it."""
-        result: Plan = []
-        makers = ("Convolution", "Deconvolution", "InnerProduct", "BatchNorm", "Scale", "Bias", "Eltwise")
-        for step, begin, last in plan:
-            layer = self.layers[begin]
-            if (
-                isinstance(layer, ReLU)
-                and not layer.param.relu_param.negative_slope
-                and begin > 0
-                and self.layers[begin - 1].type in makers
-                and [*layer.param.bottom] == [*layer.param.top] == [*self.layers[begin - 1].param.top]
-            ):
-                step = _InPlace(layer)
-            result.append((step, begin, last))
-        return result
-
     # Running
 
     def _autocast(self) -> AbstractContextManager[Any]:
@@ -460,22 +394,16 @@ class Net:
             return self._training_plan if fuse else self._plan
         plan = self._inference_plans.get(outputs_only)
         if plan is None or not plan.current:
-            hidden = self._hidden_blobs() if outputs_only else set()
+            hidden = hidden_blobs(self.layers, self.outputs) if outputs_only else set()
             plan = InferencePlan(self._fused_plan, self.layers, self._dtype, hidden)
             self._inference_plans[outputs_only] = plan
         return plan.steps
-
-    def _hidden_blobs(self) -> set[str]:
-        """Blobs that one layer makes, one other reads, or several in turn, in place, and nobody sees."""
-        made = Counter(top for layer in self.layers for top in layer.param.top)
-        read = Counter(bottom for layer in self.layers for bottom in layer.param.bottom)
-        return {name for name in self.blobs if made[name] == read[name] and name not in self.outputs}
 
     def _compute(self, values: Tensors, graph: Graph | None, start: int, end: int, plan: Plan) -> None:
         """Run the layers from `start` to `end` on `values`. `graph` collects what goes in and out."""
         for step, begin, last in plan:
             # what was there before the pass is not to be overwritten: others may hold it
-            if start <= begin and last <= end and not (begin == start and isinstance(step, _InPlace)):
+            if start <= begin and last <= end and not (begin == start and isinstance(step, ReLUInPlace)):
                 self._run_layer(step, begin, last, values, graph)
                 continue
             for number in range(max(start, begin), min(end, last) + 1):  # the range begins or ends inside a group
@@ -483,7 +411,7 @@ class Net:
 
     def _run_layer(
         self,
-        step: Layer | _BatchNormScale | _InPlace | Folded,
+        step: Step,
         begin: int,
         last: int,
         values: Tensors,

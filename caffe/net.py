@@ -51,7 +51,6 @@ class Net(RunnableGraph):
         precision: str = "fp32",
         seed: int | None = None,
     ) -> None:
-        network = network_file
         if len(args) == 2 and not isinstance(args[0], int):
             weights, phase = args
         elif len(args) > 4:
@@ -65,16 +64,16 @@ class Net(RunnableGraph):
             stages, weights = given.get("stages", stages), given.get("weights", weights)
         if phase not in (TRAIN, TEST):
             raise CaffeError(f"Net: phase is {phase!r}; expected caffe.TRAIN or caffe.TEST")
-        if isinstance(network, NetParameter):
+        if isinstance(network_file, NetParameter):
             param = NetParameter()
-            param.CopyFrom(network)
-            upgrade_net(param, f"net {network.name!r}")
+            param.CopyFrom(network_file)
+            upgrade_net(param, f"net {network_file.name!r}")
         else:
-            param = read_net_parameter(network)
+            param = read_net_parameter(network_file)
         param.state.phase = Phase.ValueType(phase)
         param.state.level = level
         param.state.stage.extend(stages or [])
-        self.source = "" if isinstance(network, NetParameter) else str(network)
+        self.source = "" if isinstance(network_file, NetParameter) else str(network_file)
         device = context.current_device()
         if device.type == "cpu":
             keep_freed_memory()

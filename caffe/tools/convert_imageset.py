@@ -264,7 +264,7 @@ def convert(flags: argparse.Namespace) -> None:
 
 
 def _log_unreadable(record: Record) -> None:
-    log.logger.error(f"Could not open or find file {record.file} ({record.problem})", extra={"place": "io.cpp:80"})
+    log.error("io.cpp:80", f"Could not open or find file {record.file} ({record.problem})")
 
 
 def _logged(records: Iterator[Record]) -> Iterator[Record]:

@@ -27,7 +27,7 @@ def upgrade(flags: argparse.Namespace) -> int:
     try:
         solver = read_text(flags.source, SolverParameter())
     except CaffeError as error:
-        log.logger.error(f"Failed to parse input text file as SolverParameter: {error}", extra={"place": "tool"})
+        log.error("tool", f"Failed to parse input text file as SolverParameter: {error}")
         return 2
     if not upgrade_solver(solver, flags.source):
         log.warning("tool", f"File already in latest proto format: {flags.source}")

@@ -11,7 +11,8 @@ from pathlib import Path
 import lmdb
 
 from .errors import CaffeError
-from .io import Record, StrPath
+from .files import StrPath
+from .io import Record
 
 COMMIT_RECORDS = 1000  # records a transaction, as Caffe's tools commit them
 FIRST_MAP_BYTES = 16 << 20  # the map doubles when it is full; what is on disk is only what is used

@@ -22,7 +22,7 @@ from google.protobuf.message import DecodeError, Message
 
 from .blob import check_shape
 from .errors import CaffeError
-from .files import StrPath, read_bytes
+from .files import StrPath, read_file, replace_bytes
 from .image_header import check_size
 from .lmdb_pages import LmdbPages
 from .proto import caffe_pb2  # noqa: F401 - scripts name messages as caffe.io.caffe_pb2.Datum
@@ -33,28 +33,6 @@ M = TypeVar("M", bound=Message)
 Record = tuple[bytes, bytes]  # key and value
 
 STRING_OR_COMMENT = re.compile(rb"""("(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')|#[^\n]*""")  # in a prototxt
-
-
-def replace_bytes(path: StrPath, data: bytes) -> None:
-    """Write a file all or nothing: beside its target, then renamed."""
-    path = Path(path)
-    partial = path.with_name(f".partial.{path.name}")
-    try:
-        partial.write_bytes(data)
-        os.replace(partial, path)
-    except BaseException as error:
-        if isinstance(error, OSError) and error.filename is None:  # as of a full disk
-            error.filename = str(path)
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def read_file(path: StrPath) -> bytes:
-    """A file's bytes; CaffeError naming it where it cannot be read."""
-    try:
-        return read_bytes(path)
-    except CaffeError as error:
-        raise CaffeError(f"{path}: {error}") from None
 
 
 # Messages from files

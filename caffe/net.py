@@ -10,9 +10,9 @@ import numpy as np
 from . import context
 from .blob import Blob, Parameter
 from .errors import CaffeError
-from .files import StrPath
+from .files import StrPath, replace_bytes
 from .graph import AUTOMATIC
-from .io import array_to_blobproto, read_net_parameter, replace_bytes
+from .io import array_to_blobproto, read_net_parameter
 from .memory import keep_freed_memory
 from .passes import RunnableGraph
 from .phases import filter_net

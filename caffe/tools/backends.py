@@ -7,7 +7,8 @@ from itertools import islice
 
 from caffe.database import COMMIT_RECORDS, ascending, new_database, write_lmdb
 from caffe.errors import CaffeError
-from caffe.io import Record, StrPath
+from caffe.files import StrPath
+from caffe.io import Record
 from caffe.proto.caffe_pb2 import DataParameter
 
 Writer = Callable[[StrPath, Iterable[Record]], int]

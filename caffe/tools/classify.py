@@ -20,7 +20,8 @@ import numpy as np
 
 import caffe
 from caffe.errors import CaffeError
-from caffe.io import load_mean, replace_bytes
+from caffe.files import replace_bytes
+from caffe.io import load_mean
 
 
 def whole_numbers(text: str) -> list[int]:

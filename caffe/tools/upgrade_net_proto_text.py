@@ -15,7 +15,8 @@ from google.protobuf import text_format
 
 from caffe import glog as log
 from caffe.errors import CaffeError
-from caffe.io import read_binary, read_text, replace_bytes
+from caffe.files import replace_bytes
+from caffe.io import read_binary, read_text
 from caffe.proto.caffe_pb2 import NetParameter
 from caffe.tools.flags import FlagParser, run
 from caffe.upgrade import net_needs_upgrade, upgrade_net

@@ -15,7 +15,8 @@ from google.protobuf import text_format
 
 from caffe import glog as log
 from caffe.errors import CaffeError
-from caffe.io import read_text, replace_bytes
+from caffe.files import replace_bytes
+from caffe.io import read_text
 from caffe.proto.caffe_pb2 import SolverParameter
 from caffe.tools.flags import run
 from caffe.tools.upgrade_net_proto_text import parser

@@ -157,6 +157,17 @@ def test_unreadable_files_are_logged_and_left_out(images: Path, capfd: pytest.Ca
         assert file in line
 
 
+def test_a_device_is_no_image(images: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Some have no end."""
+    (images.parent / "list.txt").write_text("null 1\nb.png 4\n")
+    (images / "null").symlink_to(os.devnull)
+    assert run(images) == 0
+    assert list(data(images.parent / "db")) == ["00000001_b.png"]
+    assert "file null (it is a device; expected a file)" in capfd.readouterr().err
+    with pytest.raises(CaffeError, match=f"{os.devnull}: it is a device"):
+        tool.read_list(os.devnull)
+
+
 def test_check_size_names_the_image(images: Path) -> None:
     draw(images / "b.png", height=11)
     with pytest.raises(CaffeError, match=r"b\.png has 3 channels of 10x11 pixels; expected 3 channels of 10x12 pixels"):

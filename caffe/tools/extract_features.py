@@ -17,9 +17,9 @@ from queue import Full, Queue
 import caffe
 from caffe import glog as log
 from caffe.blob import Blob
+from caffe.database import Record
 from caffe.errors import CaffeError
 from caffe.files import StrPath
-from caffe.io import Record
 from caffe.proto.caffe_pb2 import DataParameter, Datum
 from caffe.tools.backends import backend, writer
 from caffe.tools.flags import FlagParser, run

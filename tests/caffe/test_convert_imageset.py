@@ -14,11 +14,10 @@ import lmdb
 import numpy as np
 import pytest
 
-from caffe.database import write_lmdb
+from caffe.database import write_leveldb, write_lmdb
 from caffe.errors import CaffeError
 from caffe.proto.caffe_pb2 import Datum
 from caffe.tools import convert_imageset as tool
-from caffe.tools.backends import write_leveldb
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -25,7 +25,7 @@ from caffe import glog as log
 from caffe.database import write_lmdb
 from caffe.errors import CaffeError
 from caffe.files import StrPath, read_bytes, read_file
-from caffe.io import decode_image, planes
+from caffe.io import array_to_datum, decode_image, planes
 from caffe.proto.caffe_pb2 import Datum
 from caffe.tools.backends import Writer, backend, writer
 from caffe.tools.flags import FlagParser, run
@@ -82,9 +82,9 @@ def shuffled(lines: Sequence[Line], seed: int = 0) -> list[Line]:
 
 def pixels_to_datum(image: np.ndarray, label: int) -> Datum:
     """The Datum of an image H×W or H×W×C (uint8, BGR as OpenCV has it): its bytes as C×H×W."""
-    pixels = planes(image)
-    channels, height, width = pixels.shape
-    return Datum(channels=channels, height=height, width=width, data=pixels.tobytes(), label=label, encoded=False)
+    datum = array_to_datum(planes(image), label)
+    datum.encoded = False  # which Caffe writes too
+    return datum
 
 
 def _read(root: str, line: Line, flags: int, size: tuple[int, int], encoding: str | None) -> Record:

@@ -30,7 +30,7 @@ import caffe
 from caffe.detector import Window
 from caffe.errors import CaffeError
 from caffe.files import StrPath, replace_bytes
-from caffe.tools.classify import add_model_arguments, choose_device, load_mean_file, run
+from caffe.tools.scripts import add_model_arguments, choose_device, load_mean_file, run
 
 COORDINATES = ("ymin", "xmin", "ymax", "xmax")
 

@@ -1,4 +1,8 @@
-"""Caffe's interface and semantics, computed by PyTorch: what `import caffe` gives a script written for pycaffe."""
+"""Caffe's interface and semantics, computed by PyTorch: what `import caffe` gives a script written for pycaffe.
+
+To read it: graph.py makes a net of a prototxt, passes.py runs it, net.py is what scripts see of it, and solver.py
+trains it; layers/ has a module for each family of layers.
+"""
 
 import os
 

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from .errors import CaffeError
-from .io import StrPath, replace_bytes
+from .files import StrPath, replace_bytes
 from .proto.caffe_pb2 import LayerParameter, NetParameter, PoolingParameter
 
 if TYPE_CHECKING:

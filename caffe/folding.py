@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 from functools import lru_cache
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -263,52 +262,3 @@ def fold(
     if isinstance(behind := following(), ReLU) and not (added and behind.param.relu_param.negative_slope):
         relu, number = behind, number + 1
     return Folded(layer, norm, scale, added, relu, dtype), number
-
-
-class InferencePlan:
-    """What a net in phase TEST runs where no gradient is wanted, with the weights as they are now.
-
-    Parameters
-    ----------
-    plan: what it runs else, in order: (layer or group of layers, first layer's number, last layer's number).
-    layers: its layers.
-    hidden: the blobs of which nobody wants the values, so that they need not be computed.
-    dtype: in which convolutions and inner products are computed; None is float32.
-
-    Attributes
-    ----------
-    steps: the same with groups folded.
-    """
-
-    def __init__(
-        self,
-        plan: Sequence[tuple[Any, int, int]],
-        layers: Sequence[Layer],
-        dtype: torch.dtype | None,
-        hidden: Set[str] = frozenset(),
-    ) -> None:
-        self._parameters = list({id(blob.owner): blob.owner for layer in layers for blob in layer.blobs}.values())
-        self._tensors = [parameter.tensor() for parameter in self._parameters]
-        self._held = any(parameter.held for parameter in self._parameters)
-        self._changes = self._count_changes()
-        self.steps: list[tuple[Any, int, int]] = []
-        done = -1
-        for step, first, last in plan:
-            if last <= done:
-                continue
-            folded = fold(layers, first, dtype, hidden) if first > done else None
-            if folded is not None:
-                step, last = folded
-            elif first <= done:  # half of this group is folded already
-                step, first = layers[last], last
-            self.steps.append((step, first, last))
-            done = last
-
-    @property
-    def current(self) -> bool:
-        """Whether the weights are surely the same still: nobody has had an array of them to write into."""
-        return not self._held and self._changes == self._count_changes()
-
-    def _count_changes(self) -> tuple[int, int]:
-        """Arrays given out, and changes by torch: neither number ever falls."""
-        return sum([p.taken for p in self._parameters]), sum([tensor._version for tensor in self._tensors])

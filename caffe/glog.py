@@ -38,6 +38,11 @@ def warning(place: str, message: str) -> None:
     logger.warning(message, extra={"place": place})
 
 
+def error(place: str, message: str) -> None:
+    """The same as an error."""
+    logger.error(message, extra={"place": place})
+
+
 class WholeLog(logging.StreamHandler[TextIO]):
     """A log into a file without gaps: a line that cannot be written is an OSError, which names and closes the file."""
 

@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 
 from .errors import CaffeError
-from .files import StrPath
+from .files import StrPath, replacing
 from .schedules import Progress
 
 Shape = tuple[int, ...]
@@ -311,20 +311,13 @@ def _writing(path: StrPath, target: StrPath, mode: str) -> Iterator[h5py.File]:
 @contextmanager
 def _replacing(path: StrPath) -> Iterator[h5py.File]:
     """A new HDF5 file that takes the place of `path` when all is written."""
-    path = Path(path)
-    if "\0" in path.name:
+    if "\0" in str(path):
         raise CaffeError(f"{path}: cannot be written (a 0 in its name)")
-    partial = path.with_name(f".partial.{path.name}")
     try:
-        with _writing(partial, path, "w") as file:
+        with replacing(path) as partial, _writing(partial, path, "w") as file:
             yield file
-        try:
-            os.replace(partial, path)
-        except OSError as error:
-            raise CaffeError(f"{path}: cannot be written ({error})") from error
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    except OSError as error:  # of the renaming
+        raise CaffeError(f"{path}: cannot be written ({error})") from error
 
 
 @contextmanager

@@ -13,8 +13,8 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from .errors import CaffeError
-from .files import StrPath
-from .io import array_to_blobproto, blobproto_to_array, decode_any, read_file
+from .files import StrPath, read_file
+from .io import array_to_blobproto, blobproto_to_array, decode_any
 from .proto.caffe_pb2 import BlobProtoVector
 
 # Grey from red, green, blue: the luminance of ITU-R BT.709 that scikit-image takes (OpenCV's grey has BT.601's).

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from .errors import CaffeError
-from .files import StrPath
-from .io import replace_bytes
+from .files import StrPath, replace_bytes
 from .layers.base import Layer, Shape
 from .layers.normalization import spread
 from .layers.pooling import AVE, MAX, Windows, overhang

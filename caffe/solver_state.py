@@ -9,9 +9,9 @@ from dataclasses import asdict
 import numpy as np
 
 from .errors import CaffeError
-from .files import StrPath
+from .files import StrPath, replace_bytes
 from .hdf5 import Shape, State
-from .io import array_to_blobproto, blobproto_to_array, read_binary, replace_bytes
+from .io import array_to_blobproto, blobproto_to_array, read_binary
 from .proto.caffe_pb2 import BlobProto, SolverState
 from .schedules import Progress
 

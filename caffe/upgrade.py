@@ -148,7 +148,7 @@ def _warning(line: int, message: str) -> None:
 
 
 def _problem(message: str) -> None:
-    log.logger.error(message, extra={"place": "upgrade_proto.cpp:33"})
+    log.error("upgrade_proto.cpp:33", message)
 
 
 def net_needs_upgrade(net: NetParameter) -> bool:

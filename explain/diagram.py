@@ -15,7 +15,7 @@ from xml.sax.saxutils import escape, quoteattr
 
 import caffe
 from caffe.complexity import complexity
-from caffe.io import StrPath
+from caffe.files import StrPath
 from caffe.layers import Layer
 from caffe.proto.caffe_pb2 import EltwiseParameter, NetParameter, PoolingParameter
 from preprocessing.stage import Stage, StageError, replace_file, run_main

@@ -29,7 +29,7 @@ from matplotlib.figure import Figure
 import caffe
 from caffe.errors import CaffeError
 from caffe.io import DatumReader, read_net_parameter, read_solver_parameter
-from caffe.net import filter_net
+from caffe.phases import filter_net
 from caffe.proto.caffe_pb2 import LayerParameter, NetState, SolverParameter
 from explain.compare import COLOURS, size
 from explain.diagram import net_diagram

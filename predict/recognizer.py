@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Union
 import cv2
 import numpy as np
 
-from caffe.io import StrPath
+from caffe.files import StrPath
 from preprocessing.alignment import align_face
 from preprocessing.images import ImageError, check_image, decode_image, from_pillow, is_pillow, read_image
 from preprocessing.network_input import FaceNetwork, check_views

@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from caffe.io import StrPath
+from caffe.files import StrPath
 from preprocessing.images import MAX_PIXELS, ImageError, opencv_silent
 
 from .recognizer import Prediction, Recognizer

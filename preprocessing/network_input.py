@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 import caffe
-from caffe.io import StrPath
+from caffe.files import StrPath
 from preprocessing.classes import CLASSES_FILE, default_classes, read_classes
 from preprocessing.stage import StageError, sha256
 

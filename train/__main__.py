@@ -31,8 +31,9 @@ from tqdm import tqdm
 import caffe
 from caffe import glog as log
 from caffe.database import write_lmdb
-from caffe.io import DatumReader, load_mean, open_lmdb, read_net_parameter, read_solver_parameter, replace_bytes
-from caffe.net import filter_net
+from caffe.files import replace_bytes
+from caffe.io import DatumReader, load_mean, open_lmdb, read_net_parameter, read_solver_parameter
+from caffe.phases import filter_net
 from caffe.proto.caffe_pb2 import TEST, TRAIN, LayerParameter, NetParameter, NetState, SolverParameter
 from caffe.schedules import needs_monitor
 from preprocessing.classes import CLASSES_FILE, default_classes, read_classes, write_classes

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from caffe.io import load_mean, read_net_parameter
-from caffe.net import filter_net
+from caffe.phases import filter_net
 from caffe.proto.caffe_pb2 import TEST, TRAIN, LayerParameter, NetParameter, NetState
 from preprocessing.classes import default_classes, read_classes
 from preprocessing.stage import StageError

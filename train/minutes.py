@@ -16,7 +16,7 @@ from pathlib import Path
 
 import caffe
 from caffe.averaging import StochasticAverage
-from caffe.io import replace_bytes
+from caffe.files import replace_bytes
 from caffe.proto.caffe_pb2 import SolverParameter
 
 # shares of the time: how often it is looked at, by how much of it the speed is measured, and the least that tells it

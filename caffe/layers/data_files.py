@@ -17,8 +17,8 @@ from .. import glog as log
 from ..blob import check_shape
 from ..context import to_device
 from ..errors import CaffeError
-from ..files import read_bytes
-from ..io import decode_image, load_mean, planes, read_file
+from ..files import read_bytes, read_file
+from ..io import decode_image, load_mean, planes
 from .base import Shape, register
 from .prefetch import Batch, PrefetchingLayer, stack, tensors
 from .transform import Transformer

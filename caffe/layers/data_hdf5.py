@@ -11,7 +11,7 @@ import torch
 from .. import glog as log
 from .. import hdf5
 from ..errors import CaffeError
-from ..io import read_file
+from ..files import read_file
 from .base import Layer, Shape, register
 from .prefetch import PrefetchingLayer
 

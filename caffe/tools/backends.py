@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from itertools import islice
 
-from caffe.database import COMMIT_RECORDS, ascending, new_database, write_lmdb
+from caffe.database import Record, write_leveldb, write_lmdb
 from caffe.errors import CaffeError
-from caffe.io import Record, StrPath
+from caffe.files import StrPath
 from caffe.proto.caffe_pb2 import DataParameter
 
 Writer = Callable[[StrPath, Iterable[Record]], int]
@@ -27,29 +26,3 @@ def backend(name: str, what: str = "--backend") -> DataParameter.DB:
 def writer(kind: DataParameter.DB) -> Writer:
     """The function that writes such a database."""
     return write_leveldb if kind == DataParameter.LEVELDB else write_lmdb
-
-
-def write_leveldb(path: StrPath, records: Iterable[Record]) -> int:
-    """Write a LevelDB, under `write_lmdb`'s terms: a new one, all or nothing, of keys that ascend.
-
-    Raises CaffeError as that does, and where the package plyvel is missing.
-    """
-    try:
-        import plyvel
-    except ImportError:
-        raise CaffeError(
-            f"{path}: writing a LevelDB needs the package plyvel: pip install 'face-emotion-net[leveldb]'; "
-            "or write an LMDB"
-        ) from None
-    count, checked = 0, ascending(records, path)
-    with new_database(path) as partial:
-        try:
-            with plyvel.DB(str(partial), create_if_missing=True, error_if_exists=True) as database:
-                while chunk := list(islice(checked, COMMIT_RECORDS)):
-                    with database.write_batch() as batch:
-                        for key, value in chunk:
-                            batch.put(key, value)
-                    count += len(chunk)
-        except plyvel.Error as error:
-            raise CaffeError(f"{path}: cannot write the database: {error}") from error
-    return count

@@ -15,7 +15,8 @@ import numpy as np
 
 from caffe import glog as log
 from caffe.errors import CaffeError
-from caffe.io import DatumReader, StrPath, save_mean
+from caffe.files import StrPath
+from caffe.io import DatumReader, save_mean
 from caffe.proto.caffe_pb2 import DataParameter
 from caffe.tools.backends import backend
 from caffe.tools.flags import FlagParser, run

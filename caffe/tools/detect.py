@@ -29,8 +29,8 @@ import numpy as np
 import caffe
 from caffe.detector import Window
 from caffe.errors import CaffeError
-from caffe.io import StrPath, replace_bytes
-from caffe.tools.classify import add_model_arguments, choose_device, load_mean_file, run
+from caffe.files import StrPath, replace_bytes
+from caffe.tools.scripts import add_model_arguments, choose_device, load_mean_file, run
 
 COORDINATES = ("ymin", "xmin", "ymax", "xmax")
 

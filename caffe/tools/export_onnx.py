@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from caffe.net import Net
 from caffe.onnx import save_onnx
 from caffe.proto.caffe_pb2 import TEST
-from caffe.tools.classify import run
+from caffe.tools.scripts import run
 
 
 def export(options: argparse.Namespace) -> None:

@@ -17,8 +17,9 @@ from queue import Full, Queue
 import caffe
 from caffe import glog as log
 from caffe.blob import Blob
+from caffe.database import Record
 from caffe.errors import CaffeError
-from caffe.io import StrPath
+from caffe.files import StrPath
 from caffe.proto.caffe_pb2 import DataParameter, Datum
 from caffe.tools.backends import backend, writer
 from caffe.tools.flags import FlagParser, run
@@ -26,7 +27,7 @@ from caffe.tools.flags import FlagParser, run
 QUEUED_BATCHES = 4  # batches that wait for their database, at most
 LOG_IMAGES = 1000
 
-Records = list[tuple[bytes, bytes]]
+Records = list[Record]
 
 
 class _Stopped(Exception):  # noqa: N818 (no error of its own: it ends a writer after one elsewhere)
@@ -40,7 +41,7 @@ class _Output:
         self._queue: Queue[Records | _Stopped | None] = Queue(QUEUED_BATCHES)
         self._written: Future[int] = pool.submit(writer(kind), path, self._records())
 
-    def _records(self) -> Iterator[tuple[bytes, bytes]]:
+    def _records(self) -> Iterator[Record]:
         while (batch := self._queue.get()) is not None:
             if isinstance(batch, _Stopped):
                 raise batch

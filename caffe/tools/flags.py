@@ -100,7 +100,7 @@ def run(
         try:
             return tool(flags) or 0
         except (CaffeError, OSError) as error:
-            log.logger.error(str(error), extra={"place": "tool"})
+            log.error("tool", str(error))
             return 1
         except KeyboardInterrupt:
             return 130

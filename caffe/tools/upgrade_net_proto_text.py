@@ -15,7 +15,8 @@ from google.protobuf import text_format
 
 from caffe import glog as log
 from caffe.errors import CaffeError
-from caffe.io import read_binary, read_text, replace_bytes
+from caffe.files import replace_bytes
+from caffe.io import read_binary, read_text
 from caffe.proto.caffe_pb2 import NetParameter
 from caffe.tools.flags import FlagParser, run
 from caffe.upgrade import net_needs_upgrade, upgrade_net
@@ -27,7 +28,7 @@ def upgrade(flags: argparse.Namespace, binary: bool) -> int:
     try:
         net = (read_binary if binary else read_text)(flags.source, NetParameter())
     except CaffeError as error:
-        log.logger.error(f"Failed to parse input {kind} file as NetParameter: {error}", extra={"place": "tool"})
+        log.error("tool", f"Failed to parse input {kind} file as NetParameter: {error}")
         return 2
     complete = True
     if net_needs_upgrade(net):
@@ -38,7 +39,7 @@ def upgrade(flags: argparse.Namespace, binary: bool) -> int:
     replace_bytes(flags.target, data)
     log.info("tool", f"Wrote upgraded NetParameter {kind} proto to {flags.target}")
     if not complete:
-        log.logger.error("Encountered error(s) while upgrading; see details above.", extra={"place": "tool"})
+        log.error("tool", "Encountered error(s) while upgrading; see details above.")
     return 0 if complete else 1
 
 

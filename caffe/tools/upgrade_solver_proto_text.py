@@ -15,7 +15,8 @@ from google.protobuf import text_format
 
 from caffe import glog as log
 from caffe.errors import CaffeError
-from caffe.io import read_text, replace_bytes
+from caffe.files import replace_bytes
+from caffe.io import read_text
 from caffe.proto.caffe_pb2 import SolverParameter
 from caffe.tools.flags import run
 from caffe.tools.upgrade_net_proto_text import parser
@@ -27,7 +28,7 @@ def upgrade(flags: argparse.Namespace) -> int:
     try:
         solver = read_text(flags.source, SolverParameter())
     except CaffeError as error:
-        log.logger.error(f"Failed to parse input text file as SolverParameter: {error}", extra={"place": "tool"})
+        log.error("tool", f"Failed to parse input text file as SolverParameter: {error}")
         return 2
     if not upgrade_solver(solver, flags.source):
         log.warning("tool", f"File already in latest proto format: {flags.source}")

@@ -12,7 +12,8 @@ from small_training import write_problem
 from torch.optim.swa_utils import AveragedModel, update_bn
 
 import caffe
-from caffe.io import read_binary, read_solver_parameter, replace_bytes
+from caffe.files import replace_bytes
+from caffe.io import read_binary, read_solver_parameter
 from caffe.proto.caffe_pb2 import SolverParameter, SolverState
 
 EMA = "ema_decay: 0.5"

@@ -8,12 +8,11 @@ import cv2
 import numpy as np
 import pytest
 
-from caffe.database import write_lmdb
+from caffe.database import write_leveldb, write_lmdb
 from caffe.errors import CaffeError
 from caffe.io import load_mean
 from caffe.proto.caffe_pb2 import Datum
 from caffe.tools import compute_image_mean as tool
-from caffe.tools.backends import write_leveldb
 
 
 def database(path: Path, data: list[Datum]) -> Path:

@@ -14,11 +14,10 @@ import lmdb
 import numpy as np
 import pytest
 
-from caffe.database import write_lmdb
+from caffe.database import write_leveldb, write_lmdb
 from caffe.errors import CaffeError
 from caffe.proto.caffe_pb2 import Datum
 from caffe.tools import convert_imageset as tool
-from caffe.tools.backends import write_leveldb
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -155,6 +154,17 @@ def test_unreadable_files_are_logged_and_left_out(images: Path, capfd: pytest.Ca
     assert [line[0] for line in errors] == ["E"] * 3
     for line, file in zip(errors, ("a/one.png", "missing.png", "empty.png"), strict=True):
         assert file in line
+
+
+def test_a_device_is_no_image(images: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Some have no end."""
+    (images.parent / "list.txt").write_text("null 1\nb.png 4\n")
+    (images / "null").symlink_to(os.devnull)
+    assert run(images) == 0
+    assert list(data(images.parent / "db")) == ["00000001_b.png"]
+    assert "file null (it is a device; expected a file)" in capfd.readouterr().err
+    with pytest.raises(CaffeError, match=f"{os.devnull}: it is a device"):
+        tool.read_list(os.devnull)
 
 
 def test_check_size_names_the_image(images: Path) -> None:

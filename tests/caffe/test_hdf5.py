@@ -191,6 +191,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["w.h5"]
     with pytest.raises(CaffeError, match=r"nowhere/w\.h5: cannot be written"):
         hdf5.write_weights(tmp_path / "nowhere" / "w.h5", {})
+    for name in ("w\0.h5", "no\0where/w.h5"):
+        with pytest.raises(CaffeError, match="a 0 in its name"):
+            hdf5.write_weights(tmp_path / name, {})
 
 
 # States

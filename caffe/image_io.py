@@ -6,7 +6,9 @@ They are what scripts know as `caffe.io.load_image`, `caffe.io.Transformer` and 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -21,17 +23,18 @@ from .proto.caffe_pb2 import BlobProtoVector
 LUMINANCE = np.array([0.2125, 0.7154, 0.0721])
 
 
-def load_image(filename: StrPath, color: bool = True) -> np.ndarray:
+def load_image(filename: StrPath | BinaryIO, color: bool = True) -> np.ndarray:
     """An image file as float32 in 0..1: H×W×3 in the order red, green, blue, or H×W×1.
 
     Parameters
     ----------
-    filename: of any format that OpenCV reads; what a camera notes about its rotation is ignored, alpha left out.
+    filename: a file of any format that OpenCV reads, or one that is open or in memory (`io.BytesIO`); what a camera
+        notes about its rotation is ignored, alpha left out.
     color: True (default) repeats a grey image's one channel three times; False turns a colour image grey.
 
     Raises CaffeError for a file that cannot be read or is no image.
     """
-    data = read_file(filename)
+    data = _image_bytes(filename)
     try:
         pixels = decode_any(data, cv2.IMREAD_UNCHANGED)
     except CaffeError as error:
@@ -52,6 +55,20 @@ def load_image(filename: StrPath, color: bool = True) -> np.ndarray:
         if not color:
             image = (image @ LUMINANCE)[:, :, None]
     return np.ascontiguousarray(image, np.float32)
+
+
+def _image_bytes(file: StrPath | BinaryIO) -> bytes:
+    """The bytes of a file that is named, or open: from its start, where it can be sought."""
+    if isinstance(file, str | os.PathLike):
+        return read_file(file)
+    if not hasattr(file, "read"):
+        raise CaffeError(f"load_image: filename is {type(file).__name__}; expected a path or a file opened for reading")
+    if file.seekable():
+        file.seek(0)
+    data = file.read()
+    if not isinstance(data, bytes):
+        raise CaffeError(f"load_image: {file!r} gives {type(data).__name__}; expected bytes, as of a file opened 'rb'")
+    return data
 
 
 # Resizing. An axis is resampled by taps: for each output the indices of the inputs that it is summed from, and their

@@ -61,7 +61,7 @@ def _text(data: bytes) -> str:
 
 def _foreign_layers(text: str, message: Message) -> str:
     """What to say of a net that does not parse: its layers of types that Caffe 1.0 lacks, as it does their settings."""
-    from .layers import LAYERS  # here, since the layers read files by this module
+    from .layers.base import LAYERS, OF_ANOTHER_CAFFE  # here, since the layers read files by this module
 
     if not isinstance(message, NetParameter):
         return ""
@@ -74,7 +74,7 @@ def _foreign_layers(text: str, message: Message) -> str:
     if not foreign:
         return ""
     more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
-    return f" The net has layers of types that Caffe 1.0 has not: {', '.join(foreign[:3])}{more}"
+    return f" The net has layers of types that Caffe 1.0 has not: {', '.join(foreign[:3])}{more}. {OF_ANOTHER_CAFFE}"
 
 
 def read_binary(path: StrPath, message: M) -> M:

@@ -20,6 +20,12 @@ from ..proto.caffe_pb2 import TEST, FillerParameter, LayerParameter
 Shape = tuple[int, ...]
 LAYERS: dict[str, type[Layer]] = {}
 
+# what to do about a type that Caffe 1.0 lacks
+OF_ANOTHER_CAFFE = (
+    "A layer of another Caffe (SSD's, Faster R-CNN's, …) can be written as a Python layer: type: \"Python\" with "
+    'python_param { module: "FILE" layer: "CLASS" }, see docs/caffe.md'
+)
+
 L = TypeVar("L", bound="type[Layer]")
 
 
@@ -191,5 +197,7 @@ def make_layer(param: LayerParameter, device: torch.device, generator: torch.Gen
     """
     if param.type not in LAYERS:
         known = ", ".join(sorted(LAYERS))
-        raise CaffeError(f"layer {param.name!r}: type {param.type!r} is not known; expected one of {known}")
+        raise CaffeError(
+            f"layer {param.name!r}: type {param.type!r} is not known; expected one of {known}. {OF_ANOTHER_CAFFE}"
+        )
     return LAYERS[param.type](param, device, generator)

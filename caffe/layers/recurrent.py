@@ -175,6 +175,11 @@ class _Recurrent(Layer):
         z = F.linear(bottoms[0].flatten(2), self.blobs[0].tensor(), self.blobs[1].tensor()).float()
         return z + F.linear(bottoms[2].flatten(1), self.blobs[2].tensor()) if self.static else z
 
+    @staticmethod
+    def continued(bottoms: list[torch.Tensor]) -> torch.Tensor:
+        """cont, T×N×1: to it no gradient goes, also where force_backward asks for those of all bottoms."""
+        return bottoms[1].detach().float()[..., None]
+
     def before(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
         """The states before the first step, N×D each."""
         if self.exposed:
@@ -219,7 +224,7 @@ class RNN(_Recurrent):
         own, out, bias = (blob.tensor() for blob in self.blobs[-3:])
         z = self.inputs(bottoms)
         with torch.autocast(z.device.type, enabled=False):
-            h = _RNNSteps.apply(z, own, bottoms[1].float()[..., None], *self.before(bottoms))
+            h = _RNNSteps.apply(z, own, self.continued(bottoms), *self.before(bottoms))
         return self.finish(torch.tanh(F.linear(h, out, bias)), h)
 
 
@@ -245,7 +250,7 @@ class LSTM(_Recurrent):
         ]
 
     def forward(self, bottoms: list[torch.Tensor]) -> list[torch.Tensor]:
-        z, cont = self.inputs(bottoms), bottoms[1].float()[..., None]
+        z, cont = self.inputs(bottoms), self.continued(bottoms)
         with torch.autocast(z.device.type, enabled=False):
             h, c = _LSTMSteps.apply(z, self.blobs[-1].tensor(), cont, *self.before(bottoms))
         return self.finish(h, h, c)

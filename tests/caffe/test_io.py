@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import re
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -164,6 +166,25 @@ def test_a_cameras_rotation_is_ignored(tmp_path: Path) -> None:
     exif[0x0112] = 6  # the orientation: to be turned by 90° when shown
     Image.fromarray(RANDOM.integers(0, 256, (8, 16), np.uint8)).save(tmp_path / "photo.jpg", exif=exif)
     assert caffe.io.load_image(tmp_path / "photo.jpg").shape == (8, 16, 3)
+
+
+def test_an_image_from_memory_or_an_open_file_as_web_demos_have_it(tmp_path: Path) -> None:
+    rgb = RANDOM.integers(0, 256, (5, 7, 3), np.uint8)
+    memory = io.BytesIO()
+    Image.fromarray(rgb).save(memory, "png")  # and so stands at its end
+    np.testing.assert_array_equal(caffe.io.load_image(memory), (rgb / 255).astype(np.float32))
+    (tmp_path / "rgb.png").write_bytes(memory.getvalue())
+    with open(tmp_path / "rgb.png", "rb") as file:
+        assert caffe.io.load_image(file, color=False).shape == (5, 7, 1)
+    with subprocess.Popen(["cat", tmp_path / "rgb.png"], stdout=subprocess.PIPE) as process:  # cannot be sought
+        assert process.stdout
+        assert caffe.io.load_image(process.stdout).shape == (5, 7, 3)
+    with pytest.raises(caffe.CaffeError, match=r"BytesIO.*not an image that OpenCV reads"):
+        caffe.io.load_image(io.BytesIO(b"GIF89a"))
+    with open(__file__) as file, pytest.raises(caffe.CaffeError, match=r"test_io.py.*gives str; expected bytes"):
+        caffe.io.load_image(file)
+    with pytest.raises(caffe.CaffeError, match="filename is NoneType; expected a path or a file"):
+        caffe.io.load_image(None)
 
 
 def test_files_that_are_no_images(tmp_path: Path) -> None:

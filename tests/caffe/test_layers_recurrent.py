@@ -160,6 +160,26 @@ def test_no_gradient_passes_through_states(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_backward_pass_that_ends_at_the_layer_with_force_backward(kind: str) -> None:
+    """Which asks for the gradient of cont, too, to which none goes."""
+    net = net_of(
+        f"force_backward: true {input_layer('x', STEPS, STREAMS, INPUTS)} {input_layer('c', STEPS, STREAMS)}"
+        'layer { name: "cont" type: "Power" bottom: "c" top: "cont" }'
+        f'layer {{ name: "layer" {layer(kind)} bottom: "x" bottom: "cont" top: "y" }}'
+    )
+    net.blobs["x"].data[...] = normal(STEPS, STREAMS, INPUTS)
+    net.forward()  # cont is 0: each step begins a sequence, so that another pass is the same
+    net.blobs["y"].diff[...] = normal(STEPS, STREAMS, SIZE, seed=1)
+    net.backward()
+    whole = net.blobs["x"].diff.copy()
+    net.blobs["x"].diff[...] = 0
+    net.backward(end="layer")
+    assert whole.any()
+    close(net.blobs["x"].diff, whole)
+    assert not net.blobs["cont"].diff.any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_states_pass_from_batch_to_batch(kind: str) -> None:
     x = normal(3 * STEPS, STREAMS, INPUTS)
     cont = np.ones((3 * STEPS, STREAMS))

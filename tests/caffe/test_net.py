@@ -1151,7 +1151,9 @@ def test_nets_for_another_caffe_name_the_layers_that_are_not_known(tmp_path: Pat
     with pytest.raises(caffe.CaffeError, match=message):
         caffe.Net(path, caffe.TEST)
     path.write_text("\n".join([input_layer("x", 2, 3), *foreign]))
-    with pytest.raises(caffe.CaffeError, match=r"'roi2' \(ROIPooling\) and 2 more"):
+    with pytest.raises(
+        caffe.CaffeError, match=r"'roi2' \(ROIPooling\) and 2 more\. .*can be written as a Python layer"
+    ):
         caffe.Net(path, caffe.TEST)
     path.write_text('layer { name: "c" type: "Convolution" convolution_param { hole: 2 } }')
     with pytest.raises(caffe.CaffeError, match=r'no field named "hole"\.$'):
@@ -1165,6 +1167,7 @@ X = input_layer("x", 2, 3)
     ("text", "message"),
     [
         (X + 'layer { name: "a" type: "Relu" bottom: "x" top: "y" }', "layer 'a': type 'Relu' is not known.*ReLU"),
+        (X + 'layer { name: "a" type: "ReLU6" bottom: "x" top: "y" }', "'ReLU6' is not known.*as a Python layer"),
         (X + 'layer { name: "a" bottom: "x" top: "y" }', "layer 'a': type '' is not known"),
         (X + 'layer { name: "a" type: "ReLU" bottom: "z" top: "y" }', "layer 'a'.*bottom 'z' is no top.*there are x"),
         (X + 'layer { name: "a" type: "ReLU" bottom: "x" }', "layer 'a'.*has 0 tops.*expected 1"),

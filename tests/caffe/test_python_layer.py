@@ -464,3 +464,27 @@ def test_what_a_module_cannot_import_is_its_own_error() -> None:
     param.layer[1].python_param.module = "broken_layers"
     with pytest.raises(ModuleNotFoundError, match="surely_not_installed"):
         caffe.Net(param, phase=caffe.TEST)
+
+
+def test_the_documents_layer_of_another_caffe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "caffe.md").read_text().split("### Layers of another Caffe")[1]
+    script, layer = page.split("```python\n")[1].split("```\n")[0::2][:2]
+    (tmp_path / "ssd_layers.py").write_text(script)
+    monkeypatch.syspath_prepend(tmp_path)
+    net = net_of(input_layer("x", 2, 3, 4, 5) + layer)
+    x, diff = normal(2, 3, 4, 5), normal(2, 4, 5, 3, seed=1)
+    y = net.forward(x=x)["y"]
+    np.testing.assert_array_equal(y, x.transpose(0, 2, 3, 1))
+    net.blobs["y"].diff[...] = diff
+    np.testing.assert_array_equal(net.backward()["x"], diff.transpose(0, 3, 1, 2))
+
+
+def test_a_caffemodel_of_another_caffe_fills_the_parameters_of_a_python_layer(tmp_path: Path) -> None:
+    """By the layer's name, whatever its type was, and whatever settings it had that Caffe 1.0 does not know."""
+    text = 'layer { name: "py" type: "Affine" blobs { shape { dim: 1 } data: 3 } blobs { shape { dim: 1 } data: 4 } }'
+    weights = text_format.Parse(text, NetParameter())
+    weights.layer[0].MergeFromString(b"\x82\x0d\x02\x08\x07")  # field 208, a message
+    (tmp_path / "x.caffemodel").write_bytes(weights.SerializeToString())
+    net = net_of(input_layer("x", 2, 3) + python_layer("ScaleLayer", "x", "y"))
+    net.copy_from(tmp_path / "x.caffemodel")
+    assert [float(blob.data[0]) for blob in net.params["py"]] == [3, 4]

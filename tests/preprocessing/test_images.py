@@ -18,6 +18,7 @@ import PIL.Image
 import pytest
 
 from preprocessing.images import (
+    MAX_BYTES,
     MAX_PIXELS,
     ImageError,
     decode_image,
@@ -153,6 +154,21 @@ def test_formats(tmp_path: Path, suffix: str) -> None:
     read = read_image(file)
     assert read.shape == image.shape
     assert np.abs(read.astype(int) - image).mean() < (20 if suffix == ".gif" else 6)  # a GIF has few colours
+
+
+def test_older_and_lossy_kinds_of_formats() -> None:
+    """A BMP with the header of OS/2, and a WebP of VP8; the upper two bits of its sizes scale them (RFC 6386, 9.1)."""
+    image = some_image()
+    header = struct.pack("<IHHIIHHHH", 0, 0, 0, 26, 12, 120, 80, 1, 24)
+    old = b"BM" + header + image[::-1].tobytes()
+    assert image_size(old) == (120, 80)
+    assert np.array_equal(decode_image(old), image)
+    lossy = bytearray(cv2.imencode(".webp", image, [cv2.IMWRITE_WEBP_QUALITY, 90])[1].tobytes())
+    assert lossy[12:16] == b"VP8 "
+    assert np.abs(decode_image(bytes(lossy)).astype(int) - image).mean() < 6
+    lossy[27] |= 0x40
+    lossy[29] |= 0x80
+    assert image_size(bytes(lossy)) == (120, 80)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
@@ -402,6 +418,8 @@ def test_damaged_headers_raise_nothing_else(tmp_path: Path, seed: int) -> None:
 
 def test_files_that_are_no_images(tmp_path: Path) -> None:
     (tmp_path / "empty.jpg").touch()
+    (tmp_path / "large.jpg").touch()
+    os.truncate(tmp_path / "large.jpg", MAX_BYTES + 1)  # without a byte on the disk
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "text.jpg").write_text("not a picture")
     (tmp_path / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
@@ -409,6 +427,7 @@ def test_files_that_are_no_images(tmp_path: Path) -> None:
     (tmp_path / "web.jpg").write_bytes(b"\0\0\0\x20ftypavif\0\0\0\0avifmif1miaf" + bytes(100))
     for file, message in (
         (tmp_path / "empty.jpg", r"empty\.jpg: the file is empty"),
+        (tmp_path / "large.jpg", r"large\.jpg: 536,870,913 bytes; expected an image of 536,870,912 at most"),
         (tmp_path / "text.jpg", r"text\.jpg: not an image; expected JPEG"),
         (tmp_path / "phone.heic", r"phone\.heic: an image of the format HEIC, which is not read; expected JPEG"),
         (tmp_path / "web.jpg", r"web\.jpg: an image of the format AVIF, which is not read; expected JPEG"),

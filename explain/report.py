@@ -586,7 +586,7 @@ def per_class(material: Material) -> Html:
     last = [*(percent(macro[name], 1) for name in names), "–" if area is None else f"{area:.4f}"]
     averages = [element("strong", text) for text in ("macro average", *last)]
     rows.append([*averages, f"{metrics['support'].sum():,}"])
-    text = "Macro averages weigh all classes alike. A division by zero gives 0."
+    text = "Macro averages weigh all classes that there are images of alike. A division by zero gives 0."
     heads = ["class", "precision", "recall", "F1", "AUC", "images"]
     return join([table(heads, rows, range(1, 6)), paragraph(text, kind="quiet")])
 

@@ -202,6 +202,7 @@ def test_the_page_is_html_that_needs_nothing_else(full: tuple[Path, str]) -> Non
             assert value.startswith("#")
         assert "url(" not in value or "url(#" in value
     style = text.split("<style>")[1].split("</style>")[0]
+    assert "overflow-wrap: break-word" in style.split("body {")[1].split("}")[0]  # a file's name may be long
     assert "url(" not in style
     assert "@import" not in style
     assert len(text) < 10e6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from io import BytesIO
@@ -11,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from small_face_net import (
     CLASSES,
     DEPLOY,
@@ -26,7 +28,7 @@ from small_face_net import (
 from torch import nn
 
 from explain.features import main as features_main
-from explain.saliency import draw_explanation, explain_face, main
+from explain.saliency import Explanation, draw_explanation, explain_face, main
 from predict import Recognizer
 from predict.recognizer import FoundFace, model_files
 from preprocessing.datasets import EMOTIONS
@@ -262,6 +264,18 @@ def test_the_command_writes_a_picture_and_the_numbers(
     assert picture is not None
     assert picture.shape[1] > 1000
     assert capsys.readouterr().out.startswith("explain: 1 face: fear ")
+
+
+@pytest.mark.parametrize("spoken_for", [0.0, 1.0])
+def test_long_names_of_layers_and_classes_do_not_reach_into_their_neighbours(spoken_for: float) -> None:
+    maps = np.full((12, 12), spoken_for, np.float32)
+    for layer, classes in (("stage5_block1_shortcut", ["a", "b"]), (60 * "x", [60 * "y", "b"])):
+        explanation = Explanation(np.array([0.6, 0.4]), 0, maps, maps, maps, layer)
+        figure = draw_explanation(random_face(), explanation, classes)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        titles = [axes.title.get_window_extent(canvas.get_renderer()) for axes in figure.axes[:4]]
+        assert all(one.x1 < other.x0 for one, other in itertools.pairwise(titles))
 
 
 def test_a_dollar_in_a_name_begins_no_formula(

@@ -208,10 +208,11 @@ def draw_explanation(face: np.ndarray, explanation: Explanation, classes: Sequen
     words = f"what speaks for {classes[target]} ({100 * explanation.probabilities[target]:.1f}%)"
     figure.suptitle(plain(f"{title}: {words}" if title else words), fontsize=10, x=0.01, ha="left")
     _show(panels[0], f"the face ({height}×{width})", seen, cmap="gray", vmin=0, vmax=255)
-    parts = ["Grad-CAM of", shortened(explanation.layer, LONGEST_NAME)]
-    parts = parts if explanation.grad_cam.any() else [parts[0], f"{parts[1]}:", "nothing"]
-    space = " " if len(" ".join(parts)) <= LONGEST_TITLE else "\n"  # it must not reach into its neighbours'
-    _show(panels[1], space.join(parts), seen, cmap="gray", vmin=0, vmax=255)
+    name, something = shortened(explanation.layer, LONGEST_NAME), explanation.grad_cam.any()
+    heading = f"Grad-CAM of {name}" if something else f"Grad-CAM of {name}: nothing"
+    if len(heading) > LONGEST_TITLE:  # it would reach into its neighbours'
+        heading = f"Grad-CAM of\n{name}" if something else f"Grad-CAM (nothing) of\n{name}"
+    _show(panels[1], heading, seen, cmap="gray", vmin=0, vmax=255)
     panels[1].imshow(explanation.grad_cam, cmap=HEAT, vmin=0, vmax=1, alpha=0.3 + 0.4 * explanation.grad_cam)
     for panel, name, values in (
         (panels[2], "guided gradient (red +, blue −)", explanation.guided),

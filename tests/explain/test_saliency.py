@@ -192,8 +192,9 @@ def test_a_class_that_nothing_speaks_for_has_an_empty_map(spots: FaceNetwork) ->
 
 def test_what_cannot_be_explained(network: FaceNetwork, tmp_path: Path) -> None:
     face = random_face()
-    with pytest.raises(ValueError, match="target is 7; expected a class, 0 to 6"):
-        explain_face(network, face, 7)
+    for target in (7, -1):
+        with pytest.raises(ValueError, match=f"target is {target}; expected a class, 0 to 6"):
+            explain_face(network, face, target)
     with pytest.raises(
         ValueError, match=r"face has shape \(3, 16, 16\), the mean \(1, 16, 16\); expected both alike, and grey"
     ):
@@ -263,7 +264,7 @@ def test_the_command_writes_a_picture_and_the_numbers(
     picture = cv2.imread(str(out / "face.png"))
     assert picture is not None
     assert picture.shape[1] > 1000
-    assert capsys.readouterr().out.startswith("explain: 1 face: fear ")
+    assert capsys.readouterr().out.startswith(f"explain: 1 face: fear {100 * face['probabilities']['fear']:.0f}%; ")
 
 
 @pytest.mark.parametrize("spoken_for", [0.0, 1.0])

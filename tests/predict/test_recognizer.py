@@ -516,3 +516,11 @@ def test_each_face_has_bars_as_long_as_its_probabilities(place: tuple[int, int])
         while (row[first - filled - 1] == row[first - 1]).all():
             filled += 1
         assert filled / (filled + last - first + 1) == pytest.approx(share, abs=0.02)
+
+
+def test_the_text_is_no_larger_than_fits_the_faces() -> None:
+    face = prediction(EMOTIONS, "sad", (1000.0, 1000.0, 60.0, 60.0))
+    drawn = annotate(np.full((2000, 2000), 130, np.uint8), [face])
+    rows, columns = np.nonzero((drawn != 130).any(axis=2))
+    assert 1000 - rows.min() < 20  # the label above
+    assert columns.max() - 1060 < 200  # the bars beside it

@@ -518,6 +518,16 @@ def test_each_face_has_bars_as_long_as_its_probabilities(place: tuple[int, int])
         assert filled / (filled + last - first + 1) == pytest.approx(share, abs=0.02)
 
 
+def test_the_label_and_the_bars_say_names_and_percentages(monkeypatch: Any) -> None:
+    written = []
+    monkeypatch.setattr(cv2, "putText", lambda canvas, text, *_: written.append(text))
+    values = {"calm": 0.034, "dégoût": 0.966}
+    face = Prediction((100.0, 100.0, 99.0, 99.0), {"nose": (0.0, 0.0)}, 0.9, "dégoût", values)
+    annotate(np.zeros((640, 800), np.uint8), [face, dataclasses.replace(face, box=(500.0, 300.0, 99.0, 99.0), track=7)])
+    bars = ["calm", "3%", "degout", "97%"]
+    assert written == [*bars, *bars, "degout 97%", "#7 degout 97%"]
+
+
 def test_the_text_is_no_larger_than_fits_the_faces() -> None:
     face = prediction(EMOTIONS, "sad", (1000.0, 1000.0, 60.0, 60.0))
     drawn = annotate(np.full((2000, 2000), 130, np.uint8), [face])

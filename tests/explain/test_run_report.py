@@ -18,20 +18,16 @@ from tiny_model import band_face, band_probabilities, make_model
 
 import caffe
 from caffe.io import array_to_datum, save_mean
+from explain.material import Answered, choose_face, gather, median_face, record_names
 from explain.page import Html, breakable, element, escape, face_image, inline_svg, table
 from explain.report import (
     SECTIONS,
-    Answered,
-    choose_face,
     confident,
     explanations,
     features,
     fields,
-    gather,
     macro_area,
     main,
-    median_face,
-    record_names,
     some_of,
     summary,
     to_html,

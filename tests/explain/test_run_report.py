@@ -23,6 +23,7 @@ from explain.page import Html, breakable, element, escape, face_image, inline_sv
 from explain.report import (
     SECTIONS,
     confident,
+    duration,
     explanations,
     features,
     fields,
@@ -246,6 +247,15 @@ def test_the_figures_are_those_of_the_evaluation(full: tuple[Path, str]) -> None
     for name, expected in recorded["classes"].items():
         found = [f"{100 * expected[what]:.1f}%" for what in ("precision", "recall", "f1")]
         assert [*classes[name][:3], classes[name][4]] == [*found, str(expected["support"])]
+    facts = page.texts["summary"]
+    area = re.search(r"macro AUC([\d.]+)", facts)
+    assert area is not None
+    assert float(area[1]) == pytest.approx(np.mean([float(classes[name][3]) for name in HOSTILE]), abs=1e-4)
+    assert classes["macro average"][3] == area[1]
+    assert f"macro F1{100 * recorded['macro']['f1']:.1f}%over 3 classes" in facts
+    # 3 filters of 6×6 on 7×7 places, and 3 sums of all that they give
+    assert f"parameters{3 * 37 + 3 * 148}learned" in facts
+    assert f"multiply-adds{(49 * 3 * 36 + 3 * 147) / 1e6:.2f} M" in facts
     calibration = {row[0]: row[1:] for row in page.rows["calibration"]}
     assert calibration["test"][:2] == [f"{100 * recorded['calibration'][e]:.2f}%" for e in ("ece", "ece_calibrated")]
 
@@ -479,6 +489,11 @@ def test_settings_as_a_prototxt_writes_them() -> None:
         "base_lr": "0.01", "test_iter": "3, 4", "lr_policy": "step", "solver_mode": "CPU", "debug_info": "true",
         "train_state": 'stage: "a"',
     }  # fmt: skip
+
+
+def test_seconds_as_people_say_them() -> None:
+    told = {seconds: duration(seconds) for seconds in (4.26, 59.6, 119.6, 3599.7, 7325)}
+    assert list(told.values()) == ["4.3 s", "1 min 0 s", "2 min 0 s", "1 h 0 min", "2 h 2 min"]
 
 
 def test_some_of_many_names() -> None:

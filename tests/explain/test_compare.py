@@ -6,6 +6,7 @@ import csv
 import itertools
 import json
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -363,8 +364,11 @@ def test_in_the_plot_no_text_reaches_into_another(span: float) -> None:
     figure = draw(rows, "runs")
     for axes in figure.axes:
         low, high = axes.get_xlim()
-        ticks = [t.label1.get_window_extent() for t in axes.xaxis.get_major_ticks() if low <= t.get_loc() <= high]
-        assert len(ticks) >= 2
+        labels = [tick.label1 for tick in axes.xaxis.get_major_ticks() if low <= tick.get_loc() <= high]
+        assert len(labels) >= 2
+        assert all(re.fullmatch("[125]0{0,2} [kMG]", label.get_text()) for label in labels)
+        ticks = [label.get_window_extent() for label in labels]
+        assert [note.get_text() for note in axes.texts] == ["1", "2", "3", "4"]  # beside the points
         assert all(left.x1 < right.x0 for left, right in itertools.pairwise(sorted(ticks, key=lambda box: box.x0)))
     title, *legend = (text.get_window_extent() for text in figure.texts)
     assert len(legend) == 4

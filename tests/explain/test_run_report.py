@@ -22,6 +22,7 @@ from explain.material import Answered, choose_face, gather, median_face, record_
 from explain.page import Html, breakable, element, escape, face_image, inline_svg, table
 from explain.report import (
     SECTIONS,
+    calibration,
     confident,
     duration,
     explanations,
@@ -36,7 +37,7 @@ from explain.report import (
 )
 from preprocessing.classes import write_classes
 from preprocessing.network_input import FaceNetwork
-from preprocessing.stage import StageError, run_main
+from preprocessing.stage import StageError, run_main, sha256
 from train.evaluate import Evaluation, confusion_matrix, write_evaluation
 
 VOID = {"meta", "img", "br", "wbr", "use", "path", "rect", "circle", "line", "stop"}
@@ -311,6 +312,20 @@ def test_a_net_without_log_settings_and_evaluation(tmp_path: Path) -> None:
         assert classes[name][3] == f"{sum(wins) / (len(positive) * len(others)):.4f}"
     assert classes["happy"][3] == "–"  # no such face
     assert material.face_name == "2.png"  # of the right answers, with 200, 100 and 150 on black, the one in the middle
+
+
+def test_the_answers_are_not_calibrated_and_the_calibration_is_told(tmp_path: Path) -> None:
+    folder, databases, labels, levels = bands(tmp_path)
+    known = {"temperatures": {"centre": 2.0}, "weights_sha256": sha256(folder / "net.caffemodel")}
+    (folder / "calibration.json").write_text(json.dumps(known))
+    material = gather(folder, databases, device="cpu")
+    assert material.temperature == (2.0, "calibration.json")
+    probabilities = np.array([band_probabilities(one) for one in levels])
+    assert material.test.confidence == pytest.approx(probabilities.max(axis=1), abs=1e-5)
+    softened = np.array([band_probabilities([level / 2 for level in one]) for one in levels])  # the levels are logits
+    told = str(calibration(material))
+    for each in (probabilities, softened):
+        assert f"{-np.log(each[range(5), labels]).mean():.4f}" in told
 
 
 def answered(labels: list[int], probabilities: list[list[float]]) -> Answered:

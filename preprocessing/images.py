@@ -77,8 +77,9 @@ def decode_image(data: bytes) -> np.ndarray:
 
     Returns
     -------
-    uint8, H×W×3, BGR; of an animation the first frame, of 16 bits a channel the upper 8. A grey image has the same
-    value three times, and `cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)` gives that value back.
+    uint8, H×W×3, BGR; of an animation the first frame, of 16 bits a channel the upper 8; what a PNM file calls white is
+    255. A grey image has the same value three times, and `cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)` gives that value
+    back.
 
     Raises
     ------

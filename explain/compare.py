@@ -31,7 +31,8 @@ import caffe
 from caffe.complexity import complexity
 from caffe.errors import CaffeError
 from caffe.io import read_net_parameter, read_solver_parameter
-from explain.features import plain
+from explain.features import plain, shortened
+from predict.options import print_any_name
 from preprocessing.network_input import FaceNetwork
 from preprocessing.stage import Stage, StageError, add_device_argument, progress, replace_file, run_main, sha256
 from train.ensemble import alignment, trained_files
@@ -56,7 +57,8 @@ WARM_UP, ROUNDS, REPEATS = 3, 7, 5
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6BB1")
 GREY = "#666666"
 PANELS = ("parameters", "multiply-adds a face", "milliseconds a face (centre crop, one at a time)")
-LINE = 0.24  # inches, of the plot's legend
+LINE, LONGEST_LABEL = 0.24, 72  # inches of a line of the plot's legend, and its letters; the table has the whole name
+WIDE = 70  # times from the least to the largest value: beyond, 1, 2 and 5 of each decade would run into each other
 
 Files = tuple[Path, Path, Path]  # deploy.prototxt, .caffemodel, mean.binaryproto
 Box = tuple[float, float, float, float]  # left, bottom, right, top
@@ -392,7 +394,7 @@ def _percent(figure: tuple[float, float | None] | None) -> str:
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """The table for programs: shares 0..1 and their standard deviations, seconds and bytes; empty where not known."""
-    with open(path, "w", newline="", encoding="utf-8") as f:
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as f:
         writer = csv.writer(f, lineterminator="\n")
         heads = ["number", "network", "faces", "runs", "seeds", "folds", "epochs"]
         heads += [head for name in FIGURES for head in (name, f"{name}_deviation")]
@@ -470,7 +472,8 @@ def _points(rows: Sequence[Row]) -> list[_Point]:
         if row.cost is None or figure is None:
             continue
         colour = COLOURS[networks.index(row.first.network.split()[0]) % len(COLOURS)]
-        label = f"{number}  {row.first.network}, {row.first.faces}: {_percent(figure)}"
+        ends = f", {row.first.faces}: {_percent(figure)}"
+        label = f"{number}  {shortened(row.first.network, LONGEST_LABEL - len(ends))}{ends}"
         costs = (row.cost.parameters, row.cost.multiply_adds, 1e3 * row.cost.seconds["centre"])
         points.append(_Point(number, label, colour, 100 * figure[0], 100 * (figure[1] or 0.0), costs))
     return points
@@ -490,7 +493,7 @@ def draw(rows: Sequence[Row], title: str) -> Figure:
     panels = figure.subplots(1, len(PANELS), sharey=True)
     below = (0.95 + LINE * lines) / height
     figure.subplots_adjust(left=0.075, right=0.985, top=1 - 0.65 / height, bottom=below, wspace=0.06)
-    figure.suptitle(title, x=0.075, y=1 - 0.2 / height, ha="left", va="top", fontsize=13, fontweight="bold")
+    figure.suptitle(plain(title), x=0.075, y=1 - 0.2 / height, ha="left", va="top", fontsize=13, fontweight="bold")
     for i, (axes, label) in enumerate(zip(panels, PANELS, strict=True)):
         _draw_panel(axes, points, [point.costs[i] for point in points], label)
     panels[0].set_ylabel("accuracy on the test set (centre crop)")
@@ -513,7 +516,7 @@ def draw(rows: Sequence[Row], title: str) -> Figure:
 def _draw_panel(axes: Axes, points: Sequence[_Point], values: Sequence[float], label: str) -> None:
     axes.set_xscale("log")
     axes.set_xlabel(label)
-    wide = bool(values) and max(values) > 300 * min(values)
+    wide = bool(values) and max(values) > WIDE * min(values)
     axes.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(_short))
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -580,7 +583,8 @@ def compare(folder: Path, device: str = "auto") -> list[Row]:
     text = f"# Runs of {folder.name}\n\n{table}\n![accuracy against size and time](compare.png)\n\n{_remarks(device)}\n"
     left_out = _left_out(rows, others)
     with replace_file(folder / "compare.md") as path:
-        path.write_text(text + (f"\n{left_out}" if left_out else ""), encoding="utf-8")
+        text += f"\n{left_out}" if left_out else ""
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")  # a folder's name may not be UTF-8
     print(table, left_out, sep="\n" if left_out else "", end="")
     runs = f"{len(results)} run{'s' * (len(results) != 1)} in {len(rows)} row{'s' * (len(rows) != 1)}"
     waiting = f", {len(others)} without evaluation" if others else ""
@@ -617,6 +621,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="a data set's folder, such as data/fer2013")
     add_device_argument(parser)
     args = parser.parse_args()
+    print_any_name()
     try:
         compare(args.folder, args.device)
     except CaffeError as error:

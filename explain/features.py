@@ -32,13 +32,18 @@ SMALLEST_TILE, SMALLEST_SHEET = 1.15, 4.2  # inches: a channel, and a row of cha
 STRONGEST = 12  # channels of each blob in the overview
 COLORS = "viridis"  # as light as the value is high, also in print and for the colour-blind
 TILE = 48  # pixels a channel in the overview
-NAMES = 230  # pixels for the names beside the overview
+NAMES, LONGEST_NAME = 230, 34  # pixels, and letters, for the names beside the overview
 
 
 def plain(text: str) -> str:
     """Text as Matplotlib is to write it: a dollar in the name of a file, layer or class begins no formula, and bytes
     of a file's name that are not UTF-8, which it refuses, are written out."""
     return text.encode("utf-8", "backslashreplace").decode().replace("$", r"\$")
+
+
+def shortened(name: str, most: int) -> str:
+    """A name of at most so many letters: a longer one is cut, and ends in …"""
+    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def find_faces(recognizer: Recognizer, image: Path) -> list[FoundFace]:
@@ -237,7 +242,7 @@ def draw_overview(maps: dict[str, np.ndarray], title: str) -> Figure:
         top = 4 + row * (TILE + 4)
         _draw_row(canvas[top : top + TILE, NAMES:], blob)
         shape = "×".join(map(str, blob.shape))
-        axes.text(8, top + 18, plain(name if len(name) <= 34 else f"{name[:33]}…"), fontsize=8, va="center")
+        axes.text(8, top + 18, plain(shortened(name, LONGEST_NAME)), fontsize=8, va="center")
         axes.text(8, top + 34, shape, fontsize=7, va="center", color="#555555")
     axes.imshow(canvas, interpolation="nearest", aspect="auto", extent=(0, width, height, 0))
     axes.axis("off")

@@ -25,7 +25,7 @@ STYLE = """
 * { box-sizing: border-box; }
 html { color-scheme: light dark; scroll-behavior: smooth; }
 body { margin: 0; background: var(--page); color: var(--text); font: 16px/1.5 system-ui, "Segoe UI", Roboto,
-  "Helvetica Neue", Arial, sans-serif; -webkit-text-size-adjust: 100%; }
+  "Helvetica Neue", Arial, sans-serif; -webkit-text-size-adjust: 100%; overflow-wrap: break-word; }
 main { max-width: 1000px; margin: 0 auto; padding: 1.2rem 1rem 4rem; }
 h1 { font-size: 1.75rem; line-height: 1.2; margin: .6rem 0 .2rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.3rem; margin: 2.6rem 0 .6rem; padding-bottom: .25rem; border-bottom: 1px solid var(--line); }

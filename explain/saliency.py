@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 import caffe
 from caffe.layers.activation import ReLU
-from explain.features import FaceTrace, channel_names, find_faces, plain
+from explain.features import FaceTrace, channel_names, find_faces, plain, shortened
 from predict.options import add_model_arguments, check_model_arguments, make_recognizer, print_any_name
 from predict.recognizer import FoundFace
 from preprocessing.network_input import FaceNetwork, faces_to_input
@@ -33,6 +33,7 @@ OUTPUT = Path("data/explanations")
 RESHAPING = ("Flatten", "Reshape")  # what may stand behind a Softmax without changing its values
 HEAT, SIGNED = "inferno", "RdBu_r"  # Grad-CAM from dark to light; gradients from blue (negative) to red
 CHOSEN, OTHER = "#D55E00", "#9a9a9a"
+LONGEST_NAME, LONGEST_TITLE = 24, 28  # letters of a name that are drawn, and of a panel's title on one line
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,8 +208,11 @@ def draw_explanation(face: np.ndarray, explanation: Explanation, classes: Sequen
     words = f"what speaks for {classes[target]} ({100 * explanation.probabilities[target]:.1f}%)"
     figure.suptitle(plain(f"{title}: {words}" if title else words), fontsize=10, x=0.01, ha="left")
     _show(panels[0], f"the face ({height}×{width})", seen, cmap="gray", vmin=0, vmax=255)
-    nothing = "" if explanation.grad_cam.any() else ": nothing"
-    _show(panels[1], f"Grad-CAM of {explanation.layer}{nothing}", seen, cmap="gray", vmin=0, vmax=255)
+    name, something = shortened(explanation.layer, LONGEST_NAME), explanation.grad_cam.any()
+    heading = f"Grad-CAM of {name}" if something else f"Grad-CAM of {name}: nothing"
+    if len(heading) > LONGEST_TITLE:  # it would reach into its neighbours'
+        heading = f"Grad-CAM of\n{name}" if something else f"Grad-CAM (nothing) of\n{name}"
+    _show(panels[1], heading, seen, cmap="gray", vmin=0, vmax=255)
     panels[1].imshow(explanation.grad_cam, cmap=HEAT, vmin=0, vmax=1, alpha=0.3 + 0.4 * explanation.grad_cam)
     for panel, name, values in (
         (panels[2], "guided gradient (red +, blue −)", explanation.guided),
@@ -232,7 +236,7 @@ def _draw_bars(panel: Axes, explanation: Explanation, classes: Sequence[str]) ->
     panel.barh(rows, explanation.probabilities, color=colors, height=0.7)
     for row, value in enumerate(explanation.probabilities):
         panel.text(value + 0.02, row, f"{100 * value:.1f}%", fontsize=8, va="center")
-    panel.set_yticks(rows, [plain(name) for name in classes], fontsize=8)
+    panel.set_yticks(rows, [plain(shortened(name, LONGEST_NAME)) for name in classes], fontsize=8)
     panel.set_xlim(0, 1.25)
     panel.set_xticks([])
     panel.invert_yaxis()

@@ -153,7 +153,7 @@ def _panel_box(
     left = max(0, min(box[0], canvas.shape[1] - width))
     places = [
         (max(box[2], label[2] if label[3] > top else 0) + gap, top),
-        (box[0] - gap - width, top),
+        (min(box[0], label[0] if label[3] > top else box[0]) - gap - width, top),
         (left, box[3] + gap),
         (left, min(box[1], label[1]) - gap - height),
     ]

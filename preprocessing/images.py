@@ -28,6 +28,8 @@ READ = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".pbm
 SUFFIXES = (*READ, ".heic", ".heif", ".avif")
 _TIFF = (b"II*\0", b"MM\0*")
 _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # but for restarts, and pixels of 255, which 0 follows
+# a PNM file's kind, width, height and, but for kinds 1 and 4, the level that is white
+_PNM = re.compile(rb"P([1-6])" + 2 * rb"(?:\s|#[^\n]*\n)+(\d{1,9})" + rb"\s(?:(?:\s|#[^\n]*\n)*(\d{1,5})\s)?")
 FORMATS = "JPEG, PNG, BMP, GIF, WebP, TIFF or PNM"
 
 
@@ -75,8 +77,9 @@ def decode_image(data: bytes) -> np.ndarray:
 
     Returns
     -------
-    uint8, H×W×3, BGR; of an animation the first frame, of 16 bits a channel the upper 8. A grey image has the same
-    value three times, and `cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)` gives that value back.
+    uint8, H×W×3, BGR; of an animation the first frame, of 16 bits a channel the upper 8; what a PNM file calls white is
+    255. A grey image has the same value three times, and `cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)` gives that value
+    back.
 
     Raises
     ------
@@ -96,17 +99,20 @@ def decode_image(data: bytes) -> np.ndarray:
         raise ImageError(
             f"a TIFF of CIELab colours (PhotometricInterpretation {colours}); expected grey, RGB or a palette"
         )
-    transparent = _may_be_transparent(data)
+    transparent, white = _may_be_transparent(data), _pnm_white(data)
     # OpenCV turns colours as EXIF says, but not an alpha channel: where there may be one, both are turned here
-    image = _decode(data, cv2.IMREAD_COLOR | (cv2.IMREAD_IGNORE_ORIENTATION if transparent else 0))
+    mode = cv2.IMREAD_IGNORE_ORIENTATION if transparent else cv2.IMREAD_ANYDEPTH if white else 0
+    image = _decode(data, cv2.IMREAD_COLOR | mode)
     if image is None:
         raise ImageError(
             f"the image is damaged, cut off, or of a kind that OpenCV does not read ({len(data):,} bytes for "
             f"{size[0]}×{size[1]}); expected a whole file of 8 or 16 bits a channel"
         )
     if transparent:
-        image = _on_white(image, _decode(data, cv2.IMREAD_UNCHANGED), _is_premultiplied(data))
-        image = _turned(image, _orientation(data))
+        unchanged = _with_clear_level(data, _decode(data, cv2.IMREAD_UNCHANGED))
+        image = _turned(_on_white(image, unchanged, _is_premultiplied(data)), _orientation(data))
+    if white:
+        image = np.rint(image * np.float32(255 / white)).clip(0, 255).astype(np.uint8)
     return image
 
 
@@ -267,6 +273,17 @@ def _is_premultiplied(data: bytes) -> bool:
     return data[:4] in _TIFF and _tiff_tags(data).get(338) in (1, 2)
 
 
+def _with_clear_level(data: bytes, unchanged: np.ndarray | None) -> np.ndarray | None:
+    """With an alpha channel where a grey PNG file says that one level is transparent, which OpenCV passes over."""
+    levels = [content for kind, content in _chunks(data) if kind == b"tRNS" and len(content) == 2]
+    if unchanged is None or unchanged.ndim != 2 or not levels:
+        return unchanged
+    bits, (level,) = data[24], struct.unpack(">H", levels[0])
+    level = (level % 2**bits) * (255 // (2**bits - 1) if bits < 8 else 1)  # fewer than 8 bits come enlarged to 8
+    alpha = np.where(unchanged == level, 0, np.iinfo(unchanged.dtype).max).astype(unchanged.dtype)
+    return np.dstack([unchanged] * 3 + [alpha])
+
+
 def _on_white(image: np.ndarray, unchanged: np.ndarray | None, premultiplied: bool) -> np.ndarray:
     """`image` on white, by the alpha channel of `unchanged`, which is the same image with all its channels."""
     if unchanged is None or unchanged.ndim != 3 or unchanged.shape[2] != 4:
@@ -310,8 +327,8 @@ def image_size(data: bytes) -> tuple[int, int] | None:
             return _webp_size(data)
         if data[:4] in _TIFF:
             return _tiff_size(data)
-        if match := re.match(rb"P[1-6](?:\s|#[^\n]*\n)+(\d{1,9})(?:\s|#[^\n]*\n)+(\d{1,9})\s", data[:4096]):
-            return int(match[1]), int(match[2])
+        if match := _PNM.match(data[:4096]):
+            return int(match[2]), int(match[3])
     except (struct.error, IndexError):
         pass
     return None
@@ -344,6 +361,16 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
         at += 2
         if marker not in (0x01, 0xD8) and at + 2 <= len(data):  # those have no length
             at += struct.unpack(">H", data[at : at + 2])[0]
+
+
+def _pnm_white(data: bytes) -> int | None:
+    """The level that is white in a PNM file, where OpenCV leaves the pixels as they are; None for other files."""
+    match = _PNM.match(data[:4096])
+    if match is None or match[1] in b"14" or match[4] is None:
+        return None
+    white = int(match[4])
+    in_letters = match[1] in b"23"  # which OpenCV scales, but not above 255
+    return None if white in (255, 65535) or (in_letters and white < 255) else white
 
 
 def _webp_size(data: bytes) -> tuple[int, int] | None:

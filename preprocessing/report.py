@@ -106,7 +106,8 @@ def report(images: Path, aligned: Path | None, output: Path) -> dict[str, Any]:
     with replace_file(output.with_suffix(".manifest.json")) as path:
         stage.write_manifest(path)
     with replace_file(output) as path:  # last: it is what Make looks at
-        path.write_text(_text(output, faces, missed, blank, duplicates, classes, stage.counts))
+        text = _text(output, faces, missed, blank, duplicates, classes, stage.counts)
+        path.write_text(text, encoding="utf-8")
     not_found = "" if missed is None else f", no face found in {len(missed):,}"
     stage.summary(
         f"{len(faces):,} images, {len(blank)} blank, {len(duplicates.groups):,} groups of duplicates, "

@@ -492,7 +492,7 @@ def _draw_mouth(canvas: _Canvas, person: Person, units: Mapping[int, float], rng
     bow = 1 - np.abs(x) ** square
     opening = (0.13 + 0.07 * pull) * part * (1 - 0.3 * jaw) + 0.46 * jaw
     top = corner + (middle - 0.06 * lift - 0.05 * chin * (1 - part) - corner) * bow
-    bottom = top + opening * (1 - np.abs(x) ** (square + 0.3)) + 0.0
+    bottom = top + opening * (1 - np.abs(x) ** (square + 0.3))
     thin = 1 - 0.6 * min(1, press)
     upper = 0.075 * person.lip_fullness * thin * (1 - 0.3 * pull) * (1 - 0.3 * stretch)
     below = 0.12 * person.lip_fullness * thin * (1 - 0.4 * pull) * (1 - 0.3 * stretch) * (1 + 0.2 * chin)
@@ -777,6 +777,13 @@ def write_sample(output: Path, seed: int = 0, count: int = COUNT, workers: int |
     stage.summary(f"{count:,} drawn faces in {output}")
 
 
+def png_file(text: str) -> Path:
+    """A file's name that ends in .png, for argparse: the picture comes last, and OpenCV writes it as its name says."""
+    if not text.lower().endswith(".png"):
+        raise argparse.ArgumentTypeError(f"{text!r}; expected a name that ends in .png")
+    return Path(text)
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m preprocessing.sample", description=(__doc__ or "").split("\n")[0])
@@ -785,7 +792,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=COUNT, help=f"faces of all splits together (default: {COUNT})")
     parser.add_argument("--workers", type=int, default=None, help="processes (default: one for each core)")
     parser.add_argument(
-        "--montage", type=Path, default=None, metavar="PNG", help="also draw a few faces of each emotion"
+        "--montage", type=png_file, default=None, metavar="PNG", help="also draw a few faces of each emotion"
     )
     args = parser.parse_args()
     write_sample(args.output, args.seed, args.count, args.workers)

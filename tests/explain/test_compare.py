@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
+import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -16,6 +19,8 @@ from explain import compare as module
 from explain.compare import (
     HEADS,
     Cost,
+    Result,
+    Row,
     compare,
     draw,
     find_others,
@@ -344,6 +349,46 @@ def test_the_plot_draws_what_has_a_cost_and_escapes_names(tmp_path: Path) -> Non
         assert {f"{tick:.0e}"[0] for tick in ticks} <= {"1", "2", "5"}
         assert low < x < high
     assert [len(axes.containers) for axes in draw(group(results, {}), "none").axes] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("span", [2, 30, 69, 71, 1000])
+def test_in_the_plot_no_text_reaches_into_another(span: float) -> None:
+    """Neither the ticks' labels, however far the points are apart, nor the two columns of the legend, nor its edge."""
+    long = "ensemble: face_resnet16_pair_distill + vgg_fer_modern + resnet18_modern_seed2@none + face_emotion_net"
+    rows = []
+    for number, name in enumerate((long, "a", f"{long} again", "b")):
+        test = {"accuracy": 0.7 - number / 100, "views": {}}
+        result = Result(Path(name), name, "both, mtcnn, none", 1, None, 10, {"test": test}, name, [])
+        times = 90_000 * span ** (number / 3)
+        rows.append(Row([result], Cost(int(times), int(times), 1, {"centre": times, "ten_crop": times})))
+    figure = draw(rows, "runs")
+    for axes in figure.axes:
+        low, high = axes.get_xlim()
+        labels = [tick.label1 for tick in axes.xaxis.get_major_ticks() if low <= tick.get_loc() <= high]
+        assert len(labels) >= 2
+        assert all(re.fullmatch("[125]0{0,2} [kMG]", label.get_text()) for label in labels)
+        ticks = [label.get_window_extent() for label in labels]
+        assert [note.get_text() for note in axes.texts] == ["1", "2", "3", "4"]  # beside the points
+        assert all(left.x1 < right.x0 for left, right in itertools.pairwise(sorted(ticks, key=lambda box: box.x0)))
+    title, *legend = (text.get_window_extent() for text in figure.texts)
+    assert len(legend) == 4
+    assert max(one.x1 for one in legend[:2]) < legend[2].x0
+    assert max(one.x1 for one in (title, *legend)) < figure.bbox.x1
+
+
+def test_a_folder_of_any_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of bytes that are not UTF-8, and with what Matplotlib would take for a formula, which is wrong."""
+    monkeypatch.setattr(module, "ROUNDS", 1)
+    folder = tmp_path / os.fsdecode(b"caf\xe9 $\\bad$")
+    make_model(write_run(tmp_path / "set", "runs/small", 0.6), name="small")
+    (tmp_path / "set").rename(folder)
+    monkeypatch.setattr(sys, "argv", ["compare", str(folder), "--device", "cpu"])
+    main()
+    assert r"# Runs of caf\udce9 $\bad$" in (folder / "compare.md").read_text(encoding="utf-8")
+    assert b"caf\xe9" in (folder / "compare.csv").read_bytes()
+    assert r"caf\udce9" in capsys.readouterr().out
 
 
 def test_what_is_no_evaluated_run(

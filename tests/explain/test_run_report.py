@@ -18,20 +18,18 @@ from tiny_model import band_face, band_probabilities, make_model
 
 import caffe
 from caffe.io import array_to_datum, save_mean
+from explain.material import Answered, choose_face, gather, median_face, record_names
 from explain.page import Html, breakable, element, escape, face_image, inline_svg, table
 from explain.report import (
     SECTIONS,
-    Answered,
-    choose_face,
+    calibration,
     confident,
+    duration,
     explanations,
     features,
     fields,
-    gather,
     macro_area,
     main,
-    median_face,
-    record_names,
     some_of,
     summary,
     to_html,
@@ -39,7 +37,7 @@ from explain.report import (
 )
 from preprocessing.classes import write_classes
 from preprocessing.network_input import FaceNetwork
-from preprocessing.stage import StageError, run_main
+from preprocessing.stage import StageError, run_main, sha256
 from train.evaluate import Evaluation, confusion_matrix, write_evaluation
 
 VOID = {"meta", "img", "br", "wbr", "use", "path", "rect", "circle", "line", "stop"}
@@ -202,6 +200,7 @@ def test_the_page_is_html_that_needs_nothing_else(full: tuple[Path, str]) -> Non
             assert value.startswith("#")
         assert "url(" not in value or "url(#" in value
     style = text.split("<style>")[1].split("</style>")[0]
+    assert "overflow-wrap: break-word" in style.split("body {")[1].split("}")[0]  # a file's name may be long
     assert "url(" not in style
     assert "@import" not in style
     assert len(text) < 10e6
@@ -249,6 +248,15 @@ def test_the_figures_are_those_of_the_evaluation(full: tuple[Path, str]) -> None
     for name, expected in recorded["classes"].items():
         found = [f"{100 * expected[what]:.1f}%" for what in ("precision", "recall", "f1")]
         assert [*classes[name][:3], classes[name][4]] == [*found, str(expected["support"])]
+    facts = page.texts["summary"]
+    area = re.search(r"macro AUC([\d.]+)", facts)
+    assert area is not None
+    assert float(area[1]) == pytest.approx(np.mean([float(classes[name][3]) for name in HOSTILE]), abs=1e-4)
+    assert classes["macro average"][3] == area[1]
+    assert f"macro F1{100 * recorded['macro']['f1']:.1f}%over 3 classes" in facts
+    # 3 filters of 6×6 on 7×7 places, and 3 sums of all that they give
+    assert f"parameters{3 * 37 + 3 * 148}learned" in facts
+    assert f"multiply-adds{(49 * 3 * 36 + 3 * 147) / 1e6:.2f} M" in facts
     calibration = {row[0]: row[1:] for row in page.rows["calibration"]}
     assert calibration["test"][:2] == [f"{100 * recorded['calibration'][e]:.2f}%" for e in ("ece", "ece_calibrated")]
 
@@ -304,6 +312,20 @@ def test_a_net_without_log_settings_and_evaluation(tmp_path: Path) -> None:
         assert classes[name][3] == f"{sum(wins) / (len(positive) * len(others)):.4f}"
     assert classes["happy"][3] == "–"  # no such face
     assert material.face_name == "2.png"  # of the right answers, with 200, 100 and 150 on black, the one in the middle
+
+
+def test_the_answers_are_not_calibrated_and_the_calibration_is_told(tmp_path: Path) -> None:
+    folder, databases, labels, levels = bands(tmp_path)
+    known = {"temperatures": {"centre": 2.0}, "weights_sha256": sha256(folder / "net.caffemodel")}
+    (folder / "calibration.json").write_text(json.dumps(known))
+    material = gather(folder, databases, device="cpu")
+    assert material.temperature == (2.0, "calibration.json")
+    probabilities = np.array([band_probabilities(one) for one in levels])
+    assert material.test.confidence == pytest.approx(probabilities.max(axis=1), abs=1e-5)
+    softened = np.array([band_probabilities([level / 2 for level in one]) for one in levels])  # the levels are logits
+    told = str(calibration(material))
+    for each in (probabilities, softened):
+        assert f"{-np.log(each[range(5), labels]).mean():.4f}" in told
 
 
 def answered(labels: list[int], probabilities: list[list[float]]) -> Answered:
@@ -482,6 +504,11 @@ def test_settings_as_a_prototxt_writes_them() -> None:
         "base_lr": "0.01", "test_iter": "3, 4", "lr_policy": "step", "solver_mode": "CPU", "debug_info": "true",
         "train_state": 'stage: "a"',
     }  # fmt: skip
+
+
+def test_seconds_as_people_say_them() -> None:
+    told = {seconds: duration(seconds) for seconds in (4.26, 59.6, 119.6, 3599.7, 7325)}
+    assert list(told.values()) == ["4.3 s", "1 min 0 s", "2 min 0 s", "1 h 0 min", "2 h 2 min"]
 
 
 def test_some_of_many_names() -> None:

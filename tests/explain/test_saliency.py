@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from io import BytesIO
@@ -11,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from small_face_net import (
     CLASSES,
     DEPLOY,
@@ -26,7 +28,7 @@ from small_face_net import (
 from torch import nn
 
 from explain.features import main as features_main
-from explain.saliency import draw_explanation, explain_face, main
+from explain.saliency import Explanation, draw_explanation, explain_face, main
 from predict import Recognizer
 from predict.recognizer import FoundFace, model_files
 from preprocessing.datasets import EMOTIONS
@@ -190,8 +192,9 @@ def test_a_class_that_nothing_speaks_for_has_an_empty_map(spots: FaceNetwork) ->
 
 def test_what_cannot_be_explained(network: FaceNetwork, tmp_path: Path) -> None:
     face = random_face()
-    with pytest.raises(ValueError, match="target is 7; expected a class, 0 to 6"):
-        explain_face(network, face, 7)
+    for target in (7, -1):
+        with pytest.raises(ValueError, match=f"target is {target}; expected a class, 0 to 6"):
+            explain_face(network, face, target)
     with pytest.raises(
         ValueError, match=r"face has shape \(3, 16, 16\), the mean \(1, 16, 16\); expected both alike, and grey"
     ):
@@ -261,7 +264,20 @@ def test_the_command_writes_a_picture_and_the_numbers(
     picture = cv2.imread(str(out / "face.png"))
     assert picture is not None
     assert picture.shape[1] > 1000
-    assert capsys.readouterr().out.startswith("explain: 1 face: fear ")
+    assert capsys.readouterr().out.startswith(f"explain: 1 face: fear {100 * face['probabilities']['fear']:.0f}%; ")
+
+
+@pytest.mark.parametrize("spoken_for", [0.0, 1.0])
+def test_long_names_of_layers_and_classes_do_not_reach_into_their_neighbours(spoken_for: float) -> None:
+    maps = np.full((12, 12), spoken_for, np.float32)
+    for layer, classes in (("stage5_block1_shortcut", ["a", "b"]), (60 * "x", [60 * "y", "b"])):
+        explanation = Explanation(np.array([0.6, 0.4]), 0, maps, maps, maps, layer)
+        figure = draw_explanation(random_face(), explanation, classes)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        titles = [axes.title.get_window_extent() for axes in figure.axes[:4]]
+        assert figure._suptitle.get_window_extent().y0 > max(title.y1 for title in titles)
+        assert all(one.x1 < other.x0 for one, other in itertools.pairwise(titles))
 
 
 def test_a_dollar_in_a_name_begins_no_formula(

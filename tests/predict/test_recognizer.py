@@ -18,7 +18,7 @@ from tiny_model import band_face, band_probabilities, make_model
 import caffe
 import predict.recognizer
 from predict import ImageError, Recognizer, StageError
-from predict.annotate import COLORS, annotate
+from predict.annotate import COLORS, TRACK, annotate
 from predict.recognizer import Prediction
 from preprocessing.align import align
 from preprocessing.alignment import align_face
@@ -495,3 +495,42 @@ def test_bars_of_long_names_have_room_beside_them() -> None:
     face = Prediction((0.0, 0.0, 600.0, 600.0), None, None, "a", dict(zip(names, (1.0, 0.0, 0.0), strict=True)))
     margin = annotate(np.zeros((600, 600), np.uint8), [face])[:, 605:]
     assert (margin == COLORS[0]).all(2).sum(1).max() >= 4 * 16
+
+
+@pytest.mark.parametrize("place", [(350, 250), (0, 0), (700, 0), (0, 540), (700, 540), (700, 250), (350, 540)])
+def test_each_face_has_bars_as_long_as_its_probabilities(place: tuple[int, int]) -> None:
+    """Wherever it is, also where its label reaches further than its box; and they do not cover it."""
+    shares = (0.04, 0.06, 0.1, 0.03, 0.25, 0.5, 0.02)
+    probabilities = dict(zip(EMOTIONS, shares, strict=True))
+    height = 639 if place == (700, 0) else 99  # then there is room on the left alone
+    face = Prediction((*place, 99, height), {"nose": (0.0, 0.0)}, 0.9, "surprise", probabilities)
+    drawn = annotate(np.full((640, 800), 130, np.uint8), [face])
+    assert (drawn[place[1] + 40 : place[1] + height - 4, place[0] + 5 : place[0] + 95] == 130).all()
+    rest = (drawn == TRACK).all(axis=2)  # what is left of the whole bars
+    bars = np.split(np.flatnonzero(rest.any(axis=1)), np.flatnonzero(np.diff(np.flatnonzero(rest.any(axis=1))) > 1) + 1)
+    assert len(bars) == 7
+    for share, rows in zip(shares, bars, strict=True):
+        row = drawn[rows[len(rows) // 2]]
+        first, last = np.flatnonzero(rest[rows[len(rows) // 2]])[[0, -1]]
+        filled = 1
+        while (row[first - filled - 1] == row[first - 1]).all():
+            filled += 1
+        assert filled / (filled + last - first + 1) == pytest.approx(share, abs=0.02)
+
+
+def test_the_label_and_the_bars_say_names_and_percentages(monkeypatch: Any) -> None:
+    written = []
+    monkeypatch.setattr(cv2, "putText", lambda canvas, text, *_: written.append(text))
+    values = {"calm": 0.034, "dégoût": 0.966}
+    face = Prediction((100.0, 100.0, 99.0, 99.0), {"nose": (0.0, 0.0)}, 0.9, "dégoût", values)
+    annotate(np.zeros((640, 800), np.uint8), [face, dataclasses.replace(face, box=(500.0, 300.0, 99.0, 99.0), track=7)])
+    bars = ["calm", "3%", "degout", "97%"]
+    assert written == [*bars, *bars, "degout 97%", "#7 degout 97%"]
+
+
+def test_the_text_is_no_larger_than_fits_the_faces() -> None:
+    face = prediction(EMOTIONS, "sad", (1000.0, 1000.0, 60.0, 60.0))
+    drawn = annotate(np.full((2000, 2000), 130, np.uint8), [face])
+    rows, columns = np.nonzero((drawn != 130).any(axis=2))
+    assert 1000 - rows.min() < 20  # the label above
+    assert columns.max() - 1060 < 200  # the bars beside it

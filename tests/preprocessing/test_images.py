@@ -18,6 +18,7 @@ import PIL.Image
 import pytest
 
 from preprocessing.images import (
+    MAX_BYTES,
     MAX_PIXELS,
     ImageError,
     decode_image,
@@ -155,6 +156,21 @@ def test_formats(tmp_path: Path, suffix: str) -> None:
     assert np.abs(read.astype(int) - image).mean() < (20 if suffix == ".gif" else 6)  # a GIF has few colours
 
 
+def test_older_and_lossy_kinds_of_formats() -> None:
+    """A BMP with the header of OS/2, and a WebP of VP8; the upper two bits of its sizes scale them (RFC 6386, 9.1)."""
+    image = some_image()
+    header = struct.pack("<IHHIIHHHH", 0, 0, 0, 26, 12, 120, 80, 1, 24)
+    old = b"BM" + header + image[::-1].tobytes()
+    assert image_size(old) == (120, 80)
+    assert np.array_equal(decode_image(old), image)
+    lossy = bytearray(cv2.imencode(".webp", image, [cv2.IMWRITE_WEBP_QUALITY, 90])[1].tobytes())
+    assert lossy[12:16] == b"VP8 "
+    assert np.abs(decode_image(bytes(lossy)).astype(int) - image).mean() < 6
+    lossy[27] |= 0x40
+    lossy[29] |= 0x80
+    assert image_size(bytes(lossy)) == (120, 80)
+
+
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_sixteen_bits_become_eight(tmp_path: Path, suffix: str) -> None:
     image = some_image()
@@ -192,6 +208,33 @@ def test_grey_and_transparent_pictures(tmp_path: Path) -> None:
     assert (read[:20] == 255).all()  # clear: the white below it
     assert np.array_equal(read[20:60], image[20:60])
     assert np.abs(read[60:] - (0.2 * image[60:] + 0.8 * 255)).max() <= 1
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_the_clear_level_of_a_grey_png_is_white(bits: int) -> None:
+    """As its chunk tRNS says, in the file's own bits (PNG, 11.3.2.1)."""
+    levels = [1, 0, 1] if bits == 1 else [3, 2, 0] if bits == 2 else [9 << max(bits - 8, 0), 8, 0]
+    row = sum(level << (48 - bits * (i + 1)) for i, level in enumerate(levels)).to_bytes(6, "big")
+    row = row[: -(-3 * bits // 8)]
+    header = struct.pack(">IIBBBBB", 3, 1, bits, 0, 0, 0, 0)
+    chunks = (b"IHDR", header), (b"tRNS", struct.pack(">H", levels[0])), (b"IDAT", zlib.compress(b"\0" + row))
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in (*chunks, (b"IEND", b"")))
+    expected = [255 if level == levels[0] else level * 255 // (2**bits - 1) for level in levels]
+    assert decode_image(data)[0].tolist() == [[level] * 3 for level in expected]
+
+
+@pytest.mark.parametrize("white", [1, 100, 255, 1023, 4095])
+@pytest.mark.parametrize("kind", [2, 3, 5, 6])
+def test_white_is_what_a_pnm_file_says(kind: int, white: int) -> None:
+    """Its largest value (netpbm's pgm and ppm), as of cameras of 10 or 12 bits."""
+    levels = [white, 0, white // 2]
+    values = levels if kind in (2, 5) else [level for level in levels for _ in range(3)]
+    form = ">H" if white > 255 else ">B"
+    pixels = (
+        " ".join([*map(str, values), "\n"]).encode() if kind < 5 else b"".join(struct.pack(form, n) for n in values)
+    )
+    image = decode_image(b"P%d\n# drawn\n3 1\n# white\n%d\n" % (kind, white) + pixels)
+    assert np.abs(image[0] - np.array(levels)[:, None] / white * 255).max() <= 1
 
 
 def opened(data: bytes) -> PIL.Image.Image:
@@ -375,6 +418,8 @@ def test_damaged_headers_raise_nothing_else(tmp_path: Path, seed: int) -> None:
 
 def test_files_that_are_no_images(tmp_path: Path) -> None:
     (tmp_path / "empty.jpg").touch()
+    (tmp_path / "large.jpg").touch()
+    os.truncate(tmp_path / "large.jpg", MAX_BYTES + 1)  # without a byte on the disk
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "text.jpg").write_text("not a picture")
     (tmp_path / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
@@ -382,6 +427,7 @@ def test_files_that_are_no_images(tmp_path: Path) -> None:
     (tmp_path / "web.jpg").write_bytes(b"\0\0\0\x20ftypavif\0\0\0\0avifmif1miaf" + bytes(100))
     for file, message in (
         (tmp_path / "empty.jpg", r"empty\.jpg: the file is empty"),
+        (tmp_path / "large.jpg", r"large\.jpg: 536,870,913 bytes; expected an image of 536,870,912 at most"),
         (tmp_path / "text.jpg", r"text\.jpg: not an image; expected JPEG"),
         (tmp_path / "phone.heic", r"phone\.heic: an image of the format HEIC, which is not read; expected JPEG"),
         (tmp_path / "web.jpg", r"web\.jpg: an image of the format AVIF, which is not read; expected JPEG"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -85,6 +86,7 @@ def test_brightness_and_contrast_are_those_of_the_pixels(images: dict[str, np.nd
     surprise = np.array([images[f"PrivateTest/5_surprise/0000{i}.png"].astype(float).ravel() for i in (8, 9)])
     assert counts["brightness"]["surprise"]["mean"] == pytest.approx(surprise.mean(), abs=0.06)
     assert counts["brightness"]["surprise"]["contrast"] == pytest.approx(surprise.std(1).mean(), abs=0.06)
+    assert counts["brightness"]["surprise"]["spread"] == pytest.approx(surprise.mean(1).std(), abs=0.06)
     assert counts["brightness"]["neutral"] == {"mean": 0.0, "spread": 0.0, "contrast": 0.0}
     assert "disgust" not in counts["brightness"]
 
@@ -111,6 +113,10 @@ def test_the_text_tells_the_figures_and_its_pictures_are_there(images: dict[str,
         "`Training/4_sad/00003.png` = `PublicTest/2_fear/00005.png` = `PrivateTest/4_sad/00007.png`",
     ):
         assert line in text
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):  # Markdown takes none for a table whose rows differ
+        head, rule, *rows = table.splitlines()
+        assert {line.count("|") for line in (rule, *rows)} == {head.count("|")}
+        assert set(rule) <= set("|-:")
     shown = [line.split("(")[1].rstrip(")") for line in text.splitlines() if line.startswith("![")]
     assert sorted(shown) == sorted(f"report/{path.name}" for path in (tmp_path / "report").iterdir())
     assert {"report/counts.png", "report/3_happy.png", "report/not_found.png", "report/different_labels.png"} <= set(
@@ -130,6 +136,15 @@ def test_without_duplicates_or_blank_faces_it_says_so_and_shows_no_picture_of_th
     assert "No two images are identical to the pixel." in text
     assert "0 faces show nothing" in text
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["0_angry.png", "counts.png"]
+
+
+def test_of_many_blank_faces_some_are_named(tmp_path: Path) -> None:
+    blank = {f"Training/0_angry/{i:05d}.png": np.full((48, 48), i, np.uint8) for i in range(43)}
+    counts = report(write_tree(tmp_path / "images", blank), None, tmp_path / "report.md")
+    text = (tmp_path / "report.md").read_text()
+    assert "43 faces show nothing but one grey level. `Training/0_angry/00000.png`, " in text
+    assert ", `Training/0_angry/00039.png`, and 3 more.\n" in text
+    assert counts["blank_files"] == list(blank)
 
 
 def test_a_class_may_have_the_name_of_another_picture(tmp_path: Path) -> None:
@@ -207,12 +222,13 @@ def test_as_a_program_the_aligned_folder_may_be_left_out(images: dict[str, np.nd
     run = subprocess.run(
         [sys.executable, "-m", "preprocessing.report", str(tree), str(tmp_path / "report.md")],
         cwd=ROOT,
+        env={**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},  # text files are ASCII there
         capture_output=True,
         text=True,
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith("report: 10 images, 2 blank, 3 groups of duplicates, 2 of them with different labels")
-    assert (tmp_path / "report.md").is_file()
+    assert "48×48 pixels" in (tmp_path / "report.md").read_text(encoding="utf-8")
     run = subprocess.run(
         [sys.executable, "-m", "preprocessing.report", str(tmp_path / "none"), str(tmp_path / "a.md")],
         cwd=ROOT,

@@ -16,7 +16,7 @@ import pytest
 from preprocessing.datasets import EMOTIONS, is_blank
 from preprocessing.extract import extract
 from preprocessing.mtcnn import Detector
-from preprocessing.sample import draw_face, draw_montage, draw_photo, write_sample
+from preprocessing.sample import draw_face, draw_montage, draw_photo, main, write_sample
 from preprocessing.stage import StageError
 
 SHOWN = ("happy", "sad", "surprise")
@@ -142,6 +142,17 @@ def test_the_csv_has_the_same_bytes_for_the_same_seed_whatever_the_workers(tmp_p
 def test_arguments_out_of_range_are_refused(tmp_path: Path, option: str, value: int) -> None:
     with pytest.raises(StageError, match=f"--{option} is {value}; expected"):
         write_sample(tmp_path / "a.csv", **{option: value})
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_montages_name_is_looked_at_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(tmp_path / "a.csv"), "--count", "70", "--workers", "1", "--montage"]
+    monkeypatch.setattr("sys.argv", ["sample", *arguments, str(tmp_path / "a.txt")])
+    with pytest.raises(SystemExit):
+        main()
+    assert "a.txt'; expected a name that ends in .png" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
 
 

@@ -133,10 +133,14 @@ class LayerGraph:
         layer.setup(shapes)
         self._room = layer.room
         self._add_tops(layer, layer.top_shapes(shapes), available)
-        # Caffe lets two layers have one name, as some old prototxts do; weights would not be told apart by it
-        if param.name in self.layer_dict and (layer.blobs or self.layer_dict[param.name].blobs):
-            layer.error("the name is taken by an earlier layer; expected another, since weights go by the name")
         self._add_params(layer)
+        # Caffe lets two layers have one name, as some old prototxts do; other weights would not be told apart by it
+        earlier = self.layer_dict.get(param.name, layer)
+        if [blob.owner for blob in layer.blobs] != [blob.owner for blob in earlier.blobs]:
+            layer.error(
+                "the name is taken by an earlier layer; expected another, since weights go by the name, or the same "
+                "parameters (param { name: … })"
+            )
         self.layers.append(layer)
         self.layer_dict.setdefault(param.name, layer)
         log.info("net.cpp:124", f"Setting up {param.name}")

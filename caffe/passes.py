@@ -47,6 +47,7 @@ class RunnableGraph(LayerGraph):
         # for passes whose blobs can be looked at, and for those that only give the outputs
         self._inference_plans: dict[bool, InferencePlan] = {}
         self._values: Tensors = {}
+        self._entries: dict[tuple[int, int], set[str]] = {}
         self._trace: Trace | None = None  # None: no forward pass that a backward pass could go back through
         self._walked: set[int] = set()
 
@@ -161,6 +162,9 @@ class RunnableGraph(LayerGraph):
             self.forget()
         else:
             values = {name: self._current(name) for name in self.blobs}
+            if gradient:  # to what no pass has computed so far, too
+                for name in self._entered(start, end) - self._values.keys():
+                    values[name] = values[name].detach().requires_grad_()
         produced = dict.fromkeys(top for layer in self.layers[start : end + 1] for top in layer.param.top)
         with torch.set_grad_enabled(gradient), self._autocast():
             if gradient and self._trace is None:
@@ -193,6 +197,18 @@ class RunnableGraph(LayerGraph):
             return now
         return Overwritten.apply(computed, now.to(computed.dtype))
 
+    def _entered(self, start: int, end: int) -> set[str]:
+        """The blobs that layers `start` to `end` read before one of them makes them, and to which a gradient goes."""
+        if (start, end) not in self._entries:
+            made: set[str] = set()
+            entered = self._entries[start, end] = set()
+            for layer, down in zip(self.layers[start : end + 1], self.passes_down[start : end + 1], strict=True):
+                entered.update(
+                    b for b, passed in zip(layer.param.bottom, down, strict=True) if passed and b not in made
+                )
+                made.update(layer.param.top)
+        return self._entries[start, end]
+
     def _compute(self, values: Tensors, trace: Trace | None, start: int, end: int, plan: Plan) -> None:
         """Run the layers from `start` to `end` on `values`. `trace` collects what goes in and out."""
         for step, begin, last in plan:
@@ -224,11 +240,12 @@ class RunnableGraph(LayerGraph):
         except CaffeError:
             raise
         except (RuntimeError, IndexError, ValueError) as error:
-            param = self.layers[begin].param
-            if param.type == "Python":  # the error of a user's code is his
+            layer, shapes = self.layers[begin], [tuple(bottom.shape) for bottom in bottoms]
+            if layer.type == "Python":  # the error of a user's code is his
                 raise
-            shapes = ", ".join(f"{name!r} {tuple(b.shape)}" for name, b in zip(read, bottoms, strict=True))
-            raise CaffeError(f"layer {param.name!r} ({param.type}): bottoms {shapes}: {error}") from error
+            layer.top_shapes(shapes[: len(layer.param.bottom)])  # has better words for bottoms that do not fit
+            text = ", ".join(f"{name!r} {shape}" for name, shape in zip(read, shapes, strict=True))
+            raise CaffeError(f"layer {layer.param.name!r} ({layer.type}): bottoms {text}: {error}") from error
         if trace is not None:
             # a top that is its bottom becomes a tensor of its own, since its gradient is one
             tops = [top.view_as(top) if any(top is bottom for bottom in bottoms) else top for top in tops]

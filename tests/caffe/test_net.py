@@ -333,6 +333,21 @@ def test_a_blob_in_place_holds_what_the_last_layer_left_there() -> None:
         assert np.array_equal(net.blobs["conv"].data, out[first]), first
 
 
+@pytest.mark.parametrize(("blob", "behind"), [("pool", "fc"), ("conv", "relu"), ("data", "conv")])
+def test_the_first_pass_of_all_begins_in_between(blob: str, behind: str) -> None:
+    """With no pass before it, the gradient reaches what its layers read, also where the first works in place."""
+    net, other = filled(caffe.TEST), filled(caffe.TEST)
+    other.forward(end=LAYERS[LAYERS.index(behind) - 1])
+    for one in (net, other):
+        one.blobs[blob].data[...] = normal(*one.blobs[blob].shape, seed=9)
+        for _ in range(2):
+            one.forward(start=behind)
+            one.blobs["prob"].diff[...] = normal(*one.blobs["prob"].shape, seed=4)
+            one.backward(end=behind)
+    assert net.blobs[blob].diff.any()
+    close(net.blobs[blob].diff, other.blobs[blob].diff)
+
+
 @pytest.mark.parametrize(
     ("blob", "behind"), [("conv", "pool"), ("conv", "bn"), ("pool", "fc"), ("fc", "tanh"), ("data", "conv")]
 )
@@ -984,6 +999,41 @@ def test_a_parameter_of_another_shape_shares_too() -> None:
     close(other.params["b"][0].diff, one.params["b"][0].diff)
     one.params["b"][0].data[...] = 1
     assert (other.params["a"][0].data == 1).all()
+
+
+@pytest.mark.parametrize("ending", ["", ".h5"])
+def test_layers_of_one_name_share_all_parameters(tmp_path: Path, ending: str) -> None:
+    """As the two branches of old Siamese nets do; named apart they compute the same."""
+    text = input_layer("x", 2, 3) + "".join(
+        f'layer {{ name: "{name}" type: "InnerProduct" bottom: "{bottom}" top: "{top}" param {{ name: "w" }} '
+        'param { name: "b" } inner_product_param { num_output: 3 weight_filler { type: "gaussian" } } }'
+        for name, bottom, top in (("a", "x", "h"), ("NAME", "h", "y"))
+    )
+    one, apart = net_of(text.replace("NAME", "a")), net_of(text.replace("NAME", "b"))
+    for net in (one, apart):
+        net.forward(x=normal(2, 3))
+        net.backward(y=normal(2, 3, seed=1))
+    close(one.blobs["y"].data, apart.blobs["y"].data)
+    for ours, theirs in zip(one.params["a"], apart.params["a"], strict=True):
+        close(ours.diff, theirs.diff)
+    file = str(tmp_path / f"net.caffemodel{ending}")
+    (one.save_hdf5 if ending else one.save)(file)
+    again = net_of(text.replace("NAME", "a"), seed=2)
+    again.copy_from(file)
+    np.testing.assert_array_equal(again.params["a"][0].data, one.params["a"][0].data)
+    half = text.replace('param { name: "b" }', "", 1).replace("NAME", "a")
+    with pytest.raises(caffe.CaffeError, match=r"layer 'a' \(InnerProduct\): the name is taken"):
+        net_of(half)
+
+
+def test_a_blob_of_another_shape_does_not_fit_a_layer() -> None:
+    net = net_of(
+        input_layer("x", 2, 3) + 'layer { name: "a" type: "InnerProduct" bottom: "x" top: "y" '
+        "inner_product_param { num_output: 3 } }"
+    )
+    net.blobs["x"].reshape(2, 4)
+    with pytest.raises(caffe.CaffeError, match=r"layer 'a' .*bottom 'x' has shape \(2, 4\); expected 3 values"):
+        net.forward()
 
 
 def test_layers_that_share_a_parameter_in_one_net_alone() -> None:

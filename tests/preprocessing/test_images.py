@@ -212,12 +212,13 @@ def test_grey_and_transparent_pictures(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
 def test_the_clear_level_of_a_grey_png_is_white(bits: int) -> None:
-    """As its chunk tRNS says, in the file's own bits (PNG, 11.3.2.1)."""
+    """As its chunk tRNS says, in the file's own bits; those above do not count (PNG, 11.3.2.1)."""
     levels = [1, 0, 1] if bits == 1 else [3, 2, 0] if bits == 2 else [9 << max(bits - 8, 0), 8, 0]
     row = sum(level << (48 - bits * (i + 1)) for i, level in enumerate(levels)).to_bytes(6, "big")
     row = row[: -(-3 * bits // 8)]
     header = struct.pack(">IIBBBBB", 3, 1, bits, 0, 0, 0, 0)
-    chunks = (b"IHDR", header), (b"tRNS", struct.pack(">H", levels[0])), (b"IDAT", zlib.compress(b"\0" + row))
+    clear = struct.pack(">H", levels[0] + (0x8000 if bits < 16 else 0))
+    chunks = (b"IHDR", header), (b"tRNS", clear), (b"IDAT", zlib.compress(b"\0" + row))
     data = b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in (*chunks, (b"IEND", b"")))
     expected = [255 if level == levels[0] else level * 255 // (2**bits - 1) for level in levels]
     assert decode_image(data)[0].tolist() == [[level] * 3 for level in expected]
@@ -234,7 +235,8 @@ def test_white_is_what_a_pnm_file_says(kind: int, white: int) -> None:
         " ".join([*map(str, values), "\n"]).encode() if kind < 5 else b"".join(struct.pack(form, n) for n in values)
     )
     image = decode_image(b"P%d\n# drawn\n3 1\n# white\n%d\n" % (kind, white) + pixels)
-    assert np.abs(image[0] - np.array(levels)[:, None] / white * 255).max() <= 1
+    most = 1 if kind < 5 and white < 255 else 0.51  # small numbers in letters are scaled by OpenCV, which cuts off
+    assert np.abs(image[0] - np.array(levels)[:, None] / white * 255).max() <= most
 
 
 def opened(data: bytes) -> PIL.Image.Image:

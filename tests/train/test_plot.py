@@ -258,6 +258,22 @@ def test_several_losses_add_up_by_their_weights_and_accuracy_is_a_choice(tmp_pat
         plot_log(log, accuracy="no such")
 
 
+def test_the_validation_loss_is_the_first_test_nets(tmp_path: Path) -> None:
+    """As of a solver that tests on two data sets."""
+    log = tmp_path / "train.log"
+    log.write_text(
+        "Iteration 0, Testing net (#0)\n"
+        "    Test net output #0: accuracy = 0.25\n"
+        "    Test net output #1: loss = 2 (* 1 = 2 loss)\n"
+        "Iteration 0, Testing net (#1)\n"
+        "    Test net output #0: accuracy = 0.5\n"
+        "    Test net output #1: loss = 1.5 (* 1 = 1.5 loss)\n"
+        "Iteration 0, loss = 1.7\n"
+    )
+    curves = read_curves(read_log(log))
+    assert (curves.val_loss, curves.val_accuracy, curves.train_loss) == ({0: 2.0}, {0: 0.25}, {0: 1.7})
+
+
 def test_a_log_without_readings_is_an_error_that_keeps_what_was_there(tmp_path: Path) -> None:
     (tmp_path / "loss.png").write_bytes(b"of before")
     (tmp_path / "train.log").write_text("I20260101 00:00:00.000000 1 solver.cpp:289] Solving nothing\n")

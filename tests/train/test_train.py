@@ -98,7 +98,7 @@ def test_batches_that_read_the_validation_split_once(count: int, expected: tuple
         # no longer than the training; averaging from the start, or never, each iteration, is what it was
         ("max_iter: 1000 test_interval: 100 warmup_iter: 300 swa_start: 0", 10, 2,
          {"warmup_iter": 20, "swa_start": 0, "swa_interval": 1}),
-        ("max_iter: 1000 test_interval: 100", 10, 2, {"warmup_iter": 0, "swa_start": -1}),
+        ("max_iter: 1000 test_interval: 100", 10, 2, {"warmup_iter": 0, "swa_start": -1, "display": 2}),
         # as long as can be; what lay behind the end for ever still does
         ("max_iter: 1000 test_interval: 100 stepvalue: 500 stepvalue: 2000 stepsize: 2000 swa_start: 2000", 1,
          2147483647, {"max_iter": 2147483647, "stepvalue": [1073741824, 2147483647], "stepsize": 2147483647,
@@ -344,6 +344,63 @@ def test_killed_and_stopped_again_and_again(project: Path) -> None:
         assert ours == theirs
 
 
+def test_any_name_of_a_network_and_somebodys_copies(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name is a pattern of files' names as well, and a copy of a snapshot is none of the training's."""
+    name, run = "[tiny] net*", project / "run"
+    (project / "tiny net").rename(project / name)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 8)
+        assert train(patch, project, "run", network=name) == 130
+    shutil.copy(run / f"{name}_iter_8.solverstate", run / f"{name}_iter_8 (copy).solverstate")
+    assert train(monkeypatch, project, "run", network=name) == 0
+    assert f"status from {run}/{name}_iter_8.solverstate" in (run / "train.log").read_text()
+    assert {path.name for path in run.iterdir() if "_iter_" in path.name} == {
+        f"{name}_iter_8 (copy).solverstate",
+        *(f"{name}_iter_{n}.{kind}" for n in (15, 20) for kind in ("caffemodel", "solverstate")),
+    }
+    assert train(monkeypatch, project, "run", "--epochs", "1", network=name) == 0
+    assert (run / "previous" / f"{name}.caffemodel").is_file()
+    assert {path.name for path in run.glob("*.solverstate")} == {f"{name}_iter_5.solverstate"}
+
+
+def test_a_kill_while_old_snapshots_are_removed_leaves_none_of_their_files(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlink = Path.unlink
+
+    def killed_unlink(path: Path, missing_ok: bool = False) -> None:
+        unlink(path, missing_ok)
+        if "_iter_5." in path.name:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", killed_unlink)
+        assert train(patch, project, "run") == 130
+    assert train(monkeypatch, project, "run") == 0
+    assert {path.name for path in (project / "run").glob("*_iter_*")} == {
+        f"tiny net_iter_{n}.{kind}" for n in (15, 20) for kind in ("caffemodel", "solverstate")
+    }
+
+
+@pytest.mark.parametrize("lost", ["best.json", "best.caffemodel"])
+def test_where_the_best_epoch_is_lost_no_later_one_stands_for_it(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], lost: str
+) -> None:
+    run = project / "run"
+    assert train(monkeypatch, project, "run") == 0
+    model = (run / "tiny net.caffemodel").read_bytes()
+    (run / lost).unlink()
+    assert train(monkeypatch, project, "run") == 1
+    assert (
+        f"{run}/{lost}: no such file; expected that of the best epoch so far, beside tiny net_iter_20.solverstate"
+        in capsys.readouterr().err
+    )
+    assert (run / "tiny net.caffemodel").read_bytes() == model
+    (run / "settings.json").unlink()  # as the error says
+    assert train(monkeypatch, project, "run") == 0
+    assert (run / "tiny net.caffemodel").read_bytes() == model
+
+
 FULL_DISK = """
 import resource, runpy, signal, sys
 
@@ -445,6 +502,21 @@ def test_the_epoch_is_chosen_by_what_the_solver_monitors(
         f" best validation loss {best['loss']:.4g} in epoch {best['NumIters'] / EPOCH:.0f}, "
         f"accuracy {best['accuracy']:.2%} -> " in summary
     )
+
+
+def test_a_monitored_output_that_is_no_number_chooses_no_epoch(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_recipe(project, "root", 'monitor: "root"')
+    with open(project / "tiny net" / "train_val.prototxt", "a") as file:  # the square root of -1
+        for layer in (
+            'name: "sum" type: "Reduction" bottom: "fc2" top: "sum"',
+            'name: "root" type: "Power" bottom: "sum" top: "root" power_param { power: 0.5 scale: 0 shift: -1 }',
+        ):
+            file.write(f"layer {{ {layer} include {{ phase: TEST }} }}\n")
+    assert train(monkeypatch, project, "run", "--solver", "root", "--epochs", "1") == 1
+    assert "run: root was no number in any test; no epoch is the best" in capsys.readouterr().err
+    assert not (project / "run/tiny net.caffemodel").exists()
 
 
 # Recipes and weights to start from
@@ -727,21 +799,24 @@ def test_what_is_written_anew_meanwhile_is_not_what_was_trained_with(
 ) -> None:
     assert train(monkeypatch, project, "first", "--epochs", "1") == 0
     start, mean = project / "first/tiny net.caffemodel", project / "mean.binaryproto"
-    before = [path.read_bytes() for path in (mean, start)]
+    deploy = project / "tiny net/deploy.prototxt"
+    before = [path.read_bytes() for path in (mean, start, deploy)]
     update = caffe.Solver.apply_update
 
     def update_while_stages_run(solver: caffe.Solver, display: bool = False) -> None:
         if solver.iter == 3:
             caffe.io.save_mean(mean, np.zeros((1, 8, 8), np.float32))
             start.unlink()
+            deploy.write_text("# of the next experiment")
         update(solver, display)
 
     monkeypatch.setattr(caffe.Solver, "apply_update", update_while_stages_run)
     assert train(monkeypatch, project, "run", "--init", str(start)) == 0
     assert (project / "run/mean.binaryproto").read_bytes() == before[0]
+    assert (project / "run/deploy.prototxt").read_bytes() == before[2]
     inputs = json.loads((project / "run/manifest.json").read_text())["inputs"]
     assert [entry["sha256"] for entry in inputs if entry["file"] in (str(mean), str(start))] == [
-        hashlib.sha256(content).hexdigest() for content in before
+        hashlib.sha256(content).hexdigest() for content in before[:2]
     ]
 
 
@@ -864,6 +939,40 @@ def test_errors(
     assert not (project / "run" / "tiny net.caffemodel").exists()
     if what not in ("diverges", "label"):
         assert not list(project.glob("run/*.solverstate")), "it trained before it looked"
+
+
+def test_a_run_stays_where_another_cannot_begin(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A setting that the solver refuses is found before the finished run is put away."""
+    assert train(monkeypatch, project, "run", "--epochs", "1") == 0
+    before = {path: path.read_bytes() for path in (project / "run").iterdir()}
+    net = project / "tiny net/train_val.prototxt"
+    text = net.read_text()
+    write_recipe(project, "falling", 'lr_policy: "cosine" min_lr: 0.001')
+    write_recipe(project, "classes", 'monitor: "by class"')
+    monkeypatch.setattr("caffe.context._cpu_flag", lambda *_: False)
+    by_class = text.replace('top: "accuracy"', 'top: "accuracy" top: "by class"')
+    for options, of_net, message in (
+        (("--precision", "fp16"), text, "precision fp16: this processor has no float16 arithmetic"),
+        (("--solver", "falling", "--lr", "0.0001"), text, "min_lr is 0.001; expected 0 to base_lr, 0.0001"),
+        (("--solver", "classes"), by_class, "the outputs in phase TEST are accuracy, by class, loss; expected loss, "),
+        ((), text.replace('"fc2" bottom: "label" top: "accuracy"', '"fc3" bottom: "label" top: "accuracy"'), "'fc3'"),
+    ):
+        net.write_text(of_net)
+        assert train(monkeypatch, project, "run", "--epochs", "1", *options) == 1
+        assert message in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in (project / "run").iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["best", "init", "small_iter_5"])
+def test_a_network_is_not_called_as_other_weights_of_a_run_are(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (project / "tiny net").rename(project / name)
+    assert train(monkeypatch, project, "run", network=name) == 1
+    assert f"{project}/{name}: the network is called {name!r}; expected another name" in capsys.readouterr().err
+    assert not (project / "run").exists()
 
 
 def test_a_batch_of_another_size(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -493,7 +493,7 @@ class Run:
     def _bring_back(self, back: Path, moved: Path, stopped: Path) -> None:
         """Let a stopped training have the folder again, and the one that had it since take its place in `stopped`."""
         self._keep(moved, stopped)
-        for path in sorted(back.iterdir(), key=lambda path: path.name == SETTINGS):  # it goes on when all is there
+        for path in list(back.iterdir()):  # a kill in between leaves the rest to the next start, which begins here
             path.rename(self.folder / path.name)
         back.rmdir()
 

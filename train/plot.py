@@ -411,16 +411,20 @@ def plot_log(
             notes.append(f"no {name}: the log has no {name.removesuffix('.png')} output")
     if curves.other_accuracies:
         notes.append(f"drawn: {curves.accuracy_name}; --accuracy chooses {', '.join(curves.other_accuracies)}")
-    rows = metrics(log, curves, epoch)
-    with replace_file(folder / "metrics.csv") as target, open(target, "w", newline="") as f:
-        names = ["iteration", "epoch", "learning_rate", "train_loss", "val_loss", "val_accuracy"]
-        if curves.train_accuracy:
-            names.insert(4, "train_accuracy")
+    _write_metrics(folder / "metrics.csv", metrics(log, curves, epoch), curves)
+    written.append(folder / "metrics.csv")
+    return Plotted(written, notes, _summary(curves, scale))
+
+
+def _write_metrics(path: Path, rows: list[dict[str, float | str]], curves: Curves) -> None:
+    """The rows of `metrics` as a CSV; the training accuracy has a column where the log has it."""
+    names = ["iteration", "epoch", "learning_rate", "train_loss", "val_loss", "val_accuracy"]
+    if curves.train_accuracy:
+        names.insert(4, "train_accuracy")
+    with replace_file(path) as target, open(target, "w", newline="") as f:
         writer = csv.DictWriter(f, names, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    written.append(folder / "metrics.csv")
-    return Plotted(written, notes, _summary(curves, scale))
 
 
 def _trained_on(settings: Path) -> bool:

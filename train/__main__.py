@@ -178,8 +178,6 @@ def merge(sources: list[Path], target: Path, seed: int) -> None:
             name = key.split(b"_", 1)[-1]
             yield b"%08d_%s" % (number, name), bytes(transactions[i].get(key) or b"")
 
-    if target.exists():
-        shutil.rmtree(target)
     write_lmdb(target, records())
 
 
@@ -650,6 +648,7 @@ class Display:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._advance()
         self.bar.close()
         for number, handler in self._before.items():
             signal.signal(number, handler)
@@ -665,6 +664,8 @@ class Display:
             self.bar.update(self.solver.iter - self.bar.n)
 
     def _tested(self, solver: caffe.Solver, number: int, outputs: dict[str, float]) -> None:
+        if not solver.iter:  # of weights that have learnt nothing
+            return
         self.text = (
             f"epoch {solver.iter / self.run.epoch:.0f}/{solver.param.max_iter // self.run.epoch}"
             f"  training loss {solver.smoothed_loss():.3f}"
@@ -674,7 +675,7 @@ class Display:
             self.text += f"  best {self.run.best_value(solver)}"
         if self.terminal:
             self.bar.set_postfix_str(self.text)
-        elif solver.iter:
+        else:
             print(self.text, flush=True)
 
 

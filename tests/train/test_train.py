@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import fcntl
 import hashlib
 import json
@@ -183,14 +184,30 @@ def test_the_solvers_test_interval_is_an_epoch_in_it(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A test_interval that was changed alone makes a training of another length, which says so; EPOCHS does not."""
-    write_recipe(project, "often", "test_interval: 4 max_iter: 6")
+    write_recipe(project, "often", "test_interval: 4 max_iter: 6 random_seed: -1")
     assert train(monkeypatch, project, "run", "--solver", "often") == 0
     recipe = project / "tiny net" / "solver_often.prototxt"
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"train: 2 epochs of 5 iterations ({recipe}: max_iter 6 / test_interval 4)"
-    assert json.loads((project / "run/manifest.json").read_text())["counts"]["epochs"] == 2
+    manifest = json.loads((project / "run/manifest.json").read_text())
+    assert (manifest["counts"]["epochs"], manifest["settings"]["seed"]) == (2, 1)  # and without a seed it is 1
     assert train(monkeypatch, project, "run", "--solver", "often", "--epochs", "1") == 0
     assert "max_iter" not in capsys.readouterr().out
+
+
+def test_a_terminal_shows_how_far_a_training_has_come(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 8)
+        assert train(patch, project, "run") == 130
+    shown = capsys.readouterr().err.splitlines()[-2].split("\r")[-1]
+    assert re.match(r"tiny net:  40%\|.*\| 8/20 \[.*, epoch 1/4  training loss \d", shown)
+    assert train(monkeypatch, project, "run") == 0
+    out = capsys.readouterr()
+    assert re.match(r"tiny net: 100%\|.*\| 20/20 \[.*, epoch 4/4  training loss \d", out.err.split("\r")[-1])
+    assert len(out.out.splitlines()) == 2, "the lines an epoch are for where there is no bar"
 
 
 def test_epochs_seed_and_precision(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,6 +238,9 @@ def test_training_on_both_splits(
     shutil.rmtree(project / "run")
     assert train(monkeypatch, project, "run", "--train-on", "train+val", "--epochs", "1") == 0
     assert records(project / "run" / "trainval_lmdb") == again
+    assert train(monkeypatch, project, "run", "--epochs", "1") == 0
+    assert (project / "run/previous/tiny net.caffemodel").is_file()
+    assert not list(project.glob("run/**/trainval_lmdb")), "as large as the data set, and made again where it is needed"
 
 
 @pytest.mark.parametrize(
@@ -791,7 +811,14 @@ def test_two_trainings_do_not_write_into_one_folder(
             f"error: {run}: another process trains there; expected it to end first, or another folder\n"
         )
         assert {path: path.read_bytes() for path in run.iterdir()} == before
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)  # of such a file system
     assert train(monkeypatch, project, "run", "--epochs", "2") == 0
+    said = f"train: {run}: No locks available: nothing keeps a second training from it\n"
+    assert capsys.readouterr().err == said
 
 
 def test_what_is_written_anew_meanwhile_is_not_what_was_trained_with(
@@ -954,6 +981,7 @@ def test_a_run_stays_where_another_cannot_begin(
     monkeypatch.setattr("caffe.context._cpu_flag", lambda *_: False)
     by_class = text.replace('top: "accuracy"', 'top: "accuracy" top: "by class"')
     for options, of_net, message in (
+        (("--device", "tpu"), text, "device 'tpu' is not known; expected auto, cpu, cuda"),
         (("--precision", "fp16"), text, "precision fp16: this processor has no float16 arithmetic"),
         (("--solver", "falling", "--lr", "0.0001"), text, "min_lr is 0.001; expected 0 to base_lr, 0.0001"),
         (("--solver", "classes"), by_class, "the outputs in phase TEST are accuracy, by class, loss; expected loss, "),

@@ -594,7 +594,8 @@ class Run:
         replace_bytes(self.folder / BEST, json.dumps(self.best).encode())
         self.best_weights = None
 
-    def _prune(self, solver: caffe.Solver, state_file: str) -> None:
+    def _prune(self, *_: object) -> None:
+        """Remove all snapshots but the last ones."""
         for old in self.snapshots()[:-KEPT_SNAPSHOTS]:
             name, kind = old.name.rsplit(".solverstate", 1)  # its weights are of the same kind, .h5 or not
             for ending in (".caffemodel", "_averaged.caffemodel", ".solverstate"):  # last what it is found by
@@ -613,6 +614,7 @@ class Run:
             stage.settings["max_iter"] = self.solver_param.max_iter
         replace_bytes(self.folder / "deploy.prototxt", self.deploy_bytes)
         replace_bytes(self.folder / "mean.binaryproto", self.mean_bytes)
+        self._prune()  # what a kill has left
         stage.counts = {
             "iterations": self.solver.iter,
             "epochs": self.solver.iter / self.epoch,

@@ -53,6 +53,7 @@ def test_the_runs_net_has_the_teachers_and_what_they_weigh(project: Path, monkey
     assert set(blobs(project / "run/tiny net.caffemodel")) == set(blobs(project / "taught/tiny net.caffemodel"))
     manifest = json.loads((project / "run/manifest.json").read_text())
     taught = project / "taught/tiny net.caffemodel"
+    assert (manifest["settings"]["temperature"], manifest["settings"]["teacher_share"]) == (4, 0.75)
     assert manifest["settings"]["teachers"][str(taught)] == hashlib.sha256(taught.read_bytes()).hexdigest()
     # the teacher stands before anything that could work in place on the data
     assert list(made).index("teacher") == list(made).index("data") + 1

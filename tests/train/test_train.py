@@ -100,6 +100,8 @@ def test_batches_that_read_the_validation_split_once(count: int, expected: tuple
         ("max_iter: 1000 test_interval: 100 warmup_iter: 300 swa_start: 0", 10, 2,
          {"warmup_iter": 20, "swa_start": 0, "swa_interval": 1}),
         ("max_iter: 1000 test_interval: 100", 10, 2, {"warmup_iter": 0, "swa_start": -1, "display": 2}),
+        # one at least
+        ("max_iter: 30 test_interval: 100", 10, None, {"max_iter": 10}),
         # as long as can be; what lay behind the end for ever still does
         ("max_iter: 1000 test_interval: 100 stepvalue: 500 stepvalue: 2000 stepsize: 2000 swa_start: 2000", 1,
          2147483647, {"max_iter": 2147483647, "stepvalue": [1073741824, 2147483647], "stepsize": 2147483647,
@@ -383,14 +385,15 @@ def test_any_name_of_a_network_and_somebodys_copies(project: Path, monkeypatch: 
     assert {path.name for path in run.glob("*.solverstate")} == {f"{name}_iter_5.solverstate"}
 
 
+@pytest.mark.parametrize("number", [5, 10])  # one that goes on the way, and the one that goes at the end
 def test_a_kill_while_old_snapshots_are_removed_leaves_none_of_their_files(
-    project: Path, monkeypatch: pytest.MonkeyPatch
+    project: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     unlink = Path.unlink
 
     def killed_unlink(path: Path, missing_ok: bool = False) -> None:
         unlink(path, missing_ok)
-        if "_iter_5." in path.name:
+        if f"_iter_{number}." in path.name:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -1033,6 +1036,7 @@ def test_epochs_and_batches_below_one(
 ) -> None:
     assert train(monkeypatch, project, "run", option, "0") == 1
     assert f"{option} is 0; expected 1 or more" in capsys.readouterr().err
+    assert train(monkeypatch, project, "run", "--epochs", "1", option, "1") == 0
 
 
 @pytest.mark.parametrize(

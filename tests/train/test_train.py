@@ -575,12 +575,16 @@ def test_a_recipe_may_choose_its_data_layer_by_a_stage(
         r'(layer \{ name: "data".*?batch_size: 5 \}\s*\})', net.read_text(), maxsplit=1, flags=re.DOTALL
     )
     large = plain.replace("phase: TRAIN", 'phase: TRAIN stage: "large"').replace("batch_size: 5", "batch_size: 11")
-    net.write_text(head + plain.replace("phase: TRAIN", 'phase: TRAIN not_stage: "large"') + large + rest)
+    either = head + plain.replace("phase: TRAIN", 'phase: TRAIN not_stage: "large"') + large + rest
+    net.write_text(either)
     write_recipe(project, "large", 'train_state { stage: "large" }')
     for recipe, iterations in (([], 5), (["--solver", "large"], 2)):  # 22 images in batches of 5, or of 11
         assert train(monkeypatch, project, f"run{iterations}", "--epochs", "1", *recipe) == 0
         counts = json.loads((project / f"run{iterations}/manifest.json").read_text())["counts"]
         assert counts["iterations"] == iterations
+    net.write_text(f'state {{ stage: "large" }} {either}')  # asked for by the net itself
+    assert train(monkeypatch, project, "run", "--epochs", "1") == 0
+    assert json.loads((project / "run/manifest.json").read_text())["counts"]["iterations"] == 2
     net.write_text(head + plain + large + rest)
     assert train(monkeypatch, project, "run", "--solver", "large") == 1
     expected = "2 Data layers with include { phase: TRAIN } and the stages large; expected one"
@@ -981,12 +985,14 @@ def test_a_run_stays_where_another_cannot_begin(
     text = net.read_text()
     write_recipe(project, "falling", 'lr_policy: "cosine" min_lr: 0.001')
     write_recipe(project, "classes", 'monitor: "by class"')
+    write_recipe(project, "weights", f'weights: "{project}/none.caffemodel"')
     monkeypatch.setattr("caffe.context._cpu_flag", lambda *_: False)
     by_class = text.replace('top: "accuracy"', 'top: "accuracy" top: "by class"')
     for options, of_net, message in (
         (("--device", "tpu"), text, "device 'tpu' is not known; expected auto, cpu, cuda"),
         (("--precision", "fp16"), text, "precision fp16: this processor has no float16 arithmetic"),
         (("--solver", "falling", "--lr", "0.0001"), text, "min_lr is 0.001; expected 0 to base_lr, 0.0001"),
+        (("--solver", "weights"), text, "none.caffemodel: no such file; expected a .caffemodel to start from"),
         (("--solver", "classes"), by_class, "the outputs in phase TEST are accuracy, by class, loss; expected loss, "),
         ((), text.replace('"fc2" bottom: "label" top: "accuracy"', '"fc3" bottom: "label" top: "accuracy"'), "'fc3'"),
     ):

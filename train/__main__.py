@@ -626,11 +626,11 @@ class Run:
             stage.counts["init"] = self.start.to_dict()
         with replace_file(self.folder / "manifest.json") as path:
             stage.write_manifest(path)
-        with replace_file(self.folder / f"{self.name}.caffemodel") as path:
-            if chosen:
-                shutil.copyfile(self.folder / BEST_WEIGHTS, path)
-            else:
-                self.solver.save_weights(path)
+        weights = self.folder / f"{self.name}.caffemodel"
+        if chosen:
+            replace_bytes(weights, (self.folder / BEST_WEIGHTS).read_bytes())
+        else:
+            self.solver.save_weights(weights)
 
 
 class Display:

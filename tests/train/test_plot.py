@@ -119,7 +119,10 @@ def test_the_net_before_its_training_is_never_the_best(tmp_path: Path) -> None:
     log = make_log(tmp_path / "train.log", dict.fromkeys(range(0, 301, 50), "1.5"), tests)
     curves = read_curves(read_log(log))
     assert "best 18.00% at epoch 2\n" in texts(draw_accuracy(curves, Scale(100))) + "\n"
-    assert "lowest 1.4 at epoch 2\n" in texts(draw_loss(curves, Scale(100))) + "\n"
+    figure = draw_loss(curves, Scale(100))
+    assert "lowest 1.4 at epoch 2\n" in texts(figure) + "\n"
+    low, high = figure.axes[0].get_ylim()
+    assert 0 < low < 1 < 1.6 < high, "a curve runs out of the picture"
     assert plot_log(log).summary.endswith("validation accuracy 18.00%, best 18.00% at iteration 200")
     # where there is no other test yet, none is the best
     log = make_log(tmp_path / "train.log", {0: "1.5"}, {0: ("0.2", "1")})

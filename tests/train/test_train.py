@@ -223,7 +223,13 @@ def test_epochs_seed_and_precision(project: Path, monkeypatch: pytest.MonkeyPatc
 def test_training_on_both_splits(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    replace, placed = os.replace, []
+    monkeypatch.setattr(
+        os, "replace", lambda source, target: (placed.append(Path(target).name), replace(source, target))
+    )
     assert train(monkeypatch, project, "run", "--train-on", "train+val", "--epochs", "1") == 0
+    assert "tiny net.caffemodel" in placed
+    assert not any(name.startswith(".") for name in placed), "what a kill leaves of such a file nobody clears away"
     printed = capsys.readouterr().out
     assert "7 iterations, the last weights, trained on both splits -> " in printed
     assert not re.search("validation (accuracy|loss)|best", printed)

@@ -107,7 +107,9 @@ def test_tests_have_the_labels_loss_alone_and_plots_compare_it(project: Path, mo
 )
 def test_a_loss_of_any_rules_is_split_by_phase(project: Path, rules: str, tested: bool) -> None:
     path = project / "tiny net/train_val.prototxt"
-    path.write_text(path.read_text().replace('top: "loss"', f'top: "loss" {rules}').replace("/nowhere/", f"{project}/"))
+    text = path.read_text().replace('top: "loss"', f'top: "loss" {rules}').replace("/nowhere/", f"{project}/")
+    of_tests = 'layer { name: "b" type: "SoftmaxWithLoss" bottom: "fc2" bottom: "label" include { phase: TEST } }'
+    path.write_text(text + of_tests)
     net = read_net_parameter(path)
     Teachers([project / "taught"]).join(net, NetState(), net.layer[0], path)
     data = [layer for layer in net.layer if layer.type == "Data"]
@@ -226,6 +228,7 @@ def test_with_share_1_the_labels_do_not_matter(project: Path, monkeypatch: pytes
         (["--teacher-share", "0.5"], r"--teacher-share is 0\.5 without --teachers"),
         (["--teachers", "{project}/taught", "--temperature", "0"], r"--temperature is 0\.0; expected a number above 0"),
         (["--teachers", "{project}/taught", "--temperature", "nan"], r"--temperature is nan; expected"),
+        (["--teachers", "{project}/taught", "--temperature", "inf"], r"--temperature is inf; expected"),
         (
             ["--teachers", "{project}/taught", "--teacher-share", "1.5"],
             r"--teacher-share is 1\.5; expected .* at most 1",

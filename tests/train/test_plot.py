@@ -162,6 +162,7 @@ def test_many_readings_are_drawn_raw_and_smoothed(tmp_path: Path) -> None:
     figure = draw_loss(read_curves(read_log(make_log(tmp_path / "train.log", noisy))), Scale(None))
     raw, smoothed = (np.asarray(line.get_ydata()) for line in figure.axes[0].lines if len(line.get_xdata()) == 100)
     assert set(raw) == {0.5, 1.5}
+    assert [list(line.get_xdata()) for line in figure.axes[0].lines[:2]] == [list(range(100))] * 2
     assert np.abs(smoothed[10:-10] - 1).max() < 0.05  # the alternation averages out
 
 

@@ -187,13 +187,13 @@ def test_the_solvers_test_interval_is_an_epoch_in_it(
 ) -> None:
     """A test_interval that was changed alone makes a training of another length, which says so; EPOCHS does not."""
     write_recipe(project, "often", "test_interval: 4 max_iter: 6 random_seed: -1")
-    assert train(monkeypatch, project, "run", "--solver", "often") == 0
+    assert train(monkeypatch, project, "runs/often", "--solver", "often") == 0
     recipe = project / "tiny net" / "solver_often.prototxt"
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"train: 2 epochs of 5 iterations ({recipe}: max_iter 6 / test_interval 4)"
-    manifest = json.loads((project / "run/manifest.json").read_text())
+    manifest = json.loads((project / "runs/often/manifest.json").read_text())
     assert (manifest["counts"]["epochs"], manifest["settings"]["seed"]) == (2, 1)  # and without a seed it is 1
-    assert train(monkeypatch, project, "run", "--solver", "often", "--epochs", "1") == 0
+    assert train(monkeypatch, project, "runs/often", "--solver", "often", "--epochs", "1") == 0
     assert "max_iter" not in capsys.readouterr().out
 
 

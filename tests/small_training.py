@@ -137,20 +137,20 @@ def write_recipe(project: Path, name: str, changes: str, net: str = "train_val.p
     (project / "tiny net" / f"solver_{name}.prototxt").write_text(text_format.MessageToString(solver))
 
 
-def arguments(project: Path, output: str, *more: str) -> list[str]:
+def arguments(project: Path, output: str, *more: str, network: str = "tiny net") -> list[str]:
     """The options of `python -m train` for such a project, whose run is in its folder `output`."""
     return [
-        str(project / "tiny net"), "--train", f"{project}/train_lmdb", "--val", f"{project}/test_lmdb",
+        str(project / network), "--train", f"{project}/train_lmdb", "--val", f"{project}/test_lmdb",
         "--mean", f"{project}/mean.binaryproto", "--output", f"{project}/{output}", "--device", "cpu", *more,
     ]  # fmt: skip
 
 
-def train(monkeypatch: pytest.MonkeyPatch, project: Path, output: str, *more: str) -> int:
+def train(monkeypatch: pytest.MonkeyPatch, project: Path, output: str, *more: str, network: str = "tiny net") -> int:
     """Run `python -m train` in this process; its exit code."""
     from preprocessing.stage import run_main
     from train.__main__ import main
 
-    monkeypatch.setattr(sys, "argv", ["train", *arguments(project, output, *more)])
+    monkeypatch.setattr(sys, "argv", ["train", *arguments(project, output, *more, network=network)])
     with pytest.raises(SystemExit) as caught:
         run_main(main)
     return int(caught.value.code or 0)

@@ -17,10 +17,12 @@ import fcntl
 import json
 import math
 import random
+import re
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from glob import escape
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -35,20 +37,21 @@ from caffe.files import replace_bytes
 from caffe.io import DatumReader, load_mean, open_lmdb, read_net_parameter, read_solver_parameter
 from caffe.phases import filter_net
 from caffe.proto.caffe_pb2 import TEST, TRAIN, LayerParameter, NetParameter, NetState, SolverParameter
-from caffe.schedules import needs_monitor
+from caffe.schedules import learning_rate, needs_monitor
 from preprocessing.classes import CLASSES_FILE, default_classes, read_classes, write_classes
 from preprocessing.network_input import CALIBRATION
 from preprocessing.stage import Stage, StageError, replace_file, run_main, sha256
 from train import finetune
 from train.distill import Teachers
+from train.ensemble import is_chosen
 from train.minutes import LARGEST_COUNT, TimeLimit, move
 from train.options import check_options, make_parser
 
 LARGEST_TEST_BATCH = 512
 KEPT_SNAPSHOTS = 2
-STATES = (".solverstate", ".solverstate.h5")  # what a snapshot's state ends in, by the solver's snapshot_format
 SNAPSHOT_SHARE = 0.05  # of a training's time: where an epoch takes a second, one in many ends in a snapshot
 INIT = "init.caffemodel"  # in a run's folder: of the weights to start from, the layers that are taken
+BEST, BEST_WEIGHTS = "best.json", "best.caffemodel"  # there: the best validation so far, and its weights
 SETTINGS = "settings.json"  # there: what makes a run the same
 PREVIOUS = "previous"  # there: the finished run of other settings that was there before
 STOPPED = "stopped"  # there: the training of other settings that was stopped before it was finished
@@ -111,6 +114,7 @@ def rescale(solver: SolverParameter, epoch: int, epochs: int | None) -> None:
 
     max_iter, stepvalue, stepsize and swa_start keep their proportions. warmup_iter and swa_interval stay as many epochs
     as they are of the prototxt's, whose epoch is its test_interval; patience and early_stop count tests, so epochs.
+    The loss is displayed four times an epoch at least, as the mean since the display before.
     Without `epochs`: as many as the prototxt has, `epochs_of`.
 
     Raises StageError for more epochs than max_iter can count.
@@ -141,7 +145,7 @@ def rescale(solver: SolverParameter, epoch: int, epochs: int | None) -> None:
     if solver.swa_interval > 1:
         solver.swa_interval = scaled(solver.swa_interval, epoch, epoch_before)
     solver.test_interval = solver.snapshot = epoch
-    solver.display = max(min(solver.display, epoch // 4), 1)
+    solver.display = max(min(solver.display or epoch, epoch // 4), 1)
     solver.average_loss = solver.display
 
 
@@ -175,9 +179,12 @@ def merge(sources: list[Path], target: Path, seed: int) -> None:
             name = key.split(b"_", 1)[-1]
             yield b"%08d_%s" % (number, name), bytes(transactions[i].get(key) or b"")
 
-    if target.exists():
-        shutil.rmtree(target)
     write_lmdb(target, records())
+
+
+def snapshot_iteration(path: Path) -> int:
+    """The iteration that a snapshot is of, by its name PREFIX_iter_N.solverstate or .solverstate.h5."""
+    return int(path.name.rsplit(".solverstate", 1)[0].rsplit("_", 1)[1])
 
 
 class Run:
@@ -194,6 +201,11 @@ class Run:
         self.folder = Path(arguments.output)
         self.source = Path(arguments.network)
         self.name = self.source.absolute().name
+        if not is_chosen(Path(f"{self.name}.caffemodel")):
+            raise StageError(
+                f"{self.source}: the network is called {self.name!r}; expected another name than best, init and "
+                "*_iter_*, which other weights in a run's folder have"
+            )
         self.mean = Path(arguments.mean)
         self.train_on = arguments.train_on
         self.recipe = solver_file(self.source, arguments.solver)
@@ -292,7 +304,8 @@ class Run:
         if init.resolve().parent in self._own_folders():
             raise StageError(f"--init is {init}, in the run's own folder; expected weights elsewhere (copy them)")
         net = self.net_param
-        shapes = finetune.parameter_shapes(net, state, data, load_mean(self.mean).shape)
+        light = finetune.light_net(net, state, data, load_mean(self.mean).shape)
+        shapes = {name: [blob.shape for blob in blobs] for name, blobs in light.params.items()}
         start = finetune.choose_weights(init, shapes, self.last.name, self.classes, net.name)
         if self.freeze:
             frozen = finetune.layers_to_freeze(net, self.freeze, shapes, self.last.name)
@@ -306,7 +319,10 @@ class Run:
         """Write the run's prototxts; keep what an earlier, stopped run of the same settings left, else begin anew."""
         self._set_up_data()
         settings = self._settings()
-        self.mean_bytes = self.mean.read_bytes()  # of now: at the training's end the stages may have made another
+        # of now: at the training's end there may be others, for the next one
+        self.mean_bytes, self.deploy_bytes = self.mean.read_bytes(), (self.source / "deploy.prototxt").read_bytes()
+        if self.changed:
+            self.deploy_bytes = text_format.MessageToString(self.deploy_param).encode()
         text = json.dumps(settings, indent=1)
         self._take_folder()
         if not self._goes_on(text):
@@ -321,18 +337,13 @@ class Run:
 
     def _set_up_data(self) -> None:
         """Fill in what the nets read, from which weights and by which teachers they learn, and the solver's counts."""
-        states = [self.solver_param.train_state, *self.solver_param.test_state][:2]
-        train, test = (
-            data_layer(self.net_param, NetState(phase=phase, stage=state.stage, level=state.level))
-            for phase, state in zip((TRAIN, TEST), [*states, NetState()], strict=False)
-        )
+        states = self._states()
+        train, test = (data_layer(self.net_param, state) for state in states)
         records = sum(len(DatumReader(source)) for source in self.sources)
         train.data_param.source = str(self.sources[0] if len(self.sources) == 1 else self.folder / MERGED)
         test.data_param.source = str(self.val)
         for layer in (train, test):
             layer.transform_param.mean_file = str(self.mean)
-        if self.init is not None:
-            self.start = self._start_from(self.init, states[0], train)
         test.data_param.batch_size, test_iter = validation_batches(len(DatumReader(self.val)))
         if self.batch is not None:
             train.data_param.batch_size = self.batch
@@ -340,19 +351,49 @@ class Run:
             raise StageError(
                 f"{self.net_file}: Data layer {train.name!r} of phase TRAIN: batch_size is 0; expected at least 1"
             )
+        if self.init is not None:
+            self.start = self._start_from(self.init, states[0], train)
         # an iteration reads as many batches as the solver's iter_size says
         self.epoch = math.ceil(records / (train.data_param.batch_size * self.solver_param.iter_size))
         if self.teachers is not None:
-            taught = LayerParameter()
-            taught.CopyFrom(train)
             self.teachers.join(self.net_param, states[0], train, self.net_file)
-            # what does not fit together is an error now, before an earlier run is cleared
-            finetune.parameter_shapes(self.net_param, states[0], taught, load_mean(self.mean).shape)
         self.recipe_param = self.solver_param
         self.recipe_param.test_iter[:] = [test_iter]
         self.recipe_param.net = str(self.folder / "train_val.prototxt")
         self.recipe_param.snapshot_prefix = str(self.folder / self.name)
         self.solver_param = self._settings_for(self.epochs)
+        self._check(states)
+
+    def _states(self) -> list[NetState]:
+        """Those of the training net and of the first test net: the phase, and what its prototxt and the solver ask."""
+        found = []
+        wanted = [self.solver_param.train_state, *self.solver_param.test_state, NetState()]
+        for phase, more in zip((TRAIN, TEST), wanted, strict=False):
+            state = NetState()
+            state.CopyFrom(self.net_param.state)
+            state.MergeFrom(more)
+            state.phase = phase
+            found.append(state)
+        return found
+
+    def _check(self, states: Sequence[NetState]) -> None:
+        """Raise CaffeError or StageError where the solver would, or the nets lack what is needed of them.
+
+        Without the data, and before the folder is taken, whose run would be put away for a training that cannot begin.
+        """
+        solver = self.solver_param
+        learning_rate(solver, 0)
+        faces, precision = load_mean(self.mean).shape, SolverParameter.Precision.Name(solver.precision).lower()
+        _, net = (
+            finetune.light_net(self.net_param, state, data_layer(self.net_param, state), faces, precision)
+            for state in states
+        )
+        needed = list(dict.fromkeys(["loss", "accuracy", solver.monitor]))
+        if not all(name in net.outputs and net.blobs[name].count == 1 for name in needed):
+            raise StageError(
+                f"{self.net_file}: the outputs in phase TEST are {', '.join(net.outputs)}; expected "
+                f"{', '.join(needed)} among them, each of one value"
+            )
 
     def _settings(self) -> dict[str, Any]:
         """What makes a run the same: solver, net, and the hashes of the files that it learns from."""
@@ -424,7 +465,7 @@ class Run:
         if kept:
             moved.mkdir(exist_ok=True)
         # the settings first and the weights last, so that after a kill in between it is gone on with
-        for pattern in (SETTINGS, f"{self.name}_iter_*", MERGED, *WRITTEN, weights.name):
+        for pattern in (SETTINGS, f"{escape(self.name)}_iter_*", MERGED, *WRITTEN, escape(weights.name)):
             for path in self.folder.glob(pattern):
                 if kept and not (finished and ("_iter_" in path.name or path.name == MERGED)):
                     path.rename(moved / path.name)
@@ -451,14 +492,14 @@ class Run:
     def _bring_back(self, back: Path, moved: Path, stopped: Path) -> None:
         """Let a stopped training have the folder again, and the one that had it since take its place in `stopped`."""
         self._keep(moved, stopped)
-        for path in sorted(back.iterdir(), key=lambda path: path.name == SETTINGS):  # it goes on when all is there
+        for path in list(back.iterdir()):  # a kill in between leaves the rest to the next start, which begins here
             path.rename(self.folder / path.name)
         back.rmdir()
 
     def snapshots(self) -> list[Path]:
         """The run's .solverstate files, or .solverstate.h5 where the solver's snapshot_format is HDF5, oldest first."""
-        found = [path for kind in STATES for path in self.folder.glob(f"{self.name}_iter_*{kind}")]
-        return sorted(found, key=lambda path: int(path.name.rsplit(".solverstate", 1)[0].rsplit("_", 1)[1]))
+        states = re.compile(rf"{re.escape(self.name)}_iter_\d+\.solverstate(\.h5)?")
+        return sorted((path for path in self.folder.iterdir() if states.fullmatch(path.name)), key=snapshot_iteration)
 
     def train(self) -> bool:
         """Train to the end, from the last snapshot if there is one; False where Ctrl-C stopped it."""
@@ -467,15 +508,7 @@ class Run:
             handler = log.log_to(stream, whole=True)
             try:
                 solver = caffe.get_solver(self.solver_param)
-                outputs = solver.test_nets[0].outputs
-                needed = ["loss", "accuracy", *({solver.param.monitor} - {"loss", "accuracy"})]
-                if not set(needed) <= set(outputs):
-                    raise StageError(
-                        f"{self.net_file}: the outputs in phase TEST are {', '.join(outputs)}; "
-                        f"expected {' and '.join(needed)} among them"
-                    )
-                best_file = self.folder / "best.json"
-                self.best: dict[str, Any] = json.loads(best_file.read_text()) if states and best_file.is_file() else {}
+                self.best = self._read_best(states)
                 self.best_weights: list[torch.Tensor] | None = None
                 solver.on_test.append(self._keep_best)
                 if self.minutes is not None:
@@ -524,7 +557,7 @@ class Run:
                 f"training diverged: at iteration {solver.iter} the training loss is {solver.smoothed_loss():.4g} "
                 f"and the validation loss {outputs['loss']:.4g}; expected finite numbers (try a lower base_lr)"
             )
-        assert solver.monitor is not None  # `train` has seen that it is among the outputs
+        assert solver.monitor is not None  # `_check` has seen that it is among the outputs
         name = solver.monitor.name
         if solver.iter and solver.monitor.better(outputs[name], self.best.get(name)):
             self.best = {"iteration": solver.iter, "epoch": solver.iter / self.epoch, **outputs}
@@ -538,35 +571,51 @@ class Run:
             return f"{self.best.get(name, 0.0):.2%}"
         return f"{name} {self.best[name]:.4g}" if name in self.best else "none"
 
+    def _read_best(self, states: Sequence[Path]) -> dict[str, Any]:
+        """What the training of these snapshots has written of its best validation; nothing where it has not yet.
+
+        Raises StageError where that is lost, since a later epoch would stand for the best.
+        """
+        file, weights = self.folder / BEST, self.folder / BEST_WEIGHTS
+        # the snapshot at the first epoch's end comes before its test
+        if self.train_on == "train" and states and snapshot_iteration(states[-1]) > self.epoch:
+            for path in (file, weights):
+                if not path.is_file():
+                    raise StageError(
+                        f"{path}: no such file; expected that of the best epoch so far, beside {states[-1].name} "
+                        f"(remove {SETTINGS} to train anew)"
+                    )
+        return json.loads(file.read_text()) if states and file.is_file() else {}
+
     def _write_best(self, solver: caffe.Solver) -> None:
         """Write the best weights so far, where they are not yet: a resumed run goes on from the last snapshot."""
         if self.best_weights is None:
             return
-        solver.save_weights(self.folder / "best.caffemodel", self.best_weights)
-        replace_bytes(self.folder / "best.json", json.dumps(self.best).encode())
+        solver.save_weights(self.folder / BEST_WEIGHTS, self.best_weights)
+        replace_bytes(self.folder / BEST, json.dumps(self.best).encode())
         self.best_weights = None
 
-    def _prune(self, solver: caffe.Solver, state_file: str) -> None:
+    def _prune(self, *_: object) -> None:
+        """Remove all snapshots but the last ones."""
         for old in self.snapshots()[:-KEPT_SNAPSHOTS]:
-            old.unlink()
             name, kind = old.name.rsplit(".solverstate", 1)  # its weights are of the same kind, .h5 or not
-            for ending in (".caffemodel", "_averaged.caffemodel"):
+            for ending in (".caffemodel", "_averaged.caffemodel", ".solverstate"):  # last what it is found by
                 old.with_name(name + ending + kind).unlink(missing_ok=True)
 
     def finish(self, stage: Stage) -> None:
         """Put the chosen weights, the deploy net, the mean and the manifest in place: a complete model folder."""
-        chosen = self.train_on == "train" and self.best
+        chosen = self.train_on == "train"
+        if chosen and not self.best:
+            raise StageError(
+                f"{self.folder}: {self.solver.param.monitor} was no number in any test; no epoch is the best"
+            )
         if self.minutes is not None:  # the epochs that it came to
             move(self.solver_param, self.solver.param)
             replace_bytes(self.folder / "solver.prototxt", text_format.MessageToString(self.solver_param).encode())
             stage.settings["max_iter"] = self.solver_param.max_iter
-        with replace_file(self.folder / "deploy.prototxt") as path:
-            if self.changed:
-                path.write_text(text_format.MessageToString(self.deploy_param))
-            else:
-                shutil.copyfile(self.source / "deploy.prototxt", path)
-        with replace_file(self.folder / "mean.binaryproto") as path:
-            path.write_bytes(self.mean_bytes)
+        replace_bytes(self.folder / "deploy.prototxt", self.deploy_bytes)
+        replace_bytes(self.folder / "mean.binaryproto", self.mean_bytes)
+        self._prune()  # what a kill has left
         stage.counts = {
             "iterations": self.solver.iter,
             "epochs": self.solver.iter / self.epoch,
@@ -578,11 +627,11 @@ class Run:
             stage.counts["init"] = self.start.to_dict()
         with replace_file(self.folder / "manifest.json") as path:
             stage.write_manifest(path)
-        with replace_file(self.folder / f"{self.name}.caffemodel") as path:
-            if chosen:
-                shutil.copyfile(self.folder / "best.caffemodel", path)
-            else:
-                self.solver.save_weights(path)
+        weights = self.folder / f"{self.name}.caffemodel"
+        if chosen:
+            replace_bytes(weights, (self.folder / BEST_WEIGHTS).read_bytes())
+        else:
+            self.solver.save_weights(weights)
 
 
 class Display:
@@ -602,6 +651,7 @@ class Display:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._advance()
         self.bar.close()
         for number, handler in self._before.items():
             signal.signal(number, handler)
@@ -617,6 +667,8 @@ class Display:
             self.bar.update(self.solver.iter - self.bar.n)
 
     def _tested(self, solver: caffe.Solver, number: int, outputs: dict[str, float]) -> None:
+        if not solver.iter:  # of weights that have learnt nothing
+            return
         self.text = (
             f"epoch {solver.iter / self.run.epoch:.0f}/{solver.param.max_iter // self.run.epoch}"
             f"  training loss {solver.smoothed_loss():.3f}"
@@ -626,7 +678,7 @@ class Display:
             self.text += f"  best {self.run.best_value(solver)}"
         if self.terminal:
             self.bar.set_postfix_str(self.text)
-        elif solver.iter:
+        else:
             print(self.text, flush=True)
 
 

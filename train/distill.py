@@ -141,8 +141,6 @@ class Teachers:
         """
         labels = LayerParameter()
         labels.CopyFrom(loss)
-        labels.ClearField("include")
-        labels.ClearField("exclude")
         weights = list(loss.loss_weight) or [1.0] + [0.0] * (len(loss.top) - 1)
         labels.loss_weight[:] = [(1 - self.share) * weight for weight in weights]
         softened = LayerParameter(name=SOFTENED, type="Power", bottom=loss.bottom[:1], top=[SOFTENED])

@@ -31,19 +31,25 @@ from train.evaluate import (
 )
 
 
+def is_chosen(weights: Path) -> bool:
+    """Whether a .caffemodel in a run's folder may be the run's chosen weights, by its name.
+
+    Snapshots (NAME_iter_N.caffemodel, …), best.caffemodel and init.caffemodel are not: they stand beside these.
+    """
+    return weights.stem not in ("best", "init") and "_iter_" not in weights.stem
+
+
 def trained_files(folder: Path) -> tuple[Path, Path, Path]:
     """The deploy.prototxt, the .caffemodel and the mean.binaryproto of a finished run, or of a model that ships.
 
-    Snapshots (NAME_iter_N.caffemodel, …), best.caffemodel and init.caffemodel do not count: they stand beside a run's
-    chosen weights.
+    Of a run's weights those count that it has chosen: see `is_chosen`.
 
     Raises StageError for a folder that lacks one of them, or holds several weights.
     """
     expected = "expected the folder of a finished run, or of a model that ships"
     if not folder.is_dir():
         raise StageError(f"{folder}: no such folder; {expected}")
-    others = ("best", "init")
-    found = [p for p in sorted(folder.glob("*.caffemodel")) if p.stem not in others and "_iter_" not in p.stem]
+    found = [path for path in sorted(folder.glob("*.caffemodel")) if is_chosen(path)]
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "no weights (is it trained to the end?)"
         raise StageError(f"{folder}: {names}; {expected}, with one NAME.caffemodel")

@@ -439,6 +439,7 @@ def write_evaluation(
     exclude_duplicates_of: Sequence[Path] = (),
     calibrate_on: str | None = None,
     answer_by: Callable[[Path, Sequence[str], Collection[bytes] | None], Answers] | None = None,
+    weights: Path | None = None,
 ) -> list[Evaluation]:
     """Evaluate on each database and write evaluation.json, evaluation.md, manifest.json and, for each database,
     confusion_NAME.png and .csv, with `calibrate_on` reliability.png, into the folder `output`, which is replaced as a
@@ -452,9 +453,11 @@ def write_evaluation(
     exclude_duplicates_of: LMDBs of the training images, to count also without those.
     calibrate_on: the database on which the temperature is chosen (validation, not test).
     answer_by: what answers for the faces in an LMDB; default: `answer` with the network, which is then one net.
+    weights: the net's, beside which the calibration.json of `calibrate_on` goes; default: it is not written.
 
-    Raises StageError for a database that does not fit the net, and for an `output` that holds other files; ValueError
-    for views and a `calibrate_on` that are not known, and several nets without `answer_by`.
+    Raises StageError for a database that does not fit the net, for an `output` that holds other files, and where there
+    is nothing to calibrate on; ValueError for views and a `calibrate_on` that are not known, and several nets without
+    `answer_by`.
     """
     output = Path(output)
     check_views(views)
@@ -466,31 +469,19 @@ def write_evaluation(
     settings |= {"views": list(views), "calibrate_on": calibrate_on}
     if any("lmdbs" in files for files in network.files):
         settings["lmdbs"] = [files.get("lmdbs") for files in network.files]
+    if exclude_duplicates_of:
+        settings["exclude_duplicates_of"] = ",".join(map(str, exclude_duplicates_of))
     stage = Stage(
         "evaluate", [Path(files[what]) for files in network.files for what in ("deploy", "weights", "mean")], settings
     )
-    training = None
-    if exclude_duplicates_of:
-        stage.settings["exclude_duplicates_of"] = ",".join(map(str, exclude_duplicates_of))
-        training = {p for path in exclude_duplicates_of for p in fingerprints(read_database(path, network).images)}
-    if answer_by is None:
-        if not isinstance(network, FaceNetwork):
-            raise ValueError(
-                f"answer_by is None for {network.name}, which is no single net; expected what answers for it"
-            )
-        answer_by = partial(answer, network)
-    distinct = dict.fromkeys(path for paths in databases.values() for path in paths)
-    answers = {path: answer_by(path, views, training) for path in distinct}
-    evaluations = [
-        count(name, network.classes, {path: answers[path] for path in paths}) for name, paths in databases.items()
-    ]
+    evaluations = _evaluate(network, databases, views, exclude_duplicates_of, answer_by)
     result: dict[str, Any] = {"model": {"name": network.name, "nets": network.files, "classes": list(network.classes)}}
     if calibrate_on is not None:
         chosen = next(evaluation for evaluation in evaluations if evaluation.name == calibrate_on)
-        temperature = find_temperature(chosen.probabilities, chosen.labels)
-        for evaluation in evaluations:
-            evaluation.calibration = calibrate(evaluation.probabilities, evaluation.labels, temperature)
+        temperature = _calibrate(evaluations, chosen)
         result["calibration"] = {"temperature": temperature, "chosen_on": calibrate_on, "bins": BINS}
+        if weights is not None:  # first, so that make does not take an evaluation without it for a whole one
+            write_calibration(weights, chosen)
     result["databases"] = {evaluation.name: evaluation.to_dict() for evaluation in evaluations}
     with replace_directory(output) as folder:
         (folder / RESULT).write_text(json.dumps(result, indent=1) + "\n")
@@ -503,6 +494,42 @@ def write_evaluation(
     accuracies = ", ".join(f"{evaluation.name} {_percent(evaluation.confusion)}" for evaluation in evaluations)
     stage.summary(f"{accuracies}; see {output / 'evaluation.md'}")
     return evaluations
+
+
+def _evaluate(
+    network: Classifier,
+    databases: Mapping[str, Sequence[Path]],
+    views: Sequence[str],
+    exclude_duplicates_of: Sequence[Path],
+    answer_by: Callable[[Path, Sequence[str], Collection[bytes] | None], Answers] | None,
+) -> list[Evaluation]:
+    """The figures of each database; arguments and errors are those of `write_evaluation`."""
+    training = None
+    if exclude_duplicates_of:
+        training = {p for path in exclude_duplicates_of for p in fingerprints(read_database(path, network).images)}
+    if answer_by is None:
+        if not isinstance(network, FaceNetwork):
+            raise ValueError(
+                f"answer_by is None for {network.name}, which is no single net; expected what answers for it"
+            )
+        answer_by = partial(answer, network)
+    distinct = dict.fromkeys(path for paths in databases.values() for path in paths)
+    answers = {path: answer_by(path, views, training) for path in distinct}
+    return [count(name, network.classes, {path: answers[path] for path in paths}) for name, paths in databases.items()]
+
+
+def _calibrate(evaluations: Sequence[Evaluation], chosen: Evaluation) -> float:
+    """Choose the temperature on one of the databases, and calibrate all that have images by it; returns it.
+
+    Raises StageError where the chosen one has none.
+    """
+    if not len(chosen.labels):
+        raise StageError(f"--calibrate-on {chosen.name}: none of its images is of a class of the net; expected some")
+    temperature = find_temperature(chosen.probabilities, chosen.labels)
+    for evaluation in evaluations:
+        if len(evaluation.labels):
+            evaluation.calibration = calibrate(evaluation.probabilities, evaluation.labels, temperature)
+    return temperature
 
 
 def _draw(evaluations: Sequence[Evaluation], network: Classifier, folder: Path) -> None:
@@ -601,13 +628,18 @@ def main() -> None:
     args = parser.parse_args()
     databases = check_evaluation_arguments(parser, args)
     network = FaceNetwork(args.deploy, args.weights, args.mean, args.device, calibrated=False)
-    evaluations = write_evaluation(
-        network, databases, args.output, args.views, args.exclude_duplicates_of, args.calibrate_on
+    write_evaluation(
+        network,
+        databases,
+        args.output,
+        args.views,
+        args.exclude_duplicates_of,
+        args.calibrate_on,
+        weights=args.weights,
     )
-    for evaluation in evaluations:
-        if evaluation.name == args.calibrate_on:
-            path = write_calibration(args.weights, evaluation)
-            print(f"evaluate: `predict` divides the logits by the temperatures in {path}")
+    if args.calibrate_on is not None:
+        path = args.weights.parent / CALIBRATION
+        print(f"evaluate: `predict` divides the logits by the temperatures in {path}")
 
 
 if __name__ == "__main__":

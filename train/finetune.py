@@ -14,7 +14,7 @@ from typing import Any
 
 import caffe
 from caffe.io import blob_shape, read_net_binary
-from caffe.proto.caffe_pb2 import TRAIN, BlobProto, LayerParameter, NetParameter, NetState
+from caffe.proto.caffe_pb2 import BlobProto, LayerParameter, NetParameter, NetState
 from preprocessing.classes import default_classes, read_classes
 from preprocessing.stage import StageError
 
@@ -133,17 +133,20 @@ def _text(shapes: Sequence[Shape]) -> str:
     return ", ".join("×".join(map(str, shape)) for shape in shapes)
 
 
-def parameter_shapes(net: NetParameter, state: NetState, data: LayerParameter, faces: Shape) -> dict[str, list[Shape]]:
-    """The shapes of a training net's parameters by layer, in the net's order, without reading its data.
+def light_net(
+    net: NetParameter, state: NetState, data: LayerParameter, faces: Shape, precision: str = "fp32"
+) -> caffe.Net:
+    """A net whose Data layer is an Input of the same shapes: what it is made of, without reading its data.
 
     Parameters
     ----------
     net: with all its states.
-    state: the solver's train_state; the phase is TRAIN in any case.
+    state: the one that is made, with its phase, level and stages.
     data: the net's Data layer in that state.
     faces: C, H and W of its images, before cropping.
+    precision: as caffe.Net's.
 
-    Raises CaffeError for a net that does not fit together.
+    Raises CaffeError for a net that does not fit together, and for a precision that the processor lacks.
     """
     crop, p = data.transform_param.crop_size, data.data_param
     shapes: list[Shape] = [(p.batch_size, faces[0], crop or faces[1], crop or faces[2])]
@@ -153,11 +156,11 @@ def parameter_shapes(net: NetParameter, state: NetState, data: LayerParameter, f
         source.input_param.shape.add(dim=shape)
     light = NetParameter()
     light.CopyFrom(net)
+    light.ClearField("state")
     for layer in light.layer:
         if layer == data:
             layer.CopyFrom(source)
-    made = caffe.Net(light, phase=TRAIN, level=state.level, stages=list(state.stage), seed=0)
-    return {name: [blob.shape for blob in blobs] for name, blobs in made.params.items()}
+    return caffe.Net(light, phase=state.phase, level=state.level, stages=list(state.stage), precision=precision, seed=0)
 
 
 def choose_weights(source: Path, shapes: Shapes, last: str, classes: Sequence[str], net: str) -> Start:

@@ -35,7 +35,7 @@ NICE = [1, 2, 5, 10]  # distances of ticks
 class Curves:
     """What the plots show: per curve, iterations and values; a curve without readings is empty.
 
-    `train_loss` holds the displayed training loss, `val_loss` the sum of the test net's loss outputs times their
+    `train_loss` holds the displayed training loss, `val_loss` the sum of the first test net's loss outputs times their
     weights. Where training has losses that tests lack, as one by teachers, `train_loss` is that of the tests' losses
     alone, batch by batch, so that the two can be compared. `train_accuracy` and `val_accuracy` hold the output called
     `accuracy_name` (a fraction, 0..1). `trained_on` says whether the tests are of images that are trained on
@@ -60,10 +60,14 @@ class Curves:
 
 
 def _weighted_loss(row: Row, weights: dict[str, float]) -> float | None:
-    """The loss of one test row: its loss outputs times their weights; None where it has none."""
-    parts = [row[name] * weight for name, weight in weights.items() if name in row]
+    """The loss of one row: its loss outputs times their weights; None where it has none.
+
+    Of a test of several nets, that of the first: what the others put out has a # in its name.
+    """
+    own = {name: value for name, value in row.items() if "#" not in name}
+    parts = [own[name] * weight for name, weight in weights.items() if name in own]
     if not parts:  # a log too old to print weights
-        parts = [value for name, value in row.items() if "loss" in name.lower() and "#" not in name]
+        parts = [value for name, value in own.items() if "loss" in name.lower()]
     return sum(parts) if parts else None
 
 
@@ -407,16 +411,20 @@ def plot_log(
             notes.append(f"no {name}: the log has no {name.removesuffix('.png')} output")
     if curves.other_accuracies:
         notes.append(f"drawn: {curves.accuracy_name}; --accuracy chooses {', '.join(curves.other_accuracies)}")
-    rows = metrics(log, curves, epoch)
-    with replace_file(folder / "metrics.csv") as target, open(target, "w", newline="") as f:
-        names = ["iteration", "epoch", "learning_rate", "train_loss", "val_loss", "val_accuracy"]
-        if curves.train_accuracy:
-            names.insert(4, "train_accuracy")
+    _write_metrics(folder / "metrics.csv", metrics(log, curves, epoch), curves)
+    written.append(folder / "metrics.csv")
+    return Plotted(written, notes, _summary(curves, scale))
+
+
+def _write_metrics(path: Path, rows: list[dict[str, float | str]], curves: Curves) -> None:
+    """The rows of `metrics` as a CSV; the training accuracy has a column where the log has it."""
+    names = ["iteration", "epoch", "learning_rate", "train_loss", "val_loss", "val_accuracy"]
+    if curves.train_accuracy:
+        names.insert(4, "train_accuracy")
+    with replace_file(path) as target, open(target, "w", newline="") as f:
         writer = csv.DictWriter(f, names, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    written.append(folder / "metrics.csv")
-    return Plotted(written, notes, _summary(curves, scale))
 
 
 def _trained_on(settings: Path) -> bool:

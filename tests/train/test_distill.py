@@ -53,6 +53,7 @@ def test_the_runs_net_has_the_teachers_and_what_they_weigh(project: Path, monkey
     assert set(blobs(project / "run/tiny net.caffemodel")) == set(blobs(project / "taught/tiny net.caffemodel"))
     manifest = json.loads((project / "run/manifest.json").read_text())
     taught = project / "taught/tiny net.caffemodel"
+    assert (manifest["settings"]["temperature"], manifest["settings"]["teacher_share"]) == (4, 0.75)
     assert manifest["settings"]["teachers"][str(taught)] == hashlib.sha256(taught.read_bytes()).hexdigest()
     # the teacher stands before anything that could work in place on the data
     assert list(made).index("teacher") == list(made).index("data") + 1
@@ -106,7 +107,9 @@ def test_tests_have_the_labels_loss_alone_and_plots_compare_it(project: Path, mo
 )
 def test_a_loss_of_any_rules_is_split_by_phase(project: Path, rules: str, tested: bool) -> None:
     path = project / "tiny net/train_val.prototxt"
-    path.write_text(path.read_text().replace('top: "loss"', f'top: "loss" {rules}').replace("/nowhere/", f"{project}/"))
+    text = path.read_text().replace('top: "loss"', f'top: "loss" {rules}').replace("/nowhere/", f"{project}/")
+    of_tests = 'layer { name: "b" type: "SoftmaxWithLoss" bottom: "fc2" bottom: "label" include { phase: TEST } }'
+    path.write_text(text + of_tests)
     net = read_net_parameter(path)
     Teachers([project / "taught"]).join(net, NetState(), net.layer[0], path)
     data = [layer for layer in net.layer if layer.type == "Data"]
@@ -136,18 +139,22 @@ def test_the_channels_that_a_teacher_sees_are_those_of_its_mean(project: Path) -
 
 
 def test_what_is_done_to_the_labels_is_done_to_the_answers(project: Path) -> None:
-    """Scores of two halves of a batch one behind the other, and the labels twice: so are the teacher's answers."""
+    """Scores of two halves of a batch one behind the other, and the labels twice: so are the teacher's answers.
+
+    By way of two layers, of which the second changes nothing.
+    """
     path = project / "tiny net/train_val.prototxt"
     text = path.read_text().replace("/nowhere/", f"{project}/")
     both = """
       layer { name: "mirror" type: "Power" bottom: "data" top: "mirror" power_param { scale: -1 } }
       layer { name: "twice" type: "Concat" bottom: "data" bottom: "mirror" top: "twice" concat_param { axis: 0 } }
       layer { name: "labels" type: "Concat" bottom: "label" bottom: "label" top: "labels" concat_param { axis: 0 } }
+      layer { name: "same" type: "Power" bottom: "labels" top: "same" }
       layer { name: "conv" """
     text = text.replace('layer { name: "conv"', both).replace(
         'bottom: "data" top: "conv"', 'bottom: "twice" top: "conv"'
     )
-    path.write_text(text.replace('bottom: "fc2" bottom: "label"', 'bottom: "fc2" bottom: "labels"'))
+    path.write_text(text.replace('bottom: "fc2" bottom: "label"', 'bottom: "fc2" bottom: "same"'))
     net = read_net_parameter(path)
     Teachers([project / "taught"]).join(net, NetState(), net.layer[0], path)
     for layer, source in zip(net.layer, ("train_lmdb",), strict=False):
@@ -157,8 +164,8 @@ def test_what_is_done_to_the_labels_is_done_to_the_answers(project: Path) -> Non
     made.forward()
     answers = made.blobs["teacher"].data
     assert answers.shape == (5, 3)
-    np.testing.assert_array_equal(made.blobs["teacher_labels"].data, np.concatenate([answers, answers]))
-    assert list(made.layer_dict["distillation"].param.bottom) == ["softened_score", "teacher_labels"]
+    np.testing.assert_array_equal(made.blobs["teacher_same"].data, np.concatenate([answers, answers]))
+    assert list(made.layer_dict["distillation"].param.bottom) == ["softened_score", "teacher_same"]
 
 
 def test_another_teacher_is_another_run(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,6 +232,7 @@ def test_with_share_1_the_labels_do_not_matter(project: Path, monkeypatch: pytes
         (["--teacher-share", "0.5"], r"--teacher-share is 0\.5 without --teachers"),
         (["--teachers", "{project}/taught", "--temperature", "0"], r"--temperature is 0\.0; expected a number above 0"),
         (["--teachers", "{project}/taught", "--temperature", "nan"], r"--temperature is nan; expected"),
+        (["--teachers", "{project}/taught", "--temperature", "inf"], r"--temperature is inf; expected"),
         (
             ["--teachers", "{project}/taught", "--teacher-share", "1.5"],
             r"--teacher-share is 1\.5; expected .* at most 1",
@@ -275,19 +283,25 @@ def test_teachers_of_other_faces_or_classes(
     assert train(monkeypatch, project, "run", *more) == 1
     assert "differs in size from" in capsys.readouterr().err
     save_mean(project / "taught/mean.binaryproto", mean)
+    (project / "taught/classes.txt").unlink()  # as old models have none: the names are the default ones
+    assert train(monkeypatch, project, "run", *more) == 0
     write_classes(project / "taught", ("left", "middle", "right"))
     assert train(monkeypatch, project, "run", *more) == 1
     assert re.search(r"whose classes are left, middle, right; expected ", capsys.readouterr().err)
 
 
-def test_a_loss_of_its_own_weight_and_tops_keeps_them(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("given", "weight"), [("loss_weight: 3 loss_weight: 0", 3), ("", 1)])
+def test_a_loss_of_its_own_weight_and_tops_keeps_them(
+    project: Path, monkeypatch: pytest.MonkeyPatch, given: str, weight: int
+) -> None:
     path = project / "tiny net/train_val.prototxt"
     text = path.read_text()
     tail = 'layer { name: "seen" type: "Silence" bottom: "p" }'
-    path.write_text(text.replace('top: "loss"', 'top: "loss" top: "p" loss_weight: 3 loss_weight: 0') + tail)
+    path.write_text(text.replace('top: "loss"', f'top: "loss" top: "p" {given}') + tail)
     assert train(monkeypatch, project, "run", "--epochs", "1", "--teachers", str(project / "taught")) == 0
     weights = [caffe.Net(project / "run/train_val.prototxt", p).blob_loss_weights for p in (caffe.TRAIN, caffe.TEST)]
-    assert [net["loss"] for net in weights] == pytest.approx([0.3, 3])
+    assert [net["loss"] for net in weights] == pytest.approx([0.1 * weight, weight])
+    assert [net["p"] for net in weights] == [0, 0]
 
 
 def test_nets_that_cannot_be_taught(

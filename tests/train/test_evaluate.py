@@ -744,6 +744,29 @@ def test_probabilities_of_zero_stay_numbers() -> None:
     assert np.allclose(hard, [[0.5, 0.5, 0], [1, 0, 0], [0, 0, 1]])
 
 
+def test_an_evaluation_without_its_calibration_is_none(tmp_path: Path) -> None:
+    """Where calibration.json cannot be written; make would take the evaluation for a whole one."""
+    database, _ = known_database(tmp_path / "val_lmdb")
+    model = make_model(tmp_path / "model")
+    network = FaceNetwork(*model, device="cpu", calibrated=False)
+    (tmp_path / "model/calibration.json").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_evaluation(network, {"val": [database]}, tmp_path / "out", calibrate_on="val", weights=model[1])
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_calibrated_by_no_images(tmp_path: Path) -> None:
+    network, data = other_data_set(tmp_path, ("calm", "happy"))
+    none = write_database(data / "none_lmdb", faces_that_look("fear"), [0])
+    some = write_database(data / "some_lmdb", faces_that_look("fear"), [1])
+    databases = {"none": [none], "some": [some]}
+    with pytest.raises(StageError, match="--calibrate-on none: none of its images is of a class of the net"):
+        write_evaluation(network, databases, tmp_path / "out", calibrate_on="none")
+    write_evaluation(network, databases, tmp_path / "out", calibrate_on="some")
+    result = json.loads((tmp_path / "out/evaluation.json").read_text())["databases"]
+    assert ["calibration" in result[name] for name in databases] == [False, True]
+
+
 # Ensembles
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -194,9 +195,13 @@ def seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "TimeLimit", partial(TimeLimit, clock=lambda: now))
 
 
-def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: None) -> None:
+def test_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], seconds: None
+) -> None:
     write_project(tmp_path / "p")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert train(monkeypatch, tmp_path / "p", "run", "--minutes", "0.55") == 0
+    assert "| 30/30 [" in capsys.readouterr().err.split("\r")[-1]
     run = tmp_path / "p" / "run"
     manifest = json.loads((run / "manifest.json").read_text())
     counts, settings = manifest["counts"], manifest["settings"]

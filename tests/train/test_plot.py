@@ -119,7 +119,10 @@ def test_the_net_before_its_training_is_never_the_best(tmp_path: Path) -> None:
     log = make_log(tmp_path / "train.log", dict.fromkeys(range(0, 301, 50), "1.5"), tests)
     curves = read_curves(read_log(log))
     assert "best 18.00% at epoch 2\n" in texts(draw_accuracy(curves, Scale(100))) + "\n"
-    assert "lowest 1.4 at epoch 2\n" in texts(draw_loss(curves, Scale(100))) + "\n"
+    figure = draw_loss(curves, Scale(100))
+    assert "lowest 1.4 at epoch 2\n" in texts(figure) + "\n"
+    low, high = figure.axes[0].get_ylim()
+    assert 0 < low < 1 < 1.6 < high, "a curve runs out of the picture"
     assert plot_log(log).summary.endswith("validation accuracy 18.00%, best 18.00% at iteration 200")
     # where there is no other test yet, none is the best
     log = make_log(tmp_path / "train.log", {0: "1.5"}, {0: ("0.2", "1")})
@@ -159,6 +162,7 @@ def test_many_readings_are_drawn_raw_and_smoothed(tmp_path: Path) -> None:
     figure = draw_loss(read_curves(read_log(make_log(tmp_path / "train.log", noisy))), Scale(None))
     raw, smoothed = (np.asarray(line.get_ydata()) for line in figure.axes[0].lines if len(line.get_xdata()) == 100)
     assert set(raw) == {0.5, 1.5}
+    assert [list(line.get_xdata()) for line in figure.axes[0].lines[:2]] == [list(range(100))] * 2
     assert np.abs(smoothed[10:-10] - 1).max() < 0.05  # the alternation averages out
 
 
@@ -256,6 +260,22 @@ def test_several_losses_add_up_by_their_weights_and_accuracy_is_a_choice(tmp_pat
     assert table(tmp_path / "metrics.csv")[0]["val_accuracy"] == "0.5"
     with pytest.raises(StageError, match=r"'no such'.*loss3/top-1"):
         plot_log(log, accuracy="no such")
+
+
+def test_the_validation_loss_is_the_first_test_nets(tmp_path: Path) -> None:
+    """As of a solver that tests on two data sets."""
+    log = tmp_path / "train.log"
+    log.write_text(
+        "Iteration 0, Testing net (#0)\n"
+        "    Test net output #0: accuracy = 0.25\n"
+        "    Test net output #1: loss = 2 (* 1 = 2 loss)\n"
+        "Iteration 0, Testing net (#1)\n"
+        "    Test net output #0: accuracy = 0.5\n"
+        "    Test net output #1: loss = 1.5 (* 1 = 1.5 loss)\n"
+        "Iteration 0, loss = 1.7\n"
+    )
+    curves = read_curves(read_log(log))
+    assert (curves.val_loss, curves.val_accuracy, curves.train_loss) == ({0: 2.0}, {0: 0.25}, {0: 1.7})
 
 
 def test_a_log_without_readings_is_an_error_that_keeps_what_was_there(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import fcntl
 import hashlib
 import json
@@ -98,7 +99,9 @@ def test_batches_that_read_the_validation_split_once(count: int, expected: tuple
         # no longer than the training; averaging from the start, or never, each iteration, is what it was
         ("max_iter: 1000 test_interval: 100 warmup_iter: 300 swa_start: 0", 10, 2,
          {"warmup_iter": 20, "swa_start": 0, "swa_interval": 1}),
-        ("max_iter: 1000 test_interval: 100", 10, 2, {"warmup_iter": 0, "swa_start": -1}),
+        ("max_iter: 1000 test_interval: 100", 10, 2, {"warmup_iter": 0, "swa_start": -1, "display": 2}),
+        # one at least
+        ("max_iter: 30 test_interval: 100", 10, None, {"max_iter": 10}),
         # as long as can be; what lay behind the end for ever still does
         ("max_iter: 1000 test_interval: 100 stepvalue: 500 stepvalue: 2000 stepsize: 2000 swa_start: 2000", 1,
          2147483647, {"max_iter": 2147483647, "stepvalue": [1073741824, 2147483647], "stepsize": 2147483647,
@@ -183,14 +186,30 @@ def test_the_solvers_test_interval_is_an_epoch_in_it(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A test_interval that was changed alone makes a training of another length, which says so; EPOCHS does not."""
-    write_recipe(project, "often", "test_interval: 4 max_iter: 6")
-    assert train(monkeypatch, project, "run", "--solver", "often") == 0
+    write_recipe(project, "often", "test_interval: 4 max_iter: 6 random_seed: -1")
+    assert train(monkeypatch, project, "runs/often", "--solver", "often") == 0
     recipe = project / "tiny net" / "solver_often.prototxt"
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"train: 2 epochs of 5 iterations ({recipe}: max_iter 6 / test_interval 4)"
-    assert json.loads((project / "run/manifest.json").read_text())["counts"]["epochs"] == 2
-    assert train(monkeypatch, project, "run", "--solver", "often", "--epochs", "1") == 0
+    manifest = json.loads((project / "runs/often/manifest.json").read_text())
+    assert (manifest["counts"]["epochs"], manifest["settings"]["seed"]) == (2, 1)  # and without a seed it is 1
+    assert train(monkeypatch, project, "runs/often", "--solver", "often", "--epochs", "1") == 0
     assert "max_iter" not in capsys.readouterr().out
+
+
+def test_a_terminal_shows_how_far_a_training_has_come(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 8)
+        assert train(patch, project, "run") == 130
+    shown = capsys.readouterr().err.splitlines()[-2].split("\r")[-1]
+    assert re.match(r"tiny net:  40%\|.*\| 8/20 \[.*, epoch 1/4  training loss \d", shown)
+    assert train(monkeypatch, project, "run") == 0
+    out = capsys.readouterr()
+    assert re.match(r"tiny net: 100%\|.*\| 20/20 \[.*, epoch 4/4  training loss \d", out.err.split("\r")[-1])
+    assert len(out.out.splitlines()) == 2, "the lines an epoch are for where there is no bar"
 
 
 def test_epochs_seed_and_precision(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +223,13 @@ def test_epochs_seed_and_precision(project: Path, monkeypatch: pytest.MonkeyPatc
 def test_training_on_both_splits(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    replace, placed = os.replace, []
+    monkeypatch.setattr(
+        os, "replace", lambda source, target: (placed.append(Path(target).name), replace(source, target))
+    )
     assert train(monkeypatch, project, "run", "--train-on", "train+val", "--epochs", "1") == 0
+    assert "tiny net.caffemodel" in placed
+    assert not any(name.startswith(".") for name in placed), "what a kill leaves of such a file nobody clears away"
     printed = capsys.readouterr().out
     assert "7 iterations, the last weights, trained on both splits -> " in printed
     assert not re.search("validation (accuracy|loss)|best", printed)
@@ -221,6 +246,9 @@ def test_training_on_both_splits(
     shutil.rmtree(project / "run")
     assert train(monkeypatch, project, "run", "--train-on", "train+val", "--epochs", "1") == 0
     assert records(project / "run" / "trainval_lmdb") == again
+    assert train(monkeypatch, project, "run", "--epochs", "1") == 0
+    assert (project / "run/previous/tiny net.caffemodel").is_file()
+    assert not list(project.glob("run/**/trainval_lmdb")), "as large as the data set, and made again where it is needed"
 
 
 @pytest.mark.parametrize(
@@ -344,6 +372,64 @@ def test_killed_and_stopped_again_and_again(project: Path) -> None:
         assert ours == theirs
 
 
+def test_any_name_of_a_network_and_somebodys_copies(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name is a pattern of files' names as well, and a copy of a snapshot is none of the training's."""
+    name, run = "[tiny] net*", project / "run"
+    (project / "tiny net").rename(project / name)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 8)
+        assert train(patch, project, "run", network=name) == 130
+    shutil.copy(run / f"{name}_iter_8.solverstate", run / f"{name}_iter_8 (copy).solverstate")
+    assert train(monkeypatch, project, "run", network=name) == 0
+    assert f"status from {run}/{name}_iter_8.solverstate" in (run / "train.log").read_text()
+    assert {path.name for path in run.iterdir() if "_iter_" in path.name} == {
+        f"{name}_iter_8 (copy).solverstate",
+        *(f"{name}_iter_{n}.{kind}" for n in (15, 20) for kind in ("caffemodel", "solverstate")),
+    }
+    assert train(monkeypatch, project, "run", "--epochs", "1", network=name) == 0
+    assert (run / "previous" / f"{name}.caffemodel").is_file()
+    assert {path.name for path in run.glob("*.solverstate")} == {f"{name}_iter_5.solverstate"}
+
+
+@pytest.mark.parametrize("number", [5, 10])  # one that goes on the way, and the one that goes at the end
+def test_a_kill_while_old_snapshots_are_removed_leaves_none_of_their_files(
+    project: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    unlink = Path.unlink
+
+    def killed_unlink(path: Path, missing_ok: bool = False) -> None:
+        unlink(path, missing_ok)
+        if f"_iter_{number}." in path.name:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", killed_unlink)
+        assert train(patch, project, "run") == 130
+    assert train(monkeypatch, project, "run") == 0
+    assert {path.name for path in (project / "run").glob("*_iter_*")} == {
+        f"tiny net_iter_{n}.{kind}" for n in (15, 20) for kind in ("caffemodel", "solverstate")
+    }
+
+
+@pytest.mark.parametrize("lost", ["best.json", "best.caffemodel"])
+def test_where_the_best_epoch_is_lost_no_later_one_stands_for_it(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], lost: str
+) -> None:
+    run = project / "run"
+    assert train(monkeypatch, project, "run") == 0
+    model = (run / "tiny net.caffemodel").read_bytes()
+    (run / lost).unlink()
+    assert train(monkeypatch, project, "run") == 1
+    assert (
+        f"{run}/{lost}: no such file; expected that of the best epoch so far, beside tiny net_iter_20.solverstate"
+        in capsys.readouterr().err
+    )
+    assert (run / "tiny net.caffemodel").read_bytes() == model
+    (run / "settings.json").unlink()  # as the error says
+    assert train(monkeypatch, project, "run") == 0
+    assert (run / "tiny net.caffemodel").read_bytes() == model
+
+
 FULL_DISK = """
 import resource, runpy, signal, sys
 
@@ -447,6 +533,21 @@ def test_the_epoch_is_chosen_by_what_the_solver_monitors(
     )
 
 
+def test_a_monitored_output_that_is_no_number_chooses_no_epoch(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_recipe(project, "root", 'monitor: "root"')
+    with open(project / "tiny net" / "train_val.prototxt", "a") as file:  # the square root of -1
+        for layer in (
+            'name: "sum" type: "Reduction" bottom: "fc2" top: "sum"',
+            'name: "root" type: "Power" bottom: "sum" top: "root" power_param { power: 0.5 scale: 0 shift: -1 }',
+        ):
+            file.write(f"layer {{ {layer} include {{ phase: TEST }} }}\n")
+    assert train(monkeypatch, project, "run", "--solver", "root", "--epochs", "1") == 1
+    assert "run: root was no number in any test; no epoch is the best" in capsys.readouterr().err
+    assert not (project / "run/tiny net.caffemodel").exists()
+
+
 # Recipes and weights to start from
 
 
@@ -480,12 +581,16 @@ def test_a_recipe_may_choose_its_data_layer_by_a_stage(
         r'(layer \{ name: "data".*?batch_size: 5 \}\s*\})', net.read_text(), maxsplit=1, flags=re.DOTALL
     )
     large = plain.replace("phase: TRAIN", 'phase: TRAIN stage: "large"').replace("batch_size: 5", "batch_size: 11")
-    net.write_text(head + plain.replace("phase: TRAIN", 'phase: TRAIN not_stage: "large"') + large + rest)
+    either = head + plain.replace("phase: TRAIN", 'phase: TRAIN not_stage: "large"') + large + rest
+    net.write_text(either)
     write_recipe(project, "large", 'train_state { stage: "large" }')
     for recipe, iterations in (([], 5), (["--solver", "large"], 2)):  # 22 images in batches of 5, or of 11
         assert train(monkeypatch, project, f"run{iterations}", "--epochs", "1", *recipe) == 0
         counts = json.loads((project / f"run{iterations}/manifest.json").read_text())["counts"]
         assert counts["iterations"] == iterations
+    net.write_text(f'state {{ stage: "large" }} {either}')  # asked for by the net itself
+    assert train(monkeypatch, project, "run", "--epochs", "1") == 0
+    assert json.loads((project / "run/manifest.json").read_text())["counts"]["iterations"] == 2
     net.write_text(head + plain + large + rest)
     assert train(monkeypatch, project, "run", "--solver", "large") == 1
     expected = "2 Data layers with include { phase: TRAIN } and the stages large; expected one"
@@ -719,7 +824,14 @@ def test_two_trainings_do_not_write_into_one_folder(
             f"error: {run}: another process trains there; expected it to end first, or another folder\n"
         )
         assert {path: path.read_bytes() for path in run.iterdir()} == before
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)  # of such a file system
     assert train(monkeypatch, project, "run", "--epochs", "2") == 0
+    said = f"train: {run}: No locks available: nothing keeps a second training from it\n"
+    assert capsys.readouterr().err == said
 
 
 def test_what_is_written_anew_meanwhile_is_not_what_was_trained_with(
@@ -727,21 +839,24 @@ def test_what_is_written_anew_meanwhile_is_not_what_was_trained_with(
 ) -> None:
     assert train(monkeypatch, project, "first", "--epochs", "1") == 0
     start, mean = project / "first/tiny net.caffemodel", project / "mean.binaryproto"
-    before = [path.read_bytes() for path in (mean, start)]
+    deploy = project / "tiny net/deploy.prototxt"
+    before = [path.read_bytes() for path in (mean, start, deploy)]
     update = caffe.Solver.apply_update
 
     def update_while_stages_run(solver: caffe.Solver, display: bool = False) -> None:
         if solver.iter == 3:
             caffe.io.save_mean(mean, np.zeros((1, 8, 8), np.float32))
             start.unlink()
+            deploy.write_text("# of the next experiment")
         update(solver, display)
 
     monkeypatch.setattr(caffe.Solver, "apply_update", update_while_stages_run)
     assert train(monkeypatch, project, "run", "--init", str(start)) == 0
     assert (project / "run/mean.binaryproto").read_bytes() == before[0]
+    assert (project / "run/deploy.prototxt").read_bytes() == before[2]
     inputs = json.loads((project / "run/manifest.json").read_text())["inputs"]
     assert [entry["sha256"] for entry in inputs if entry["file"] in (str(mean), str(start))] == [
-        hashlib.sha256(content).hexdigest() for content in before
+        hashlib.sha256(content).hexdigest() for content in before[:2]
     ]
 
 
@@ -866,6 +981,43 @@ def test_errors(
         assert not list(project.glob("run/*.solverstate")), "it trained before it looked"
 
 
+def test_a_run_stays_where_another_cannot_begin(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A setting that the solver refuses is found before the finished run is put away."""
+    assert train(monkeypatch, project, "run", "--epochs", "1") == 0
+    before = {path: path.read_bytes() for path in (project / "run").iterdir()}
+    net = project / "tiny net/train_val.prototxt"
+    text = net.read_text()
+    write_recipe(project, "falling", 'lr_policy: "cosine" min_lr: 0.001')
+    write_recipe(project, "classes", 'monitor: "by class"')
+    write_recipe(project, "weights", f'weights: "{project}/none.caffemodel"')
+    monkeypatch.setattr("caffe.context._cpu_flag", lambda *_: False)
+    by_class = text.replace('top: "accuracy"', 'top: "accuracy" top: "by class"')
+    for options, of_net, message in (
+        (("--device", "tpu"), text, "device 'tpu' is not known; expected auto, cpu, cuda"),
+        (("--precision", "fp16"), text, "precision fp16: this processor has no float16 arithmetic"),
+        (("--solver", "falling", "--lr", "0.0001"), text, "min_lr is 0.001; expected 0 to base_lr, 0.0001"),
+        (("--solver", "weights"), text, "none.caffemodel: no such file; expected a .caffemodel to start from"),
+        (("--solver", "classes"), by_class, "the outputs in phase TEST are accuracy, by class, loss; expected loss, "),
+        ((), text.replace('"fc2" bottom: "label" top: "accuracy"', '"fc3" bottom: "label" top: "accuracy"'), "'fc3'"),
+    ):
+        net.write_text(of_net)
+        assert train(monkeypatch, project, "run", "--epochs", "1", *options) == 1
+        assert message in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in (project / "run").iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["best", "init", "small_iter_5"])
+def test_a_network_is_not_called_as_other_weights_of_a_run_are(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (project / "tiny net").rename(project / name)
+    assert train(monkeypatch, project, "run", network=name) == 1
+    assert f"{project}/{name}: the network is called {name!r}; expected another name" in capsys.readouterr().err
+    assert not (project / "run").exists()
+
+
 def test_a_batch_of_another_size(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert train(monkeypatch, project, "run", "--epochs", "2", "--batch", "11") == 0
     manifest = json.loads((project / "run/manifest.json").read_text())
@@ -896,6 +1048,7 @@ def test_epochs_and_batches_below_one(
 ) -> None:
     assert train(monkeypatch, project, "run", option, "0") == 1
     assert f"{option} is 0; expected 1 or more" in capsys.readouterr().err
+    assert train(monkeypatch, project, "run", "--epochs", "1", option, "1") == 0
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,10 @@ def set_mode_gpu() -> None:
     """
     global _mode
     if not torch.cuda.is_available():
-        raise CaffeError("GPU mode: PyTorch finds no CUDA device here (the CPU build, no GPU, or no driver)")
+        raise CaffeError(
+            "GPU mode: PyTorch finds no CUDA device here (the CPU build, no GPU, or no driver); "
+            "expected one, or CPU mode: caffe.set_mode_cpu(), or the device cpu"
+        )
     _mode = "gpu"
 
 

@@ -22,7 +22,7 @@ from preprocessing.classes import default_classes, write_classes
 from preprocessing.datasets import EMOTIONS
 from preprocessing.network_input import FaceNetwork, faces_to_input, soften
 from preprocessing.stage import StageError
-from train.calibrate import calibrate, find_temperature, negative_log_likelihood, reliability
+from train.calibrate import calibrate, draw_reliability, find_temperature, negative_log_likelihood, reliability
 from train.ensemble import Ensemble, alignment, member, trained_files
 from train.evaluate import (
     Answers,
@@ -730,6 +730,18 @@ def test_expected_calibration_error_worked_out_by_hand() -> None:
     assert bins.confidence.tolist() == pytest.approx([0, 0, 0.525, 0, 0.925])
     assert bins.accuracy.tolist() == [0, 0, 0.5, 0, 0.5]
     assert bins.error == pytest.approx(0.5 * 0.025 + 0.5 * 0.425)
+
+
+def test_the_reliability_diagrams_show_the_bins_before_and_after() -> None:
+    evaluation = worked_out_by_hand()
+    assert evaluation.calibration is not None
+    figure = draw_reliability([("test", evaluation.calibration)])
+    after = 0.8**0.5 / (0.8**0.5 + 2 * 0.1**0.5)  # sure of 0.8 before, the upper edge of the twelfth bin; 0.6 are right
+    for axes, sure, edge in zip(figure.axes, (0.8, after), (11 / 15, 8 / 15), strict=True):
+        assert [bar.get_bbox().bounds for bar in axes.patches] == [pytest.approx((edge, 0, 1 / 15, 0.6))]
+        diagonal, bins = ([list(line.get_xdata()), list(line.get_ydata())] for line in axes.lines)
+        assert diagonal == [[0, 1], [0, 1]]
+        assert bins == [[pytest.approx(sure)], [pytest.approx(0.6)]]
 
 
 def test_probabilities_of_zero_stay_numbers() -> None:

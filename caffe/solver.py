@@ -366,10 +366,10 @@ class Solver:
         p = self.param
         log.info("solver.cpp:289", f"Solving {self.net.name}")
         log.info("solver.cpp:290", f"Learning Rate Policy: {p.lr_policy}")
+        self.requested = None
         if resume_file is not None:
             log.info("solver.cpp:295", f"Restoring previous solver status from {resume_file}")
             self.restore(resume_file)
-        self.requested = None
         self._train(lambda: p.max_iter)
         if p.snapshot_after_train and (not p.snapshot or self.iter % p.snapshot or self._left_out == self.iter):
             self.snapshot()

@@ -117,7 +117,7 @@ def _naming(target: Path, partial: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in FULL or str(error.filename).startswith(str(partial)):
-            error.filename = str(target)
+            raise OSError(error.errno, error.strerror, str(target)) from error
         raise
 
 
@@ -158,10 +158,10 @@ def replace_file(target: Path) -> Iterator[Path]:
     try:
         with _naming(target, partial):
             yield partial
+            os.replace(partial, target)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    os.replace(partial, target)
 
 
 def sha256(path: Path) -> str:

@@ -122,6 +122,15 @@ def test_an_error_leaves_the_old_output(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_a_folder_where_the_file_is_to_be(tmp_path: Path) -> None:
+    """The error names the file alone, and nothing is left beside the folder."""
+    target = tmp_path / "file.txt"
+    target.mkdir()
+    with pytest.raises(IsADirectoryError, match=r"'[^']*file\.txt'$"), replace_file(target) as partial:
+        partial.write_text("new")
+    assert list(tmp_path.iterdir()) == [target]
+
+
 @pytest.mark.parametrize("replace", [replace_directory, replace_file])
 def test_a_full_disk_is_an_error_that_names_the_output(tmp_path: Path, replace: Callable) -> None:
     def write_too_much() -> None:

@@ -48,7 +48,8 @@ class LayerGraph:
     top_names, bottom_names: each layer's, by its name.
     needs_backward, layer_needs_backward: whether there is a backward pass, and which layers, by number, take part.
     gradient_ends: tops at which a gradient ends that goes no further, by the layer's number.
-    passes_down: for each layer and each of its bottoms, whether a gradient goes there.
+    wants_gradient: for each layer and each of its bottoms, whether the bottom's gradient is wanted.
+    passes_down: likewise, whether one would be let through, which `propagate_down: false` for example forbids.
 
     Raises
     ------
@@ -260,6 +261,7 @@ class LayerGraph:
                 self.gradient_ends[number] = {*layer.param.top}
             for top in layer.param.top:
                 needs[top], makers[top] = reach[-1] or number in self.gradient_ends, number
+        self.wants_gradient = [[down for _, _, down in of_layer] for of_layer in read]
         # nothing goes down where propagate_down is false, nor to what ends there for another reader's sake
         self.passes_down = [
             [

@@ -198,15 +198,15 @@ class RunnableGraph(LayerGraph):
         return Overwritten.apply(computed, now.to(computed.dtype))
 
     def _entered(self, start: int, end: int) -> set[str]:
-        """The blobs that layers `start` to `end` read before one of them makes them, and to which a gradient goes."""
+        """The blobs that layers `start` to `end` read before one of them makes them, and whose gradient is wanted."""
         if (start, end) not in self._entries:
             made: set[str] = set()
             entered = self._entries[start, end] = set()
-            for layer, down in zip(self.layers[start : end + 1], self.passes_down[start : end + 1], strict=True):
-                entered.update(
-                    b for b, passed in zip(layer.param.bottom, down, strict=True) if passed and b not in made
-                )
-                made.update(layer.param.top)
+            for number in range(start, end + 1):
+                read, tops, _ = self._ends[number]
+                wanted = zip(read, self.wants_gradient[number], strict=True)
+                entered.update(bottom for bottom, wants in wanted if wants and bottom not in made)
+                made.update(tops)
         return self._entries[start, end]
 
     def _compute(self, values: Tensors, trace: Trace | None, start: int, end: int, plan: Plan) -> None:

@@ -348,6 +348,17 @@ def test_the_first_pass_of_all_begins_in_between(blob: str, behind: str) -> None
     close(net.blobs[blob].diff, other.blobs[blob].diff)
 
 
+def test_a_first_pass_in_between_gives_no_gradient_to_data() -> None:
+    """Without force_backward nobody asks for it, as where the pass begins with the data layer."""
+    net = net_of(CHAIN.replace('top: "prob"', 'top: "prob" loss_weight: 1'), phase=caffe.TRAIN, backward=False)
+    net.blobs["data"].data[...] = normal(*net.blobs["data"].shape, seed=9)
+    net.blobs["prob"].diff[...] = normal(*net.blobs["prob"].shape, seed=4)
+    net.forward(start="conv")
+    net.backward()
+    assert net.params["conv"][0].diff.any()
+    assert not net.blobs["data"].diff.any()
+
+
 @pytest.mark.parametrize(
     ("blob", "behind"), [("conv", "pool"), ("conv", "bn"), ("pool", "fc"), ("fc", "tanh"), ("data", "conv")]
 )
